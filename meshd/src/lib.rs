@@ -1,1 +1,3 @@
-//! meshd
+//! meshd joins clusters into one natively routed network.
+
+pub mod api;

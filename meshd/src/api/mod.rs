@@ -1,0 +1,3 @@
+//! The unix-socket HTTP API: what the command line asks and what scripts may ask.
+
+pub mod view;

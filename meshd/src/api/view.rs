@@ -1,0 +1,445 @@
+//! What the unix-socket API answers: one struct per JSON shape.
+//!
+//! The daemon fills these, the command line prints them, and scripts read them, so a field that has been
+//! released keeps its name and meaning. Names are `snake_case`, times RFC 3339 in UTC, durations carry the
+//! suffix `_s`. A field that may be missing is an `Option` and is printed as `null`, never left out: a
+//! script that asks for it gets an answer. When reading, a missing optional field is `None`, so that an
+//! older daemon can be asked by a newer command line.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`StatusView`] |
+//! | `GET /v1/get/nodes` | list of [`NodeView`] |
+//! | `GET /v1/get/prefixes` | list of [`PrefixView`] |
+//! | `GET /v1/get/routes` | list of [`RouteView`] |
+//! | `GET /v1/get/services` | list of [`ServiceView`] |
+//! | `GET /v1/get/identities` | list of [`IdentityView`] |
+//! | `GET /v1/get/endpoints` | list of [`EndpointView`] |
+//! | `GET /v1/get/peers` | list of [`PeerView`] |
+//! | `GET /v1/get/rejected` | list of [`RejectedView`] |
+//! | `GET /v1/plan` | [`PlanView`] |
+//! | `POST /v1/drain` | [`DrainView`] |
+//! | any error | [`ErrorView`] with a 4xx or 5xx status |
+//!
+//! Every `get` path takes `?name=`, which keeps the rows whose name (node, prefix, service, number, cluster)
+//! equals it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The whole node in one answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The own cluster.
+    pub cluster: ClusterView,
+    /// This node.
+    pub node: OwnNodeView,
+    /// The worst of all problems.
+    pub health: Health,
+    /// What is wrong now, oldest first.
+    pub problems: Vec<ProblemView>,
+    /// Every configured remote cluster, sorted by name.
+    pub peers: Vec<PeerView>,
+    /// Counts of the routes this node wants and has.
+    pub routes: RouteCountsView,
+    /// Counts of the BGP speaker.
+    pub bgp: BgpCountsView,
+    /// State of the eBPF datapath.
+    pub datapath: DatapathView,
+    /// Version of the daemon that answered.
+    #[serde(default)]
+    pub version: String,
+    /// When the daemon started.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
+}
+
+/// Name and number of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Cluster name.
+    pub name: String,
+    /// Cluster id, 1 to 255 or 511.
+    pub id: u32,
+}
+
+/// The node that answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnNodeView {
+    /// Node name.
+    pub name: String,
+    /// Addresses other nodes reach this one by.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes of the workloads on this node.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Overall health. `meshd status` exits 0 only for [`Health::Ok`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Nothing to report.
+    Ok,
+    /// Something needs a look; forwarding goes on.
+    Degraded,
+    /// The node does not do its work.
+    Failed,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemView {
+    /// The part concerned, for instance `config`, `store`, `routes` or `peer/east`.
+    pub component: String,
+    /// What is wrong, as one line.
+    pub message: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// One remote cluster this node is configured to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Cluster name, from the configuration.
+    pub cluster: String,
+    /// Cluster id, once its cluster-config was read.
+    pub id: Option<u32>,
+    /// Is there a live connection to its store?
+    pub connected: bool,
+    /// Connected, cluster-config read, and every table listed completely?
+    pub ready: bool,
+    /// Accepted node rows.
+    pub nodes: u64,
+    /// Accepted endpoint (address to identity) rows.
+    pub endpoints: u64,
+    /// Accepted identity rows.
+    pub identities: u64,
+    /// Accepted service rows.
+    pub services: u64,
+    /// How often the connection was built again.
+    pub reconnections: u64,
+    /// When it last failed.
+    pub last_failure: Option<Timestamp>,
+    /// What is wrong with it now.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// Since when its rows are only remembered, not read from its store.
+    #[serde(default)]
+    pub stale_since: Option<Timestamp>,
+    /// The endpoint in use.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Cluster id of its store (changes when the store loses its history), in hexadecimal.
+    #[serde(default)]
+    pub store_id: Option<String>,
+    /// Where it came from: the configuration file, or the file in the peers directory.
+    #[serde(default)]
+    pub source: Option<String>,
+}
+
+/// How many routes are wanted, done and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteCountsView {
+    /// Routes this node wants.
+    pub desired: u64,
+    /// Routes the kernel holds as wanted.
+    pub installed: u64,
+    /// Routes whose row status is error.
+    pub errors: u64,
+}
+
+/// Counts of the BGP speaker; all zero when it is not configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpCountsView {
+    /// Configured BGP peers.
+    pub peers: u64,
+    /// Sessions in Established.
+    pub established: u64,
+    /// Paths received.
+    pub received: u64,
+    /// Paths accepted by import policy.
+    pub accepted: u64,
+    /// Routes installed from them.
+    pub installed: u64,
+}
+
+/// State of the eBPF datapath; empty when it is not enabled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathView {
+    /// Is it enabled?
+    pub enabled: bool,
+    /// Names of the attached programs.
+    pub programs: Vec<String>,
+    /// Names of the maps.
+    pub maps: Vec<String>,
+}
+
+/// A node of the own or a remote cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Cluster the node belongs to.
+    pub cluster: String,
+    /// Node name.
+    pub name: String,
+    /// Its addresses with their types.
+    pub addresses: Vec<NodeAddressView>,
+    /// The accepted prefixes of its workloads.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Is it the node that answered?
+    pub local: bool,
+    /// Since when the row is only remembered.
+    pub stale_since: Option<Timestamp>,
+}
+
+/// An address of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddressView {
+    /// `InternalIP`, `ExternalIP`, `CiliumInternalIP` and so on, as its cluster wrote it.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// A prefix of workloads and the node it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixView {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// Cluster that owns it.
+    pub cluster: String,
+    /// Node that owns it.
+    pub node: String,
+    /// Since when the row is only remembered.
+    pub stale_since: Option<Timestamp>,
+}
+
+/// A route this node wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteView {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Where packets go; more than one for multipath.
+    pub next_hops: Vec<NextHopView>,
+    /// How they get there.
+    pub mode: RouteMode,
+    /// Path MTU set on the route, when one is.
+    pub mtu: Option<u32>,
+    /// Cluster of the node behind it.
+    pub cluster: String,
+    /// The node behind it.
+    pub node: String,
+    /// Did the kernel take it?
+    pub status: RowStatus,
+    /// Why not, when `status` is `error`.
+    pub error: Option<String>,
+}
+
+/// One next hop of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHopView {
+    /// Address of the next router; `null` when the destination is on the link itself.
+    pub via: Option<IpAddr>,
+    /// Link name; `null` while it is not resolved.
+    pub dev: Option<String>,
+}
+
+/// How packets of a route reach the other node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteMode {
+    /// As they are.
+    Native,
+    /// Encapsulated.
+    Tunnel,
+    /// As they are, along a path learned from a BGP peer.
+    Bgp,
+}
+
+impl fmt::Display for RouteMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Tunnel => "tunnel",
+            Self::Bgp => "bgp",
+        })
+    }
+}
+
+/// What became of a desired row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowStatus {
+    /// Not tried yet, or to be tried again.
+    Pending,
+    /// The target holds it.
+    Done,
+    /// The target refused it, or it cannot be done.
+    Error,
+}
+
+impl fmt::Display for RowStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pending => "pending",
+            Self::Done => "done",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// A service and its backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `address:port/protocol` of the frontend; `null` for a headless service.
+    pub frontend: Option<String>,
+    /// `ClusterIP`, `NodePort` and so on.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `none`, `local` or `remote`.
+    pub affinity: String,
+    /// Its backends.
+    pub backends: Vec<BackendView>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendView {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Cluster it is in.
+    pub cluster: String,
+    /// Whether it gets connections.
+    pub state: BackendState,
+    /// Is it preferred by the affinity?
+    pub preferred: bool,
+}
+
+/// Whether a backend gets connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// New and old ones.
+    Active,
+    /// Old ones only.
+    Terminating,
+    /// None: its cluster is not reachable.
+    Unreachable,
+}
+
+impl fmt::Display for BackendState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Terminating => "terminating",
+            Self::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// A number that stands for a set of labels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityView {
+    /// The number; `null` while the store has not confirmed one.
+    pub id: Option<u32>,
+    /// Cluster whose range it is in.
+    pub cluster: String,
+    /// The labels, key with source (`k8s:app`) to value.
+    pub labels: BTreeMap<String, String>,
+    /// Since when the row is only remembered.
+    pub stale_since: Option<Timestamp>,
+}
+
+/// An address of a workload and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// The address, or a prefix when the record covers one.
+    pub address: IpNet,
+    /// Cluster it is in.
+    pub cluster: String,
+    /// Address of the node it is on.
+    pub node_address: Option<IpAddr>,
+    /// Its identity; `null` while none is allocated.
+    pub identity: Option<u32>,
+    /// Namespace of the workload.
+    pub namespace: Option<String>,
+    /// Name of the workload.
+    pub name: Option<String>,
+    /// Since when the row is only remembered.
+    pub stale_since: Option<Timestamp>,
+}
+
+/// A record from another cluster that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedView {
+    /// Cluster whose store holds it.
+    pub cluster: String,
+    /// Its key.
+    pub key: String,
+    /// What it is: `node`, `prefix`, `ip`, `identity`, `service` and so on.
+    pub kind: String,
+    /// Why it was refused.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What the reconcilers would do now, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// The actions; empty when the kernel holds what is wanted.
+    pub actions: Vec<ActionView>,
+}
+
+/// One action of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionView {
+    /// `add`, `replace` or `delete`.
+    pub op: String,
+    /// What is touched, for instance `route 10.1.0.0/24`.
+    pub object: String,
+    /// The rest, for instance `via 172.18.0.3 dev eth0`.
+    pub detail: String,
+}
+
+/// What a drain took back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainView {
+    /// Keys removed from the own store.
+    pub withdrawn_keys: u64,
+    /// Routes of ours removed from the kernel.
+    pub removed_routes: u64,
+    /// What could not be withdrawn, each with its reason.
+    pub errors: Vec<String>,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// The chain of causes as one line.
+    pub error: String,
+    /// What the user can do.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
