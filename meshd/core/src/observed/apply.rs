@@ -1,0 +1,367 @@
+//! The only writer of observed tables.
+
+use std::{collections::BTreeSet, mem, sync::Arc};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use super::{
+    AddressKey, AddressRow, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow, NeighborKey, NeighborRow,
+    NodeRow, Observed, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
+};
+use crate::{
+    id::{ClusterName, IfIndex, NodeName, NumericIdentity},
+    table::{Sweep, Sync, Table, Upsert},
+};
+
+/// One message of a source.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Rows of one cluster, in the order its source told them.
+    Cluster(ClusterName, Vec<ClusterChange>),
+    /// Rows of the local kernel.
+    Kernel(Vec<KernelChange>),
+}
+
+/// A change to the rows of one cluster. `None` as a value removes the row.
+#[derive(Debug, Clone)]
+pub enum ClusterChange {
+    /// State of the connection.
+    Peer(Arc<PeerRow>),
+    /// The source lost its upstream at this time; rows stay and are stale.
+    Stale(Timestamp),
+    /// The source has its upstream again.
+    Fresh,
+    /// A list of this kind begins.
+    ListBegin(Kind),
+    /// The list under way was broken off.
+    ListAbort(Kind),
+    /// The list is complete: what it did not tell is removed.
+    ListEnd(Kind),
+    /// A node.
+    Node(NodeName, Option<Arc<NodeRow>>),
+    /// An identity.
+    Identity(NumericIdentity, Option<IdentityRow>),
+    /// An endpoint.
+    Endpoint(IpNet, Option<EndpointRow>),
+    /// A shared service.
+    Service(ServiceName, Option<Arc<ServiceRow>>),
+    /// A refused record by store key, or (`None`) the key is fine or gone now.
+    Rejected(Arc<str>, Option<RejectedRow>),
+    /// The cluster is no longer configured: forget all of it.
+    Drop,
+}
+
+/// Kinds of kernel rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KernelKind {
+    /// `ip link`
+    Links,
+    /// `ip address`
+    Addresses,
+    /// `ip route`, foreign ones only
+    Routes,
+    /// `ip rule`
+    Rules,
+    /// `ip neighbor`
+    Neighbors,
+}
+
+impl KernelKind {
+    /// Every kind, in the order the source dumps them.
+    pub const ALL: [Self; 5] = [Self::Links, Self::Addresses, Self::Routes, Self::Rules, Self::Neighbors];
+}
+
+/// A change to the rows of the local kernel. `None` as a value removes the row.
+#[derive(Debug, Clone)]
+pub enum KernelChange {
+    /// A dump begins.
+    ListBegin(KernelKind),
+    /// A dump was broken off.
+    ListAbort(KernelKind),
+    /// A dump is complete.
+    ListEnd(KernelKind),
+    /// A link.
+    Link(IfIndex, Option<LinkRow>),
+    /// An address.
+    Address(AddressKey, Option<AddressRow>),
+    /// A foreign route.
+    Route(RouteKey, Option<RouteRow>),
+    /// A rule.
+    Rule(RuleKey, Option<RuleRow>),
+    /// A neighbor.
+    Neighbor(NeighborKey, Option<NeighborRow>),
+}
+
+/// Progress of the kernel source.
+#[derive(Debug, Clone, Default)]
+pub(super) struct KernelSync {
+    links: Sync<IfIndex>,
+    addresses: Sync<AddressKey>,
+    routes: Sync<RouteKey>,
+    rules: Sync<RuleKey>,
+    neighbors: Sync<NeighborKey>,
+}
+
+/// What changed since the last derivation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Nodes that came, changed or went.
+    pub nodes: BTreeSet<(ClusterName, NodeName)>,
+    /// Links or addresses changed.
+    pub links: bool,
+    /// Foreign routes changed.
+    pub routes: bool,
+    /// Anything at all changed.
+    pub any: bool,
+}
+
+impl Observed {
+    /// Applies one message. `now` dates refusals for want of room.
+    pub fn apply(&mut self, change: Change, now: Timestamp) {
+        self.touched.any = true;
+        match change {
+            Change::Cluster(cluster, changes) => self.apply_cluster(&cluster, changes, now),
+            Change::Kernel(changes) => {
+                for change in changes {
+                    self.apply_kernel(change);
+                }
+            }
+        }
+    }
+
+    /// Takes what changed since the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        mem::take(&mut self.touched)
+    }
+
+    /// True once the first dump of `kind` is complete.
+    #[must_use]
+    pub fn is_kernel_initialized(&self, kind: KernelKind) -> bool {
+        match kind {
+            KernelKind::Links => self.sync.links.is_initialized(),
+            KernelKind::Addresses => self.sync.addresses.is_initialized(),
+            KernelKind::Routes => self.sync.routes.is_initialized(),
+            KernelKind::Rules => self.sync.rules.is_initialized(),
+            KernelKind::Neighbors => self.sync.neighbors.is_initialized(),
+        }
+    }
+
+    fn apply_cluster(&mut self, cluster: &ClusterName, changes: Vec<ClusterChange>, now: Timestamp) {
+        let tables = self.clusters.entry(cluster.clone()).or_default();
+        let touched = &mut self.touched.nodes;
+        let mut dropped = false;
+        for change in changes {
+            dropped = false;
+            match change {
+                ClusterChange::Peer(row) => tables.peer = Some(row),
+                ClusterChange::Stale(since) => {
+                    tables.stale_since.get_or_insert(since);
+                }
+                ClusterChange::Fresh => tables.stale_since = None,
+                ClusterChange::ListBegin(kind) => tables.begin(kind),
+                ClusterChange::ListAbort(kind) => tables.abort(kind),
+                ClusterChange::ListEnd(kind) => {
+                    let gone = tables.end(kind);
+                    touched.extend(gone.into_iter().map(|node| (cluster.clone(), node)));
+                }
+                ClusterChange::Node(name, row) => {
+                    tables.nodes_sync.mark(&name);
+                    let key = || format!("{}/{name}", Kind::Nodes.key_word());
+                    if put(&mut tables.nodes, &name, row, Limits::NODES).is_full() {
+                        tables.refuse_for_room(Kind::Nodes, key(), Limits::NODES, now);
+                    } else {
+                        touched.insert((cluster.clone(), name));
+                    }
+                }
+                ClusterChange::Identity(id, row) => {
+                    tables.identities_sync.mark(&id);
+                    if put(&mut tables.identities, &id, row, Limits::IDENTITIES).is_full() {
+                        let key = format!("{}/{id}", Kind::Identities.key_word());
+                        tables.refuse_for_room(Kind::Identities, key, Limits::IDENTITIES, now);
+                    }
+                }
+                ClusterChange::Endpoint(prefix, row) => {
+                    tables.endpoints_sync.mark(&prefix);
+                    if put(&mut tables.endpoints, &prefix, row, Limits::ENDPOINTS).is_full() {
+                        let key = format!("{}/{prefix}", Kind::Endpoints.key_word());
+                        tables.refuse_for_room(Kind::Endpoints, key, Limits::ENDPOINTS, now);
+                    }
+                }
+                ClusterChange::Service(name, row) => {
+                    tables.services_sync.mark(&name);
+                    if put(&mut tables.services, &name, row, Limits::SERVICES).is_full() {
+                        let key = format!("{}/{name}", Kind::Services.key_word());
+                        tables.refuse_for_room(Kind::Services, key, Limits::SERVICES, now);
+                    }
+                }
+                ClusterChange::Rejected(key, Some(row)) => tables.refuse(key, row),
+                ClusterChange::Rejected(key, None) => {
+                    tables.rejected.remove(&key);
+                }
+                ClusterChange::Drop => {
+                    touched.extend(tables.nodes.iter().map(|(node, _)| (cluster.clone(), node.clone())));
+                    *tables = ClusterTables::default();
+                    dropped = true;
+                }
+            }
+        }
+        if dropped {
+            self.clusters.remove(cluster);
+        }
+    }
+
+    fn apply_kernel(&mut self, change: KernelChange) {
+        let (sync, touched) = (&mut self.sync, &mut self.touched);
+        match change {
+            KernelChange::ListBegin(kind) => match kind {
+                KernelKind::Links => sync.links.begin(self.links.len()),
+                KernelKind::Addresses => sync.addresses.begin(self.addresses.len()),
+                KernelKind::Routes => sync.routes.begin(self.routes.len()),
+                KernelKind::Rules => sync.rules.begin(self.rules.len()),
+                KernelKind::Neighbors => sync.neighbors.begin(self.neighbors.len()),
+            },
+            KernelChange::ListAbort(kind) => match kind {
+                KernelKind::Links => sync.links.abort(),
+                KernelKind::Addresses => sync.addresses.abort(),
+                KernelKind::Routes => sync.routes.abort(),
+                KernelKind::Rules => sync.rules.abort(),
+                KernelKind::Neighbors => sync.neighbors.abort(),
+            },
+            KernelChange::ListEnd(kind) => match kind {
+                // The first dump counts as a change: what was unknown is known now.
+                KernelKind::Links => touched.links |= finish(&mut sync.links, &mut self.links),
+                KernelKind::Addresses => touched.links |= finish(&mut sync.addresses, &mut self.addresses),
+                KernelKind::Routes => touched.routes |= finish(&mut sync.routes, &mut self.routes),
+                KernelKind::Rules => {
+                    finish(&mut sync.rules, &mut self.rules);
+                }
+                KernelKind::Neighbors => {
+                    finish(&mut sync.neighbors, &mut self.neighbors);
+                }
+            },
+            KernelChange::Link(key, row) => {
+                sync.links.mark(&key);
+                touched.links |= put(&mut self.links, &key, row, usize::MAX).is_change();
+            }
+            KernelChange::Address(key, row) => {
+                sync.addresses.mark(&key);
+                touched.links |= put(&mut self.addresses, &key, row, usize::MAX).is_change();
+            }
+            KernelChange::Route(key, row) => {
+                sync.routes.mark(&key);
+                touched.routes |= put(&mut self.routes, &key, row, usize::MAX).is_change();
+            }
+            KernelChange::Rule(key, row) => {
+                sync.rules.mark(&key);
+                put(&mut self.rules, &key, row, usize::MAX);
+            }
+            KernelChange::Neighbor(key, row) => {
+                sync.neighbors.mark(&key);
+                put(&mut self.neighbors, &key, row, usize::MAX);
+            }
+        }
+    }
+}
+
+impl ClusterTables {
+    fn begin(&mut self, kind: Kind) {
+        match kind {
+            Kind::Nodes => self.nodes_sync.begin(self.nodes.len()),
+            Kind::Identities => self.identities_sync.begin(self.identities.len()),
+            Kind::Endpoints => self.endpoints_sync.begin(self.endpoints.len()),
+            Kind::Services => self.services_sync.begin(self.services.len()),
+        }
+        // Refusals are told again by the list.
+        let told_again: Vec<Arc<str>> =
+            self.rejected.iter().filter(|(_, row)| row.kind == Some(kind)).map(|(key, _)| key.clone()).collect();
+        for key in told_again {
+            self.rejected.remove(&key);
+        }
+    }
+
+    fn abort(&mut self, kind: Kind) {
+        match kind {
+            Kind::Nodes => self.nodes_sync.abort(),
+            Kind::Identities => self.identities_sync.abort(),
+            Kind::Endpoints => self.endpoints_sync.abort(),
+            Kind::Services => self.services_sync.abort(),
+        }
+    }
+
+    /// Ends a list and returns the nodes it swept.
+    fn end(&mut self, kind: Kind) -> Vec<NodeName> {
+        match kind {
+            Kind::Nodes => return sweep(&mut self.nodes_sync, &mut self.nodes),
+            Kind::Identities => {
+                sweep(&mut self.identities_sync, &mut self.identities);
+            }
+            Kind::Endpoints => {
+                sweep(&mut self.endpoints_sync, &mut self.endpoints);
+            }
+            Kind::Services => {
+                sweep(&mut self.services_sync, &mut self.services);
+            }
+        }
+        Vec::new()
+    }
+
+    fn refuse(&mut self, key: Arc<str>, row: RejectedRow) {
+        if self.rejected.len() >= Limits::REJECTED && !self.rejected.contains(&key) {
+            self.rejected_dropped += 1;
+        } else {
+            self.rejected.upsert(key, row);
+        }
+    }
+
+    fn refuse_for_room(&mut self, kind: Kind, key: String, limit: usize, now: Timestamp) {
+        self.refuse(key.into(), RejectedRow { kind: Some(kind), reason: Rejection::TooMany { limit }, since: now });
+    }
+}
+
+/// What [`put`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    Same,
+    Change,
+    Full,
+}
+
+impl Put {
+    fn is_full(self) -> bool {
+        self == Self::Full
+    }
+    fn is_change(self) -> bool {
+        self == Self::Change
+    }
+}
+
+fn put<K: Ord + Clone, V: Clone + PartialEq>(table: &mut Table<K, V>, key: &K, row: Option<V>, limit: usize) -> Put {
+    let Some(row) = row else {
+        return if table.remove(key).is_some() { Put::Change } else { Put::Same };
+    };
+    if table.len() >= limit && !table.contains(key) {
+        return Put::Full;
+    }
+    match table.upsert(key.clone(), row) {
+        Upsert::Unchanged => Put::Same,
+        Upsert::Added | Upsert::Changed(_) => Put::Change,
+    }
+}
+
+fn sweep<K: Ord + Clone, V: Clone + PartialEq>(sync: &mut Sync<K>, table: &mut Table<K, V>) -> Vec<K> {
+    let Sweep::AllBut(told) = sync.end() else { return Vec::new() };
+    let gone: Vec<K> = table.iter().map(|(key, _)| key).filter(|key| !told.contains(key)).cloned().collect();
+    for key in &gone {
+        table.remove(key);
+    }
+    gone
+}
+
+fn finish<K: Ord + Clone, V: Clone + PartialEq>(sync: &mut Sync<K>, table: &mut Table<K, V>) -> bool {
+    let first = !sync.is_initialized();
+    !sweep(sync, table).is_empty() || (first && sync.is_initialized())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+use super::*;
+use crate::id::{ClusterId, MaxClusters};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn cluster() -> ClusterName {
+    "east".parse().unwrap()
+}
+
+fn node(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+fn row(cidr: &str) -> Option<Arc<NodeRow>> {
+    Some(Arc::new(NodeRow {
+        cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
+        addresses: Box::default(),
+        pod_cidrs: Box::new([cidr.parse().unwrap()]),
+        labels: Default::default(),
+    }))
+}
+
+fn apply(observed: &mut Observed, changes: Vec<ClusterChange>) -> Touched {
+    observed.apply(Change::Cluster(cluster(), changes), NOW);
+    observed.take_touched()
+}
+
+#[test]
+fn a_relist_removes_what_is_gone_and_says_which_nodes() {
+    let mut observed = Observed::default();
+    apply(
+        &mut observed,
+        vec![
+            ClusterChange::ListBegin(Kind::Nodes),
+            ClusterChange::Node(node("a"), row("10.1.0.0/24")),
+            ClusterChange::Node(node("b"), row("10.1.1.0/24")),
+            ClusterChange::ListEnd(Kind::Nodes),
+        ],
+    );
+    let touched = apply(
+        &mut observed,
+        vec![
+            ClusterChange::ListBegin(Kind::Nodes),
+            ClusterChange::Node(node("b"), row("10.1.1.0/24")),
+            ClusterChange::ListEnd(Kind::Nodes),
+        ],
+    );
+    assert!(touched.nodes.contains(&(cluster(), node("a"))));
+    let tables = &observed.clusters[&cluster()];
+    assert_eq!(tables.nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["b"]);
+    assert!(tables.is_initialized(Kind::Nodes));
+    assert!(!tables.is_initialized(Kind::Endpoints));
+}
+
+#[test]
+fn a_broken_list_keeps_every_row() {
+    let mut observed = Observed::default();
+    apply(&mut observed, vec![ClusterChange::Node(node("a"), row("10.1.0.0/24")), ClusterChange::Stale(NOW)]);
+    apply(&mut observed, vec![ClusterChange::ListBegin(Kind::Nodes), ClusterChange::ListAbort(Kind::Nodes)]);
+    let tables = &observed.clusters[&cluster()];
+    assert_eq!(tables.nodes.len(), 1);
+    assert!(tables.stale_since.is_some());
+    assert!(!tables.is_initialized(Kind::Nodes));
+}
+
+#[test]
+fn dropping_a_cluster_touches_all_its_nodes() {
+    let mut observed = Observed::default();
+    apply(&mut observed, vec![ClusterChange::Node(node("a"), row("10.1.0.0/24"))]);
+    let touched = apply(&mut observed, vec![ClusterChange::Drop]);
+    assert_eq!(touched.nodes.len(), 1);
+    assert!(observed.clusters.is_empty());
+}
+
+#[test]
+fn refusals_are_bounded_and_counted() {
+    let mut observed = Observed::default();
+    let refusal = |n: usize| {
+        let reason = Rejection::TooMany { limit: 1 };
+        ClusterChange::Rejected(
+            format!("k{n}").into(),
+            Some(RejectedRow { kind: Some(Kind::Nodes), reason, since: NOW }),
+        )
+    };
+    apply(&mut observed, (0..Limits::REJECTED + 5).map(refusal).collect());
+    let tables = &observed.clusters[&cluster()];
+    assert_eq!(tables.rejected.len(), Limits::REJECTED);
+    assert_eq!(tables.rejected_dropped, 5);
+    apply(&mut observed, vec![ClusterChange::ListBegin(Kind::Nodes)]);
+    assert!(observed.clusters[&cluster()].rejected.is_empty(), "a list tells its refusals again");
+}

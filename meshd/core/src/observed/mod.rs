@@ -1,0 +1,55 @@
+//! What the sources said: one table per kind of row.
+//!
+//! Rows of clusters (our own included) live in [`ClusterTables`], one set per cluster, so that a whole cluster can be
+//! looked at, swept or dropped without touching the others. Rows of the local kernel live beside them. A source never
+//! writes here itself: it sends [`Change`]s, and [`Observed::apply`] is the only writer (invariant I2). What changed since
+//! the last derivation is collected in [`Touched`].
+
+mod apply;
+mod cluster;
+mod endpoint;
+mod identity;
+mod kernel;
+mod node;
+mod peer;
+mod rejected;
+mod service;
+
+pub use apply::{Change, ClusterChange, KernelChange, KernelKind, Touched};
+pub use cluster::{ClusterTables, Kind, Limits};
+pub use endpoint::EndpointRow;
+pub use identity::{IdentityRow, Labels};
+pub use kernel::{
+    AddressKey, AddressRow, LinkRow, NeighborKey, NeighborRow, NextHopSpec, RouteKey, RouteKind, RouteRow, RuleKey,
+    RuleRow,
+};
+pub use node::{NodeAddress, NodeAddressKind, NodeRow};
+pub use peer::{Failure, PeerRow};
+pub use rejected::{RejectedRow, Rejection};
+pub use service::{L4Addr, Ports, Protocol, ServiceName, ServiceRow};
+
+use imbl::OrdMap;
+
+use crate::{
+    id::{ClusterName, IfIndex},
+    table::Table,
+};
+
+/// All observed tables at one moment; cloning is O(1) per table.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// Rows of every cluster we know, our own included.
+    pub clusters: OrdMap<ClusterName, ClusterTables>,
+    /// Links of this node.
+    pub links: Table<IfIndex, LinkRow>,
+    /// Addresses of this node.
+    pub addresses: Table<AddressKey, AddressRow>,
+    /// Routes of this node that do not carry our mark (foreign ones).
+    pub routes: Table<RouteKey, RouteRow>,
+    /// Policy rules of this node.
+    pub rules: Table<RuleKey, RuleRow>,
+    /// ARP and NDP entries of this node.
+    pub neighbors: Table<NeighborKey, NeighborRow>,
+    sync: apply::KernelSync,
+    touched: Touched,
+}
