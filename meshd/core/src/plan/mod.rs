@@ -1,1 +1,11 @@
-//! plan
+//! Desired against actual: an ordered list of actions, before the first system call.
+//!
+//! [`RoutePlanner`] keeps the actual table (fed only by what the kernel says: a dump, then its notifications, I6) and the
+//! ids of our nexthop objects. A plan is ordered so that forwarding state is added or replaced before anything is
+//! deleted (I8), and nothing without our mark is ever named in it (I5).
+
+mod action;
+mod actual;
+
+pub use action::{Action, RouteVia};
+pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute};

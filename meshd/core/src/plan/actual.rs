@@ -1,0 +1,57 @@
+//! What the kernel holds of ours, as the kernel told it.
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::RouteVia;
+use crate::{
+    desired::Hop,
+    id::{Metric, NexthopId, TableId},
+};
+
+/// What makes a route of ours unique in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct ActualKey {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Route table.
+    pub table: TableId,
+    /// Metric.
+    pub metric: Metric,
+}
+
+/// A route with our protocol number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActualRoute {
+    /// Where it leads.
+    pub via: RouteVia,
+    /// False when it carries our protocol but is not a plain unicast route as we install them (changed by hand): it is
+    /// replaced.
+    pub regular: bool,
+}
+
+/// A nexthop object with our protocol number and an id in our range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ActualNexthop {
+    /// Gateway and link.
+    Hop(Hop),
+    /// Group of ids, sorted.
+    Group(Box<[NexthopId]>),
+    /// Something we never install (changed by hand): it is replaced.
+    Irregular,
+}
+
+/// One message about the actual tables, in the order the kernel told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ActualChange {
+    /// A full dump of our nexthop objects and routes begins.
+    DumpBegin,
+    /// The dump was broken off; another follows.
+    DumpAbort,
+    /// The dump is complete: what it did not tell is gone.
+    DumpEnd,
+    /// A nexthop object exists with this content, or (`None`) is gone.
+    Nexthop(NexthopId, Option<ActualNexthop>),
+    /// A route exists with this content, or (`None`) is gone.
+    Route(ActualKey, Option<ActualRoute>),
+}
