@@ -37,11 +37,8 @@ fn main() -> ExitCode {
 
 fn build() -> Result<(), String> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let manifest_dir =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
-    let root = manifest_dir
-        .parent()
-        .ok_or("the crate has no parent folder")?;
+    let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    let root = manifest_dir.parent().ok_or("the crate has no parent folder")?;
     let source = root.join("meshd-ebpf");
 
     for path in [
@@ -65,34 +62,19 @@ fn build() -> Result<(), String> {
         _ => "bpfel-unknown-none",
     };
     let toolchain = choose(&ThisMachine).map_err(|error| error.to_string())?;
-    let linker =
-        find_linker().ok_or_else(|| format!("{LINKER} is not installed; hint: {LINKER_HINT}"))?;
+    let linker = find_linker().ok_or_else(|| format!("{LINKER} is not installed; hint: {LINKER_HINT}"))?;
     let target_dir = out_dir.join("ebpf-target");
     compile(&toolchain, &linker, &source, &target_dir, target)?;
 
     let object = target_dir.join(target).join("release").join(OBJECT);
-    fs::copy(&object, out_dir.join(OBJECT))
-        .map_err(|error| format!("failed to copy {}: {error}", object.display()))?;
+    fs::copy(&object, out_dir.join(OBJECT)).map_err(|error| format!("failed to copy {}: {error}", object.display()))?;
     Ok(())
 }
 
-fn compile(
-    toolchain: &Toolchain,
-    linker: &Path,
-    source: &Path,
-    target_dir: &Path,
-    target: &str,
-) -> Result<(), String> {
-    let linker = linker
-        .to_str()
-        .ok_or_else(|| format!("the path of {LINKER} is not UTF-8: {}", linker.display()))?;
+fn compile(toolchain: &Toolchain, linker: &Path, source: &Path, target_dir: &Path, target: &str) -> Result<(), String> {
+    let linker = linker.to_str().ok_or_else(|| format!("the path of {LINKER} is not UTF-8: {}", linker.display()))?;
     // BTF is what the loader finds maps by; it is derived from full debug information and stripped of the rest.
-    let flags = [
-        "-Cdebuginfo=2".to_owned(),
-        format!("-Clinker={linker}"),
-        "-Clink-arg=--btf".to_owned(),
-    ]
-    .join("\x1f");
+    let flags = ["-Cdebuginfo=2".to_owned(), format!("-Clinker={linker}"), "-Clink-arg=--btf".to_owned()].join("\x1f");
 
     let mut command = Command::new(&toolchain.cargo);
     for (name, _) in env::vars_os() {
@@ -109,9 +91,7 @@ fn compile(
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags);
-    let output = command
-        .output()
-        .map_err(|error| format!("failed to run {}: {error}", toolchain.cargo.display()))?;
+    let output = command.output().map_err(|error| format!("failed to run {}: {error}", toolchain.cargo.display()))?;
     if output.status.success() {
         return Ok(());
     }
@@ -128,9 +108,7 @@ fn compile(
 
 /// The linker from `PATH`, or from where `cargo install` puts it, which is not always in the `PATH`.
 fn find_linker() -> Option<PathBuf> {
-    let from_path = env::var_os("PATH")
-        .map(|path| env::split_paths(&path).collect::<Vec<_>>())
-        .unwrap_or_default();
+    let from_path = env::var_os("PATH").map(|path| env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
@@ -146,9 +124,7 @@ struct ThisMachine;
 
 impl Machine for ThisMachine {
     fn variable(&self, name: &str) -> Option<PathBuf> {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
+        env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
     }
 
     fn exists(&self, path: &Path) -> bool {
@@ -158,17 +134,13 @@ impl Machine for ThisMachine {
     fn has_sources(&self, rustc: &Path) -> bool {
         let mut command = Command::new(rustc);
         command.args(["--print", "sysroot"]);
-        first_line(command).is_some_and(|sysroot| {
-            Path::new(&sysroot)
-                .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-                .is_file()
-        })
+        first_line(command)
+            .is_some_and(|sysroot| Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file())
     }
 
     fn active(&self) -> (PathBuf, PathBuf) {
-        let path_of = |variable, otherwise: &str| {
-            env::var_os(variable).map_or_else(|| PathBuf::from(otherwise), PathBuf::from)
-        };
+        let path_of =
+            |variable, otherwise: &str| env::var_os(variable).map_or_else(|| PathBuf::from(otherwise), PathBuf::from);
         (path_of("CARGO", "cargo"), path_of("RUSTC", "rustc"))
     }
 

@@ -16,23 +16,23 @@ use std::{
 };
 
 /// Names the cargo that compiles the kernel side.
-pub const CARGO_VARIABLE: &str = "MESHD_EBPF_CARGO";
+pub(crate) const CARGO_VARIABLE: &str = "MESHD_EBPF_CARGO";
 /// Names the rustc that compiles the kernel side.
-pub const RUSTC_VARIABLE: &str = "MESHD_EBPF_RUSTC";
+pub(crate) const RUSTC_VARIABLE: &str = "MESHD_EBPF_RUSTC";
 
 /// A cargo and the rustc it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     /// Path of cargo.
-    pub cargo: PathBuf,
+    pub(crate) cargo: PathBuf,
     /// Path of rustc.
-    pub rustc: PathBuf,
+    pub(crate) rustc: PathBuf,
     /// Which rule chose it; for messages.
-    pub origin: &'static str,
+    pub(crate) origin: &'static str,
 }
 
 /// What the choice asks the machine.
-pub trait Machine {
+pub(crate) trait Machine {
     /// The value of an environment variable; an empty one counts as absent.
     fn variable(&self, name: &str) -> Option<PathBuf>;
     /// Whether the file exists.
@@ -47,7 +47,7 @@ pub trait Machine {
 
 /// Why no toolchain was chosen.
 #[derive(Debug, PartialEq, Eq)]
-pub enum ToolchainError {
+pub(crate) enum ToolchainError {
     /// One of the two variables names a file that does not exist.
     NotThere {
         /// The variable.
@@ -77,22 +77,14 @@ impl fmt::Display for ToolchainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotThere { variable, path } => {
-                write!(
-                    f,
-                    "{variable} names {}, which does not exist",
-                    path.display()
-                )
+                write!(f, "{variable} names {}, which does not exist", path.display())
             }
-            Self::NoCounterpart { set, missing, path } => write!(
-                f,
-                "{set} is set, but {} does not exist; name it with {missing}",
-                path.display()
-            ),
-            Self::NoSources { rustc } => write!(
-                f,
-                "{} (from {RUSTC_VARIABLE}) has no library sources; hint: {INSTALL_HINT}",
-                rustc.display()
-            ),
+            Self::NoCounterpart { set, missing, path } => {
+                write!(f, "{set} is set, but {} does not exist; name it with {missing}", path.display())
+            }
+            Self::NoSources { rustc } => {
+                write!(f, "{} (from {RUSTC_VARIABLE}) has no library sources; hint: {INSTALL_HINT}", rustc.display())
+            }
             Self::Nothing => write!(
                 f,
                 "no Rust toolchain on this machine has the sources of the core library, which the kernel side is built \
@@ -109,47 +101,29 @@ const INSTALL_HINT: &str = "run ./setup as root, or `rustup component add rust-s
                             `apt-get install --no-install-recommends rustc-web cargo-web rust-web-src`";
 
 /// Picks the toolchain by the rules at the top of this file.
-pub fn choose(machine: &impl Machine) -> Result<Toolchain, ToolchainError> {
+pub(crate) fn choose(machine: &impl Machine) -> Result<Toolchain, ToolchainError> {
     if let Some(named) = choose_named(machine)? {
         return Ok(named);
     }
     let (cargo, rustc) = machine.active();
     if machine.has_sources(&rustc) {
-        return Ok(Toolchain {
-            cargo,
-            rustc,
-            origin: "the active toolchain",
-        });
+        return Ok(Toolchain { cargo, rustc, origin: "the active toolchain" });
     }
-    let (cargo, rustc) = (
-        PathBuf::from("/usr/bin/cargo"),
-        PathBuf::from("/usr/bin/rustc"),
-    );
+    let (cargo, rustc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
     if machine.exists(&cargo) && machine.exists(&rustc) && machine.has_sources(&rustc) {
-        return Ok(Toolchain {
-            cargo,
-            rustc,
-            origin: "the distribution's toolchain",
-        });
+        return Ok(Toolchain { cargo, rustc, origin: "the distribution's toolchain" });
     }
     if let Some((cargo, rustc)) = machine.rustup_nightly()
         && machine.has_sources(&rustc)
     {
-        return Ok(Toolchain {
-            cargo,
-            rustc,
-            origin: "rustup's nightly",
-        });
+        return Ok(Toolchain { cargo, rustc, origin: "rustup's nightly" });
     }
     Err(ToolchainError::Nothing)
 }
 
 /// The toolchain of the two variables. With only one of them set, the other half is the file beside it.
 fn choose_named(machine: &impl Machine) -> Result<Option<Toolchain>, ToolchainError> {
-    let (cargo, rustc) = match (
-        machine.variable(CARGO_VARIABLE),
-        machine.variable(RUSTC_VARIABLE),
-    ) {
+    let (cargo, rustc) = match (machine.variable(CARGO_VARIABLE), machine.variable(RUSTC_VARIABLE)) {
         (None, None) => return Ok(None),
         (Some(cargo), Some(rustc)) => (cargo, rustc),
         (Some(cargo), None) => {
@@ -163,20 +137,13 @@ fn choose_named(machine: &impl Machine) -> Result<Option<Toolchain>, ToolchainEr
     };
     for (variable, path) in [(CARGO_VARIABLE, &cargo), (RUSTC_VARIABLE, &rustc)] {
         if !machine.exists(path) {
-            return Err(ToolchainError::NotThere {
-                variable,
-                path: path.clone(),
-            });
+            return Err(ToolchainError::NotThere { variable, path: path.clone() });
         }
     }
     if !machine.has_sources(&rustc) {
         return Err(ToolchainError::NoSources { rustc });
     }
-    Ok(Some(Toolchain {
-        cargo,
-        rustc,
-        origin: "the environment",
-    }))
+    Ok(Some(Toolchain { cargo, rustc, origin: "the environment" }))
 }
 
 fn counterpart(
@@ -187,31 +154,16 @@ fn counterpart(
     missing: &'static str,
 ) -> Result<PathBuf, ToolchainError> {
     let path = named.with_file_name(name);
-    if machine.exists(&path) {
-        Ok(path)
-    } else {
-        Err(ToolchainError::NoCounterpart { set, missing, path })
-    }
+    if machine.exists(&path) { Ok(path) } else { Err(ToolchainError::NoCounterpart { set, missing, path }) }
 }
 
 /// Whether an environment variable of the outer build must not reach the inner one.
 ///
 /// The inner build has its own target, flags and compiler, so everything that cargo, rustup and the user set for the outer
 /// one is dropped, except where cargo keeps its files, how it reaches the registries, and the job server.
-pub fn leaks(name: &str) -> bool {
-    const KEPT: [&str; 5] = [
-        "CARGO_HOME",
-        "CARGO_MAKEFLAGS",
-        "CARGO_TERM_COLOR",
-        "RUSTUP_HOME",
-        "RUST_BACKTRACE",
-    ];
-    const KEPT_PREFIXES: [&str; 4] = [
-        "CARGO_HTTP_",
-        "CARGO_NET_",
-        "CARGO_REGISTRIES_",
-        "CARGO_REGISTRY_",
-    ];
+pub(crate) fn leaks(name: &str) -> bool {
+    const KEPT: [&str; 5] = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_TERM_COLOR", "RUSTUP_HOME", "RUST_BACKTRACE"];
+    const KEPT_PREFIXES: [&str; 4] = ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
     // The last line: what cargo tells a build script, and the outer compiler's libraries.
     const DROPPED: [&str; 12] = [
         "CLIPPY_ARGS",
@@ -227,11 +179,7 @@ pub fn leaks(name: &str) -> bool {
         "SYSROOT",
         "TARGET",
     ];
-    if KEPT.contains(&name)
-        || KEPT_PREFIXES
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-    {
+    if KEPT.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
         return false;
     }
     DROPPED.contains(&name) || name == "CARGO" || name.starts_with("CARGO_") || name.starts_with("RUST")

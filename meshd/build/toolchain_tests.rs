@@ -69,11 +69,7 @@ impl Machine for Described {
 
 fn chosen(machine: &Described) -> (String, String, &'static str) {
     let toolchain = choose(machine).expect("a toolchain qualifies");
-    (
-        toolchain.cargo.display().to_string(),
-        toolchain.rustc.display().to_string(),
-        toolchain.origin,
-    )
+    (toolchain.cargo.display().to_string(), toolchain.rustc.display().to_string(), toolchain.origin)
 }
 
 #[test]
@@ -88,45 +84,17 @@ fn earlier_rules_win() {
         .sources("/usr/bin/rustc")
         .nightly()
         .sources("/nightly/rustc");
-    assert_eq!(
-        chosen(&everything),
-        (
-            "/named/cargo".into(),
-            "/other/rustc".into(),
-            "the environment"
-        )
-    );
+    assert_eq!(chosen(&everything), ("/named/cargo".into(), "/other/rustc".into(), "the environment"));
 
     let mut unnamed = everything;
     unnamed.variables.clear();
-    assert_eq!(
-        chosen(&unnamed),
-        (
-            "/own/cargo".into(),
-            "/own/rustc".into(),
-            "the active toolchain"
-        )
-    );
+    assert_eq!(chosen(&unnamed), ("/own/cargo".into(), "/own/rustc".into(), "the active toolchain"));
 
     unnamed.with_sources.remove(Path::new("/own/rustc"));
-    assert_eq!(
-        chosen(&unnamed),
-        (
-            "/usr/bin/cargo".into(),
-            "/usr/bin/rustc".into(),
-            "the distribution's toolchain"
-        )
-    );
+    assert_eq!(chosen(&unnamed), ("/usr/bin/cargo".into(), "/usr/bin/rustc".into(), "the distribution's toolchain"));
 
     unnamed.with_sources.remove(Path::new("/usr/bin/rustc"));
-    assert_eq!(
-        chosen(&unnamed),
-        (
-            "/nightly/cargo".into(),
-            "/nightly/rustc".into(),
-            "rustup's nightly"
-        )
-    );
+    assert_eq!(chosen(&unnamed), ("/nightly/cargo".into(), "/nightly/rustc".into(), "rustup's nightly"));
 
     unnamed.with_sources.remove(Path::new("/nightly/rustc"));
     assert_eq!(choose(&unnamed), Err(ToolchainError::Nothing));
@@ -134,9 +102,7 @@ fn earlier_rules_win() {
 
 #[test]
 fn a_distribution_rustc_without_its_cargo_is_passed_over() {
-    let machine = Described::bare()
-        .files(&["/usr/bin/rustc"])
-        .sources("/usr/bin/rustc");
+    let machine = Described::bare().files(&["/usr/bin/rustc"]).sources("/usr/bin/rustc");
     assert_eq!(choose(&machine), Err(ToolchainError::Nothing));
 }
 
@@ -146,18 +112,9 @@ fn one_variable_brings_the_file_beside_it() {
         .variable(RUSTC_VARIABLE, "/named/rustc")
         .files(&["/named/cargo", "/named/rustc"])
         .sources("/named/rustc");
-    assert_eq!(
-        chosen(&machine),
-        (
-            "/named/cargo".into(),
-            "/named/rustc".into(),
-            "the environment"
-        )
-    );
+    assert_eq!(chosen(&machine), ("/named/cargo".into(), "/named/rustc".into(), "the environment"));
 
-    let half = Described::bare()
-        .variable(CARGO_VARIABLE, "/named/cargo")
-        .files(&["/named/cargo"]);
+    let half = Described::bare().variable(CARGO_VARIABLE, "/named/cargo").files(&["/named/cargo"]);
     assert_eq!(
         choose(&half),
         Err(ToolchainError::NoCounterpart {
@@ -178,19 +135,11 @@ fn a_named_toolchain_that_cannot_work_is_an_error_and_not_passed_over() {
         .files(&["/named/cargo"]);
     assert_eq!(
         choose(&absent),
-        Err(ToolchainError::NotThere {
-            variable: RUSTC_VARIABLE,
-            path: "/named/rustc".into()
-        })
+        Err(ToolchainError::NotThere { variable: RUSTC_VARIABLE, path: "/named/rustc".into() })
     );
 
     let without_sources = absent.files(&["/named/rustc"]);
-    assert_eq!(
-        choose(&without_sources),
-        Err(ToolchainError::NoSources {
-            rustc: "/named/rustc".into()
-        })
-    );
+    assert_eq!(choose(&without_sources), Err(ToolchainError::NoSources { rustc: "/named/rustc".into() }));
 }
 
 #[test]

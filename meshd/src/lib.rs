@@ -1,3 +1,4 @@
 //! meshd joins clusters into one natively routed network.
 
 pub mod api;
+pub mod kernel;

@@ -68,10 +68,7 @@ impl Counter {
     /// themselves do.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
-        Self {
-            packets: self.packets.wrapping_add(other.packets),
-            bytes: self.bytes.wrapping_add(other.bytes),
-        }
+        Self { packets: self.packets.wrapping_add(other.packets), bytes: self.bytes.wrapping_add(other.bytes) }
     }
 }
 
@@ -133,30 +130,14 @@ mod tests {
             (0, ProtocolClass::Other),
         ];
         for (ethertype, class) in cases {
-            assert_eq!(
-                ProtocolClass::from_ethertype(ethertype),
-                class,
-                "{ethertype:#06x}"
-            );
+            assert_eq!(ProtocolClass::from_ethertype(ethertype), class, "{ethertype:#06x}");
         }
     }
 
     #[test]
     fn counters_add_up_and_wrap() {
-        let almost_full = Counter {
-            packets: u64::MAX,
-            bytes: 10,
-        };
-        let one = Counter {
-            packets: 1,
-            bytes: 60,
-        };
-        assert_eq!(
-            almost_full.plus(one),
-            Counter {
-                packets: 0,
-                bytes: 70
-            }
-        );
+        let almost_full = Counter { packets: u64::MAX, bytes: 10 };
+        let one = Counter { packets: 1, bytes: 60 };
+        assert_eq!(almost_full.plus(one), Counter { packets: 0, bytes: 70 });
     }
 }

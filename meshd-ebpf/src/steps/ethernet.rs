@@ -18,10 +18,7 @@ impl Frame {
     /// Takes the bounds of the frame that the program runs for.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
-        Self {
-            start: ctx.data(),
-            end: ctx.data_end(),
-        }
+        Self { start: ctx.data(), end: ctx.data_end() }
     }
 
     /// Length in bytes of the linear part, Ethernet header included.

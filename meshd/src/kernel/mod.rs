@@ -1,0 +1,3 @@
+//! What meshd asks of the kernel.
+
+pub mod ebpf;
