@@ -1,0 +1,266 @@
+//! Desired routes from observed nodes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::Bound,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict};
+use crate::{
+    desired::{Conflict, Desired, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey},
+    id::{ClusterName, NodeName},
+    observed::{KernelKind, NodeRow, Observed, Touched},
+};
+
+/// Most next hops of one target; a node with more addresses is reached through the first ones.
+const HOPS_MAX: usize = 16;
+
+/// This node, as far as routes are concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Its name.
+    pub name: NodeName,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its own PodCIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+impl LocalNode {
+    /// What no other node may claim: our PodCIDRs and our addresses.
+    #[must_use]
+    pub fn reserved(&self) -> Vec<IpNet> {
+        let hosts = self.addresses.iter().map(|address| IpNet::from(*address));
+        self.pod_cidrs.iter().copied().chain(hosts).collect()
+    }
+}
+
+type NodeKey = (ClusterName, NodeName);
+
+/// Keeps desired routes up to date with what is observed.
+#[derive(Debug, Clone)]
+pub struct RouteDeriver {
+    local: LocalNode,
+    owners: PrefixOwners,
+    on_link: OnLink,
+    nodes: BTreeMap<NodeKey, Arc<NodeRow>>,
+    by_address: BTreeMap<IpAddr, BTreeSet<NodeKey>>,
+    kernel_known: bool,
+}
+
+impl RouteDeriver {
+    /// A deriver for `local`; `remembered` are the prefix owners of the previous run.
+    #[must_use]
+    pub fn new(local: LocalNode, remembered: BTreeMap<IpNet, ClusterName>) -> Self {
+        let owners = PrefixOwners::new(local.cluster.clone(), &local.reserved(), remembered);
+        Self {
+            local,
+            owners,
+            on_link: OnLink::default(),
+            nodes: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            kernel_known: false,
+        }
+    }
+
+    /// Who owns which prefix, to be remembered across a restart.
+    pub fn granted(&self) -> impl Iterator<Item = (IpNet, &ClusterName)> {
+        self.owners.granted()
+    }
+
+    /// Every configured cluster has been heard, or the wait for it is over: owners are final from here on.
+    pub fn settle(&mut self) {
+        self.owners.settle();
+    }
+
+    /// True once [`Self::settle`] was called.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.owners.is_settled()
+    }
+
+    /// Brings `desired` up to date with `observed`, looking only at what was touched.
+    pub fn update(&mut self, observed: &Observed, touched: &Touched, desired: &mut Desired) {
+        let mut targets = self.update_kernel(observed, touched);
+        let (withdrawn, claims) = self.update_nodes(observed, touched, &mut targets);
+        let verdicts = self.owners.update(&withdrawn, claims);
+        let prefixes: BTreeSet<IpNet> = verdicts.keys().map(|claim| claim.prefix).collect();
+        for (claim, verdict) in verdicts {
+            record_conflict(desired, claim, verdict);
+        }
+        for prefix in prefixes {
+            self.update_route(prefix, desired, &mut targets);
+        }
+        for node in targets {
+            for ipv4 in [true, false] {
+                self.update_target(&node, ipv4, desired);
+            }
+        }
+    }
+
+    /// Takes over links and routes; returns the nodes whose addresses are affected.
+    fn update_kernel(&mut self, observed: &Observed, touched: &Touched) -> BTreeSet<NodeKey> {
+        if !touched.links && !touched.routes {
+            return BTreeSet::new();
+        }
+        let known = [KernelKind::Links, KernelKind::Routes].iter().all(|kind| observed.is_kernel_initialized(*kind));
+        let became_known = known && !self.kernel_known;
+        self.kernel_known = known;
+        let changed = self.on_link.update(observed);
+        if touched.links || became_known {
+            return self.nodes.keys().cloned().collect();
+        }
+        let mut affected = BTreeSet::new();
+        for prefix in changed {
+            let range = (Bound::Included(prefix.network()), Bound::Included(prefix.broadcast()));
+            affected.extend(self.by_address.range(range).flat_map(|(_, nodes)| nodes.iter().cloned()));
+        }
+        affected
+    }
+
+    /// Takes over touched nodes; returns what they no longer claim and what they claim now.
+    fn update_nodes(
+        &mut self,
+        observed: &Observed,
+        touched: &Touched,
+        targets: &mut BTreeSet<NodeKey>,
+    ) -> (Vec<Claim>, Vec<(Claim, crate::id::ClusterId)>) {
+        let (mut withdrawn, mut claims) = (Vec::new(), Vec::new());
+        for key in &touched.nodes {
+            if key.0 == self.local.cluster && key.1 == self.local.name {
+                continue;
+            }
+            let new = observed.clusters.get(&key.0).and_then(|tables| tables.nodes.get(&key.1)).cloned();
+            let old = match &new {
+                Some(row) => self.nodes.insert(key.clone(), row.clone()),
+                None => self.nodes.remove(key),
+            };
+            let claim = |prefix: &IpNet| Claim { prefix: *prefix, cluster: key.0.clone(), node: key.1.clone() };
+            let cidrs = |row: &Option<Arc<NodeRow>>| row.as_ref().map_or(Vec::new(), |row| row.pod_cidrs.to_vec());
+            let (old_cidrs, new_cidrs) = (cidrs(&old), cidrs(&new));
+            withdrawn.extend(old_cidrs.iter().filter(|cidr| !new_cidrs.contains(cidr)).map(claim));
+            if let Some(row) = &new {
+                let fresh = new_cidrs.iter().filter(|cidr| !old_cidrs.contains(cidr));
+                claims.extend(fresh.map(|cidr| (claim(cidr), row.cluster_id)));
+            }
+            self.index_addresses(key, old.as_deref(), new.as_deref());
+            targets.insert(key.clone());
+        }
+        (withdrawn, claims)
+    }
+
+    fn index_addresses(&mut self, key: &NodeKey, old: Option<&NodeRow>, new: Option<&NodeRow>) {
+        for address in old.iter().flat_map(|row| row.addresses.iter()) {
+            if let Some(nodes) = self.by_address.get_mut(&address.ip) {
+                nodes.remove(key);
+                if nodes.is_empty() {
+                    self.by_address.remove(&address.ip);
+                }
+            }
+        }
+        for address in new.iter().flat_map(|row| row.addresses.iter()) {
+            self.by_address.entry(address.ip).or_default().insert(key.clone());
+        }
+    }
+
+    fn update_route(&self, prefix: IpNet, desired: &mut Desired, targets: &mut BTreeSet<NodeKey>) {
+        let ipv4 = prefix.addr().is_ipv4();
+        let holder = self.owners.holder(&prefix);
+        let old = desired.routes.get(&prefix).map(|row| row.target.clone());
+        targets.extend(old.map(|target| (target.cluster, target.node)));
+        match holder {
+            Some((cluster, node)) => {
+                targets.insert((cluster.clone(), node.clone()));
+                let target = TargetKey { cluster: cluster.clone(), node: node.clone(), ipv4 };
+                desired.routes.upsert(prefix, Arc::new(RouteRow { target }));
+            }
+            None => {
+                desired.routes.remove(&prefix);
+            }
+        }
+    }
+
+    /// A target exists while its node holds a prefix of the family.
+    fn update_target(&self, node: &NodeKey, ipv4: bool, desired: &mut Desired) {
+        let key = TargetKey { cluster: node.0.clone(), node: node.1.clone(), ipv4 };
+        let row = self.nodes.get(node);
+        let holds = |cidr: &IpNet| {
+            cidr.addr().is_ipv4() == ipv4 && self.owners.holder(cidr).is_some_and(|(c, n)| *c == node.0 && *n == node.1)
+        };
+        match row {
+            Some(row) if row.pod_cidrs.iter().any(holds) => {
+                desired.targets.upsert(key, Arc::new(self.target(row, node, ipv4)));
+            }
+            _ => {
+                desired.targets.remove(&key);
+            }
+        }
+    }
+
+    fn target(&self, row: &NodeRow, node: &NodeKey, ipv4: bool) -> Target {
+        let problem =
+            |problem| Target { hops: Box::default(), problem: Some(problem), mode: RouteMode::Native, mtu: 0 };
+        if !self.kernel_known {
+            return problem(RouteProblem::KernelUnknown);
+        }
+        let (mut found, mut refusal) = self.hops(row, ipv4);
+        if found.is_empty() && ipv4 {
+            // IPv4 packets can be sent through an IPv6 next hop (kernel 5.2 and newer), never the other way round.
+            let (by_ipv6, refused) = self.hops(row, false);
+            found = by_ipv6;
+            refusal = refusal.or(refused);
+        }
+        if found.is_empty() {
+            let family = if ipv4 { "IPv4" } else { "IPv6" };
+            return problem(refusal.map_or_else(
+                || RouteProblem::NoAddress { node: format!("{}/{}", node.0, node.1), family },
+                |(address, reason)| RouteProblem::NotOnLink { address, reason },
+            ));
+        }
+        found.sort_unstable();
+        found.truncate(HOPS_MAX);
+        let mtu = found.iter().map(|(_, mtu)| *mtu).min().unwrap_or(0);
+        let hops = found.into_iter().map(|(hop, _)| hop).collect();
+        Target { hops, problem: None, mode: RouteMode::Native, mtu }
+    }
+
+    /// On-link addresses of one family with the MTU of their link, and the first one that is not, with the reason.
+    fn hops(&self, row: &NodeRow, ipv4: bool) -> (Vec<(Hop, u32)>, Option<(IpAddr, Arc<str>)>) {
+        let (mut found, mut refusal) = (Vec::new(), None);
+        for address in row.next_hop_addresses(ipv4) {
+            if self.local.addresses.contains(&address) {
+                refusal.get_or_insert((address, "it is an address of this node".into()));
+                continue;
+            }
+            match self.on_link.find(address) {
+                OnLinkAnswer::Link(dev, mtu) => found.push((Hop { via: address, dev }, mtu)),
+                OnLinkAnswer::No(reason) => {
+                    refusal.get_or_insert((address, reason));
+                }
+            }
+        }
+        (found, refusal)
+    }
+}
+
+fn record_conflict(desired: &mut Desired, claim: Claim, verdict: Verdict) {
+    let ipv4 = claim.prefix.addr().is_ipv4();
+    let key = (claim.prefix, TargetKey { cluster: claim.cluster, node: claim.node, ipv4 });
+    match verdict {
+        Verdict::Refused { owned, owner } => {
+            desired.conflicts.upsert(key, Arc::new(Conflict { owned, owner }));
+        }
+        Verdict::Granted | Verdict::Withdrawn => {
+            desired.conflicts.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
