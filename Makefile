@@ -1,0 +1,33 @@
+# The names a person types; what they do is in setup and .ci/. `make` alone lists them.
+#
+# demo and test are complete on a fresh Debian 12 with make and git, as root: they install what they need first. Without
+# root they print a hint, and the script behind them exits 64.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint fuzz
+
+help:
+	@echo 'make setup    install what building and testing needs (runs by itself where needed)'
+	@echo 'make demo     build, bring two clusters up in network namespaces, and show them joined'
+	@echo 'make test     everything CI runs'
+	@echo 'make lint     formatting, clippy, and the rules of the repository'
+	@echo 'make bench    measure; BENCH=routes or BENCH=mesh for one of them; results in target/bench/'
+	@echo 'make fuzz     run the fuzz targets; RUNS=10000000 FUZZ=target for one of them'
+
+setup:
+	@./setup
+
+demo: setup
+	@.ci/demo
+
+test: setup
+	@.ci/test
+
+bench: setup
+	@.ci/bench $(BENCH)
+
+lint:
+	@.ci/lint
+
+fuzz:
+	@.ci/fuzz

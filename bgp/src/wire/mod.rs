@@ -1,0 +1,9 @@
+//! Messages on the wire: from bytes to values and back.
+//!
+//! Decoders take what a remote speaker sent, so nothing here panics on any input, and every refusal carries the
+//! NOTIFICATION that the RFC asks for: code, subcode and data.
+//!
+//! RFCs: 4271 (BGP-4), 8654 (extended messages), 2918 (route refresh).
+
+pub mod header;
+pub mod notification;
