@@ -6,6 +6,9 @@
 
 mod action;
 mod actual;
+mod nexthops;
+mod planner;
 
 pub use action::{Action, RouteVia};
 pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute};
+pub use planner::{PLAN_ACTIONS_MAX, PlannerOptions, RETRY_MAX, RETRY_MIN, RoutePlanner, WITHDRAW_HOLD};

@@ -1,0 +1,572 @@
+//! The planner: what is left to do at the kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia,
+    nexthops::{NexthopIds, Slot},
+};
+use crate::{
+    desired::{Desired, Hop, RouteRow, Target, TargetKey},
+    id::{Metric, NexthopId, TableId},
+    table::{RowDiff, RowState},
+};
+
+/// Most actions of one plan; the rest follows in the next round.
+pub const PLAN_ACTIONS_MAX: usize = 8_192;
+/// How long an installed route stays after its node stopped being on-link: an address that is taken away and given back
+/// by its own daemon must not cost a packet.
+pub const WITHDRAW_HOLD: SignedDuration = SignedDuration::from_secs(5);
+/// First wait after a refusal by the kernel; doubled up to [`RETRY_MAX`].
+pub const RETRY_MIN: SignedDuration = SignedDuration::from_millis(20);
+/// Longest wait after a refusal by the kernel.
+pub const RETRY_MAX: SignedDuration = SignedDuration::from_secs(30);
+
+/// How routes are installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannerOptions {
+    /// Route table.
+    pub table: TableId,
+    /// Metric.
+    pub metric: Metric,
+    /// Routes refer to nexthop objects (`routing.nexthop_objects`).
+    pub nexthop_objects: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Failure {
+    message: Arc<str>,
+    since: Timestamp,
+    attempts: u32,
+    retry_at: Timestamp,
+}
+
+/// Compares desired with actual and says what to do, at most [`PLAN_ACTIONS_MAX`] actions at a time.
+#[derive(Debug)]
+pub struct RoutePlanner {
+    options: PlannerOptions,
+    desired: Desired,
+    by_target: BTreeMap<TargetKey, BTreeSet<IpNet>>,
+    routes: BTreeMap<ActualKey, ActualRoute>,
+    nexthops: BTreeMap<NexthopId, ActualNexthop>,
+    references: BTreeMap<NexthopId, usize>,
+    ids: NexthopIds,
+    dump: Option<(BTreeSet<ActualKey>, BTreeSet<NexthopId>)>,
+    dumped: bool,
+    dirty_targets: BTreeSet<TargetKey>,
+    dirty_routes: BTreeSet<IpNet>,
+    /// Actual routes and nexthops nobody wants: candidates for deletion.
+    surplus_routes: BTreeSet<ActualKey>,
+    surplus_nexthops: BTreeSet<NexthopId>,
+    /// Prefixes we wanted once in this run: their routes may go without waiting for every source.
+    retired: BTreeSet<IpNet>,
+    prune_all: bool,
+    /// Nexthop objects written whose notification has not come yet: not written again meanwhile. Never a reason to prune.
+    sent: BTreeMap<NexthopId, ActualNexthop>,
+    held: BTreeMap<TargetKey, Timestamp>,
+    /// What routes to a target referred to when it was planned last.
+    planned_via: BTreeMap<TargetKey, RouteVia>,
+    route_failures: BTreeMap<IpNet, Failure>,
+    target_failures: BTreeMap<TargetKey, Failure>,
+}
+
+impl RoutePlanner {
+    /// A planner that knows nothing yet: it plans nothing before the first complete dump.
+    #[must_use]
+    pub fn new(options: PlannerOptions) -> Self {
+        Self {
+            options,
+            desired: Desired::default(),
+            by_target: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            nexthops: BTreeMap::new(),
+            references: BTreeMap::new(),
+            ids: NexthopIds::default(),
+            dump: None,
+            dumped: false,
+            dirty_targets: BTreeSet::new(),
+            dirty_routes: BTreeSet::new(),
+            surplus_routes: BTreeSet::new(),
+            surplus_nexthops: BTreeSet::new(),
+            retired: BTreeSet::new(),
+            prune_all: false,
+            sent: BTreeMap::new(),
+            held: BTreeMap::new(),
+            planned_via: BTreeMap::new(),
+            route_failures: BTreeMap::new(),
+            target_failures: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over a new version of the desired tables. `complete` says that every source has been heard: from then on
+    /// also routes that nobody in this run ever wanted may be deleted (I4).
+    pub fn set_desired(&mut self, desired: &Desired, complete: bool) {
+        let old = std::mem::replace(&mut self.desired, desired.clone());
+        for diff in self.desired.routes.diff(&old.routes) {
+            let prefix = *diff.key();
+            if let RowDiff::Removed(_, row) | RowDiff::Changed(_, row, _) = &diff
+                && let Some(prefixes) = self.by_target.get_mut(&row.target)
+            {
+                prefixes.remove(&prefix);
+                if prefixes.is_empty() {
+                    self.by_target.remove(&row.target);
+                }
+            }
+            if let RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) = &diff {
+                self.by_target.entry(row.target.clone()).or_default().insert(prefix);
+                self.retired.remove(&prefix);
+            } else if !self.prune_all {
+                self.retired.insert(prefix);
+            }
+            self.route_failures.remove(&prefix);
+            self.dirty_routes.insert(prefix);
+        }
+        for diff in self.desired.targets.diff(&old.targets) {
+            self.target_failures.remove(diff.key());
+            self.dirty_targets.insert(diff.key().clone());
+        }
+        if complete && !self.prune_all {
+            self.prune_all = true;
+            self.retired.clear();
+            self.find_surplus();
+        }
+    }
+
+    /// Takes over what the kernel said, in its order.
+    pub fn observe(&mut self, change: ActualChange) {
+        match change {
+            ActualChange::DumpBegin => self.dump = Some(Default::default()),
+            ActualChange::DumpAbort => self.dump = None,
+            ActualChange::DumpEnd => self.end_dump(),
+            ActualChange::Nexthop(id, state) => {
+                if let Some((_, seen)) = &mut self.dump {
+                    seen.insert(id);
+                }
+                self.observe_nexthop(id, state);
+            }
+            ActualChange::Route(key, state) => {
+                if let Some((seen, _)) = &mut self.dump {
+                    seen.insert(key);
+                }
+                self.observe_route(key, state);
+            }
+        }
+    }
+
+    /// The next actions, in order, and when to ask again although nothing changed. Empty when actual is as desired.
+    pub fn plan(&mut self, now: Timestamp) -> (Vec<Action>, Option<Timestamp>) {
+        if !self.dumped {
+            return (Vec::new(), None);
+        }
+        self.wake_failures(now);
+        let mut actions = Vec::new();
+        self.plan_targets(now, &mut actions);
+        self.plan_routes(now, &mut actions);
+        if self.dirty_routes.is_empty() && self.dirty_targets.is_empty() {
+            self.plan_deletions(&mut actions);
+        }
+        (actions, self.next_wakeup())
+    }
+
+    /// Says that the kernel refused an action.
+    pub fn refused(&mut self, action: &Action, message: &str, now: Timestamp) {
+        match action {
+            Action::PutRoute { key, .. } | Action::DeleteRoute { key } => {
+                let failure = next_failure(self.route_failures.get(&key.prefix), message, now);
+                self.route_failures.insert(key.prefix, failure);
+            }
+            Action::PutNexthop { id, .. } | Action::PutGroup { id, .. } => {
+                self.sent.remove(id);
+                if let Some(target) = self.ids.target(*id).cloned() {
+                    let failure = next_failure(self.target_failures.get(&target), message, now);
+                    self.target_failures.insert(target, failure);
+                }
+            }
+            Action::DeleteNexthop { id } => {
+                if self.nexthops.contains_key(id) {
+                    self.surplus_nexthops.insert(*id);
+                }
+            }
+        }
+    }
+
+    /// True when the planner has seen a complete dump and nothing is left to do now.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.dumped && self.dirty_routes.is_empty() && self.dirty_targets.is_empty()
+    }
+
+    /// State of a desired route; `since` of an error is when it was first seen.
+    #[must_use]
+    pub fn state(&self, prefix: &IpNet, row: &RouteRow) -> (RowState, Option<Timestamp>) {
+        let Some(target) = self.desired.targets.get(&row.target) else { return (RowState::Pending, None) };
+        if let Some(problem) = &target.problem {
+            let since = self.held.get(&row.target).copied();
+            return (RowState::Error(problem.to_string().into()), since);
+        }
+        let failure = self.route_failures.get(prefix).or_else(|| self.target_failures.get(&row.target));
+        if let Some(failure) = failure {
+            return (RowState::Error(failure.message.clone()), Some(failure.since));
+        }
+        let holds = self.routes.get(&self.key(*prefix));
+        let wanted = self.wanted_via(&row.target, target);
+        match (holds, wanted) {
+            (Some(actual), Some(via))
+                if actual.regular && actual.via == via && self.target_is_done(&row.target, target) =>
+            {
+                (RowState::Done, None)
+            }
+            _ => (RowState::Pending, None),
+        }
+    }
+
+    /// Desired routes the kernel holds exactly as wanted, and those in error.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let (mut done, mut errors) = (0, 0);
+        for (prefix, row) in self.desired.routes.iter() {
+            match self.state(prefix, row).0 {
+                RowState::Done => done += 1,
+                RowState::Error(_) => errors += 1,
+                RowState::Pending => {}
+            }
+        }
+        (done, errors)
+    }
+
+    /// Routes with our mark the kernel holds.
+    #[must_use]
+    pub fn actual_routes(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Everything of ours at the kernel, as deletions in a safe order (`drain`).
+    #[must_use]
+    pub fn withdraw_all(&self) -> Vec<Action> {
+        let routes = self.routes.keys().map(|key| Action::DeleteRoute { key: *key });
+        let groups = self.nexthops.iter().filter(|(_, n)| matches!(n, ActualNexthop::Group(_)));
+        let hops = self.nexthops.iter().filter(|(_, n)| !matches!(n, ActualNexthop::Group(_)));
+        routes.chain(groups.chain(hops).map(|(id, _)| Action::DeleteNexthop { id: *id })).collect()
+    }
+
+    fn key(&self, prefix: IpNet) -> ActualKey {
+        ActualKey { prefix, table: self.options.table, metric: self.options.metric }
+    }
+
+    fn end_dump(&mut self) {
+        let Some((routes, nexthops)) = self.dump.take() else { return };
+        self.sent.clear();
+        let gone: Vec<ActualKey> = self.routes.keys().filter(|key| !routes.contains(key)).copied().collect();
+        for key in gone {
+            self.observe_route(key, None);
+        }
+        let gone: Vec<NexthopId> = self.nexthops.keys().filter(|id| !nexthops.contains(id)).copied().collect();
+        for id in gone {
+            self.observe_nexthop(id, None);
+        }
+        if !self.dumped {
+            self.dumped = true;
+            self.dirty_routes.extend(self.desired.routes.iter().map(|(prefix, _)| *prefix));
+            self.dirty_targets.extend(self.desired.targets.iter().map(|(key, _)| key.clone()));
+        }
+        self.find_surplus();
+    }
+
+    fn find_surplus(&mut self) {
+        let metric = self.options.metric;
+        let table = self.options.table;
+        let wanted =
+            |key: &ActualKey| key.metric == metric && key.table == table && self.desired.routes.contains(&key.prefix);
+        self.surplus_routes = self.routes.keys().filter(|key| !wanted(key)).copied().collect();
+        self.surplus_nexthops = self.nexthops.keys().filter(|id| self.ids.target(**id).is_none()).copied().collect();
+    }
+
+    fn observe_route(&mut self, key: ActualKey, state: Option<ActualRoute>) {
+        let old = match state {
+            Some(route) => {
+                if let RouteVia::Object(id) = route.via {
+                    *self.references.entry(id).or_default() += 1;
+                }
+                self.routes.insert(key, route)
+            }
+            None => self.routes.remove(&key),
+        };
+        if let Some(ActualRoute { via: RouteVia::Object(id), .. }) = old {
+            self.release(id);
+        }
+        let desired = self.desired.routes.get(&key.prefix);
+        if desired.is_none() || key != self.key(key.prefix) {
+            if self.routes.contains_key(&key) {
+                self.surplus_routes.insert(key);
+            } else {
+                self.surplus_routes.remove(&key);
+            }
+        }
+        if let Some(row) = desired
+            && key == self.key(key.prefix)
+        {
+            if self.route_matches(&key, row) {
+                self.route_failures.remove(&key.prefix);
+            } else {
+                self.dirty_routes.insert(key.prefix);
+            }
+        } else if !self.routes.contains_key(&key) {
+            self.retired.remove(&key.prefix);
+            self.route_failures.remove(&key.prefix);
+        }
+    }
+
+    fn observe_nexthop(&mut self, id: NexthopId, state: Option<ActualNexthop>) {
+        let members = |nexthop: Option<&ActualNexthop>| match nexthop {
+            Some(ActualNexthop::Group(members)) => members.to_vec(),
+            _ => Vec::new(),
+        };
+        for member in members(state.as_ref()) {
+            *self.references.entry(member).or_default() += 1;
+        }
+        let gone = state.is_none();
+        self.sent.remove(&id);
+        let old = match state {
+            Some(nexthop) => self.nexthops.insert(id, nexthop),
+            None => self.nexthops.remove(&id),
+        };
+        for member in members(old.as_ref()) {
+            self.release(member);
+        }
+        match self.ids.target(id) {
+            Some(target) => {
+                let target = target.clone();
+                let done = self.desired.targets.get(&target).is_some_and(|row| self.target_is_done(&target, row));
+                if !done {
+                    self.dirty_targets.insert(target);
+                } else if self.target_failures.remove(&target).is_some() {
+                    self.dirty_routes.extend(self.by_target.get(&target).into_iter().flatten().copied());
+                }
+            }
+            None if gone => {
+                self.surplus_nexthops.remove(&id);
+            }
+            None => {
+                self.surplus_nexthops.insert(id);
+            }
+        }
+    }
+
+    fn release(&mut self, id: NexthopId) {
+        if let Some(count) = self.references.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.references.remove(&id);
+            }
+        }
+    }
+
+    fn route_matches(&self, key: &ActualKey, row: &RouteRow) -> bool {
+        let Some(target) = self.desired.targets.get(&row.target) else { return false };
+        let Some(wanted) = self.wanted_via(&row.target, target) else { return false };
+        self.routes.get(key).is_some_and(|actual| actual.regular && actual.via == wanted)
+    }
+
+    /// What routes to the target must refer to; `None` while its nexthop has no id yet or it has no next hop.
+    fn wanted_via(&self, key: &TargetKey, target: &Target) -> Option<RouteVia> {
+        if target.hops.is_empty() {
+            return None;
+        }
+        if !self.options.nexthop_objects {
+            return Some(RouteVia::Hops(target.hops.clone()));
+        }
+        let slot = if target.hops.len() == 1 { Slot::Hop(0) } else { Slot::Group };
+        self.ids.get(key, slot).map(RouteVia::Object)
+    }
+
+    fn target_is_done(&self, key: &TargetKey, target: &Target) -> bool {
+        if !self.options.nexthop_objects {
+            return true;
+        }
+        let hop_done = |(slot, hop): (usize, &Hop)| {
+            self.ids.get(key, Slot::Hop(slot)).and_then(|id| self.object(id)) == Some(&ActualNexthop::Hop(*hop))
+        };
+        let hops_done = target.hops.iter().enumerate().all(hop_done);
+        hops_done && (target.hops.len() < 2 || self.group_is_done(key, target))
+    }
+
+    /// The object as written last, else as the kernel told it.
+    fn object(&self, id: NexthopId) -> Option<&ActualNexthop> {
+        self.sent.get(&id).or_else(|| self.nexthops.get(&id))
+    }
+
+    fn group_members(&self, key: &TargetKey, target: &Target) -> Option<Box<[NexthopId]>> {
+        let members: Option<Vec<NexthopId>> =
+            (0..target.hops.len()).map(|slot| self.ids.get(key, Slot::Hop(slot))).collect();
+        let mut members = members?;
+        members.sort_unstable();
+        Some(members.into())
+    }
+
+    fn group_is_done(&self, key: &TargetKey, target: &Target) -> bool {
+        let actual = self.ids.get(key, Slot::Group).and_then(|id| self.object(id));
+        match (actual, self.group_members(key, target)) {
+            (Some(ActualNexthop::Group(actual)), Some(wanted)) => *actual == wanted,
+            _ => false,
+        }
+    }
+
+    fn wake_failures(&mut self, now: Timestamp) {
+        let due: Vec<IpNet> = self.route_failures.iter().filter(|(_, f)| f.retry_at <= now).map(|(p, _)| *p).collect();
+        for prefix in due {
+            let key = self.key(prefix);
+            // The answer of the kernel, or the next dump, ends the failure; until then it is not due again.
+            if let Some(failure) = self.route_failures.get_mut(&prefix) {
+                failure.retry_at = now + RETRY_MAX;
+            }
+            if self.desired.routes.contains(&prefix) {
+                self.dirty_routes.insert(prefix);
+            } else if self.routes.contains_key(&key) {
+                self.surplus_routes.insert(key);
+            } else {
+                self.route_failures.remove(&prefix);
+            }
+        }
+        for (key, failure) in self.target_failures.iter_mut().filter(|(_, failure)| failure.retry_at <= now) {
+            failure.retry_at = now + RETRY_MAX;
+            self.dirty_targets.insert(key.clone());
+        }
+        let over = self.held.iter().filter(|(_, since)| **since + WITHDRAW_HOLD <= now).map(|(key, _)| key.clone());
+        for target in over.collect::<Vec<_>>() {
+            let prefixes = self.by_target.get(&target).into_iter().flatten();
+            let installed = prefixes.filter(|prefix| self.routes.contains_key(&self.key(**prefix)));
+            self.dirty_routes.extend(installed.copied().collect::<Vec<_>>());
+        }
+    }
+
+    fn next_wakeup(&self) -> Option<Timestamp> {
+        let routes = self.route_failures.values().map(|f| f.retry_at);
+        let targets = self.target_failures.values().map(|f| f.retry_at);
+        let holds = |key: &TargetKey| {
+            let prefixes = self.by_target.get(key).into_iter().flatten();
+            prefixes.into_iter().any(|prefix| self.routes.contains_key(&self.key(*prefix)))
+        };
+        let held = self.held.iter().filter(|(key, _)| holds(key)).map(|(_, since)| *since + WITHDRAW_HOLD);
+        routes.chain(targets).chain(held).min()
+    }
+
+    fn plan_targets(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        while actions.len() < PLAN_ACTIONS_MAX {
+            let Some(key) = self.dirty_targets.pop_first() else { break };
+            match self.desired.targets.get(&key).cloned() {
+                Some(target) if target.problem.is_none() => {
+                    self.held.remove(&key);
+                    if self.options.nexthop_objects {
+                        self.plan_nexthops(&key, &target, actions);
+                    }
+                }
+                Some(_) => {
+                    self.held.entry(key.clone()).or_insert(now);
+                }
+                None => {
+                    self.held.remove(&key);
+                    self.target_failures.remove(&key);
+                    let freed = self.ids.release(&key);
+                    self.surplus_nexthops.extend(freed.into_iter().filter(|id| self.nexthops.contains_key(id)));
+                }
+            }
+            let via = self.desired.targets.get(&key).and_then(|row| self.wanted_via(&key, row));
+            let before = match via.clone() {
+                Some(via) => self.planned_via.insert(key.clone(), via),
+                None => self.planned_via.remove(&key),
+            };
+            if before != via {
+                self.dirty_routes.extend(self.by_target.get(&key).into_iter().flatten().copied());
+            }
+        }
+    }
+
+    fn plan_nexthops(&mut self, key: &TargetKey, target: &Target, actions: &mut Vec<Action>) {
+        for (slot, hop) in target.hops.iter().enumerate() {
+            let id = self.ids.assign(key, Slot::Hop(slot), &ActualNexthop::Hop(*hop), &self.nexthops);
+            let Some(id) = id else { return };
+            self.surplus_nexthops.remove(&id);
+            let wanted = ActualNexthop::Hop(*hop);
+            if self.object(id) != Some(&wanted) {
+                actions.push(Action::PutNexthop { id, hop: *hop, replace: self.object(id).is_some() });
+                self.sent.insert(id, wanted);
+            }
+        }
+        if target.hops.len() > 1 {
+            let Some(members) = self.group_members(key, target) else { return };
+            let wanted = ActualNexthop::Group(members.clone());
+            let Some(id) = self.ids.assign(key, Slot::Group, &wanted, &self.nexthops) else { return };
+            self.surplus_nexthops.remove(&id);
+            if self.object(id) != Some(&wanted) {
+                actions.push(Action::PutGroup { id, members, replace: self.object(id).is_some() });
+                self.sent.insert(id, wanted);
+            }
+        }
+        // Slots beyond the new number of hops are free once no route or group refers to them.
+        let freed = self.ids.shrink(key, target.hops.len());
+        self.surplus_nexthops.extend(freed.into_iter().filter(|id| self.nexthops.contains_key(id)));
+    }
+
+    fn plan_routes(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        while actions.len() < PLAN_ACTIONS_MAX {
+            let Some(prefix) = self.dirty_routes.pop_first() else { break };
+            let key = self.key(prefix);
+            let Some(row) = self.desired.routes.get(&prefix) else {
+                if self.routes.contains_key(&key) {
+                    self.surplus_routes.insert(key);
+                }
+                continue;
+            };
+            self.surplus_routes.remove(&key);
+            let Some(target) = self.desired.targets.get(&row.target) else { continue };
+            let actual = self.routes.get(&key);
+            let Some(via) = self.wanted_via(&row.target, target) else {
+                let over = self.held.get(&row.target).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
+                if over && actual.is_some() {
+                    actions.push(Action::DeleteRoute { key });
+                }
+                continue;
+            };
+            if actual.is_some_and(|actual| actual.regular && actual.via == via) {
+                self.route_failures.remove(&prefix);
+                continue;
+            }
+            actions.push(Action::PutRoute { key, via, replace: actual.is_some() });
+        }
+    }
+
+    fn plan_deletions(&mut self, actions: &mut Vec<Action>) {
+        let may_prune = |prefix: &IpNet| self.prune_all || self.retired.contains(prefix);
+        let room = PLAN_ACTIONS_MAX.saturating_sub(actions.len());
+        let due: Vec<ActualKey> =
+            self.surplus_routes.iter().filter(|key| may_prune(&key.prefix)).take(room).copied().collect();
+        for key in due {
+            self.surplus_routes.remove(&key);
+            actions.push(Action::DeleteRoute { key });
+        }
+        // The kernel deletes the routes of a nexthop with it, so a nexthop goes only when nothing refers to it any more.
+        let room = PLAN_ACTIONS_MAX.saturating_sub(actions.len());
+        let free = |id: &NexthopId| !self.references.contains_key(id) && self.ids.target(*id).is_none();
+        let due: Vec<NexthopId> = self.surplus_nexthops.iter().filter(|id| free(id)).take(room).copied().collect();
+        for id in due {
+            self.surplus_nexthops.remove(&id);
+            actions.push(Action::DeleteNexthop { id });
+        }
+    }
+}
+
+fn next_failure(old: Option<&Failure>, message: &str, now: Timestamp) -> Failure {
+    let attempts = old.map_or(0, |failure| failure.attempts) + 1;
+    let wait = RETRY_MIN.checked_mul(1 << (attempts - 1).min(20)).map_or(RETRY_MAX, |wait| wait.min(RETRY_MAX));
+    let since = old.map_or(now, |failure| failure.since);
+    Failure { message: message.into(), since, attempts, retry_at: now + wait }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,363 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    desired::{RouteMode, RouteProblem},
+    id::{IfIndex, MAIN_TABLE, ROUTE_METRIC},
+};
+
+/// A kernel that does what it is told, tells what it did, and knows the two rules that matter: `EEXIST` for an add of
+/// what is there, and a nexthop that goes takes its routes along.
+#[derive(Default)]
+struct Kernel {
+    routes: BTreeMap<ActualKey, RouteVia>,
+    nexthops: BTreeMap<NexthopId, ActualNexthop>,
+    foreign: Vec<ActualKey>,
+    log: Vec<String>,
+}
+
+impl Kernel {
+    fn dump(&self) -> Vec<ActualChange> {
+        let nexthops = self.nexthops.iter().map(|(id, n)| ActualChange::Nexthop(*id, Some(n.clone())));
+        let route = |via: &RouteVia| Some(ActualRoute { via: via.clone(), regular: true });
+        let routes = self.routes.iter().map(|(key, via)| ActualChange::Route(*key, route(via)));
+        let rows = nexthops.chain(routes);
+        [ActualChange::DumpBegin].into_iter().chain(rows).chain([ActualChange::DumpEnd]).collect()
+    }
+
+    fn apply(&mut self, action: &Action) -> Result<Vec<ActualChange>, String> {
+        self.log.push(action.to_string());
+        let exists = |there: bool, replace: bool| match (there, replace) {
+            (true, false) => Err("EEXIST".to_owned()),
+            (false, true) => Err("ENOENT".to_owned()),
+            _ => Ok(()),
+        };
+        match action {
+            Action::PutNexthop { id, hop, replace } => {
+                exists(self.nexthops.contains_key(id), *replace)?;
+                self.nexthops.insert(*id, ActualNexthop::Hop(*hop));
+                Ok(vec![ActualChange::Nexthop(*id, Some(ActualNexthop::Hop(*hop)))])
+            }
+            Action::PutGroup { id, members, replace } => {
+                exists(self.nexthops.contains_key(id), *replace)?;
+                assert!(members.iter().all(|m| matches!(self.nexthops.get(m), Some(ActualNexthop::Hop(_)))));
+                self.nexthops.insert(*id, ActualNexthop::Group(members.clone()));
+                Ok(vec![ActualChange::Nexthop(*id, Some(ActualNexthop::Group(members.clone())))])
+            }
+            Action::PutRoute { key, via, replace } => {
+                exists(self.foreign.contains(key) || self.routes.contains_key(key), *replace)?;
+                if let RouteVia::Object(id) = via {
+                    assert!(self.nexthops.contains_key(id), "route before its nexthop: {action}");
+                }
+                self.routes.insert(*key, via.clone());
+                Ok(vec![ActualChange::Route(*key, Some(ActualRoute { via: via.clone(), regular: true }))])
+            }
+            Action::DeleteRoute { key } => {
+                self.routes.remove(key).ok_or("ESRCH")?;
+                Ok(vec![ActualChange::Route(*key, None)])
+            }
+            Action::DeleteNexthop { id } => {
+                let used = self.routes.values().any(|via| *via == RouteVia::Object(*id));
+                assert!(!used, "{action} would delete routes");
+                self.nexthops.remove(id).ok_or("ENOENT")?;
+                Ok(vec![ActualChange::Nexthop(*id, None)])
+            }
+        }
+    }
+}
+
+fn options(nexthop_objects: bool) -> PlannerOptions {
+    PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects }
+}
+
+fn target(node: &str) -> TargetKey {
+    TargetKey { cluster: "east".parse().unwrap(), node: node.parse().unwrap(), ipv4: true }
+}
+
+fn hops(vias: &[&str]) -> Arc<Target> {
+    let hops = vias.iter().map(|via| Hop { via: via.parse().unwrap(), dev: IfIndex(2) }).collect();
+    Arc::new(Target { hops, problem: None, mode: RouteMode::Native, mtu: 1500 })
+}
+
+fn broken() -> Arc<Target> {
+    Arc::new(Target {
+        hops: Box::default(),
+        problem: Some(RouteProblem::KernelUnknown),
+        mode: RouteMode::Native,
+        mtu: 0,
+    })
+}
+
+fn want(desired: &mut Desired, prefix: &str, node: &str) {
+    desired.routes.upsert(prefix.parse().unwrap(), Arc::new(RouteRow { target: target(node) }));
+}
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap()
+}
+
+/// Plans and applies until nothing is left; returns what was done.
+fn settle(planner: &mut RoutePlanner, kernel: &mut Kernel, now: Timestamp) -> Vec<String> {
+    kernel.log.clear();
+    for _ in 0..100 {
+        let (actions, _) = planner.plan(now);
+        if actions.is_empty() {
+            return std::mem::take(&mut kernel.log);
+        }
+        let mut told = Vec::new();
+        for action in &actions {
+            match kernel.apply(action) {
+                Ok(changes) => told.extend(changes),
+                Err(message) => planner.refused(action, &message, now),
+            }
+        }
+        told.into_iter().for_each(|change| planner.observe(change));
+    }
+    panic!("the planner never settles: {:?}", kernel.log);
+}
+
+fn start(kernel: &Kernel, objects: bool) -> RoutePlanner {
+    let mut planner = RoutePlanner::new(options(objects));
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    planner
+}
+
+#[test]
+fn nothing_is_planned_before_the_first_dump() {
+    let mut planner = RoutePlanner::new(options(true));
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(planner.plan(at(0)).0, []);
+}
+
+#[test]
+fn a_route_is_added_through_its_object_moved_by_one_action_and_taken_back() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    want(&mut desired, "10.1.1.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(
+        settle(&mut planner, &mut kernel, at(0)),
+        [
+            "add nexthop 77000000 via 172.18.0.3 dev 2",
+            "add route 10.1.0.0/24 nhid 77000000 metric 77",
+            "add route 10.1.1.0/24 nhid 77000000 metric 77",
+        ]
+    );
+    desired.targets.upsert(target("a"), hops(&["172.18.0.9"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(0)), ["replace nexthop 77000000 via 172.18.0.9 dev 2"]);
+    planner.set_desired(&Desired::default(), true);
+    assert_eq!(
+        settle(&mut planner, &mut kernel, at(0)),
+        ["delete route 10.1.0.0/24 metric 77", "delete route 10.1.1.0/24 metric 77", "delete nexthop 77000000",]
+    );
+}
+
+#[test]
+fn several_hops_make_a_group_and_shrinking_gives_it_back() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3", "172.18.0.4"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(
+        settle(&mut planner, &mut kernel, at(0)),
+        [
+            "add nexthop 77000000 via 172.18.0.3 dev 2",
+            "add nexthop 77000001 via 172.18.0.4 dev 2",
+            "add nexthop 77000002 group 77000000 77000001",
+            "add route 10.1.0.0/24 nhid 77000002 metric 77",
+        ]
+    );
+    desired.targets.upsert(target("a"), hops(&["172.18.0.4"]));
+    planner.set_desired(&desired, true);
+    let log = settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(kernel.routes.len(), 1);
+    assert_eq!(kernel.nexthops.len(), 1, "{log:?}");
+    assert!(log.contains(&"replace route 10.1.0.0/24 nhid 77000000 metric 77".to_owned()), "{log:?}");
+}
+
+#[test]
+fn without_objects_the_hops_are_in_the_route() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, false);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    let log = settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(log, ["add route 10.1.0.0/24 via 172.18.0.3 dev 2 metric 77"]);
+    desired.targets.upsert(target("a"), hops(&["172.18.0.4"]));
+    planner.set_desired(&desired, true);
+    let log = settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(log, ["replace route 10.1.0.0/24 via 172.18.0.4 dev 2 metric 77"]);
+}
+
+#[test]
+fn a_restart_adopts_what_is_there_and_does_nothing() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    for (prefix, node, via) in [("10.1.0.0/24", "a", "172.18.0.3"), ("10.1.1.0/24", "b", "172.18.0.2")] {
+        want(&mut desired, prefix, node);
+        desired.targets.upsert(target(node), hops(&[via]));
+    }
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    let mut restarted = start(&kernel, true);
+    restarted.set_desired(&Desired::default(), false);
+    assert_eq!(settle(&mut restarted, &mut kernel, at(0)), [""; 0], "nobody has been heard yet: nothing is pruned");
+    // The other node's rows come first: ids must not be swapped.
+    let mut only_b = Desired::default();
+    want(&mut only_b, "10.1.1.0/24", "b");
+    only_b.targets.upsert(target("b"), hops(&["172.18.0.2"]));
+    restarted.set_desired(&only_b, false);
+    assert_eq!(settle(&mut restarted, &mut kernel, at(0)), [""; 0]);
+    restarted.set_desired(&desired, true);
+    assert_eq!(settle(&mut restarted, &mut kernel, at(0)), [""; 0]);
+    assert_eq!(restarted.counts(), (2, 0));
+}
+
+#[test]
+fn left_over_routes_wait_until_everybody_was_heard() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    want(&mut desired, "10.1.1.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    let mut restarted = start(&kernel, true);
+    restarted.set_desired(&desired, false);
+    settle(&mut restarted, &mut kernel, at(0));
+    desired.routes.remove(&"10.1.1.0/24".parse().unwrap());
+    restarted.set_desired(&desired, false);
+    assert_eq!(
+        settle(&mut restarted, &mut kernel, at(0)),
+        ["delete route 10.1.1.0/24 metric 77"],
+        "what this run wanted once may go at once"
+    );
+    let mut again = start(&kernel, true);
+    again.set_desired(&Desired::default(), false);
+    assert_eq!(settle(&mut again, &mut kernel, at(0)), [""; 0]);
+    again.set_desired(&Desired::default(), true);
+    assert_eq!(
+        settle(&mut again, &mut kernel, at(0)),
+        ["delete route 10.1.0.0/24 metric 77", "delete nexthop 77000000"]
+    );
+}
+
+#[test]
+fn drift_is_repaired() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    let key = *kernel.routes.keys().next().unwrap();
+    kernel.routes.clear();
+    planner.observe(ActualChange::Route(key, None));
+    assert_eq!(settle(&mut planner, &mut kernel, at(0)), ["add route 10.1.0.0/24 nhid 77000000 metric 77"]);
+    kernel.routes.clear();
+    kernel.nexthops.clear();
+    planner.observe(ActualChange::Nexthop(NexthopId(77_000_000), None));
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    assert_eq!(
+        settle(&mut planner, &mut kernel, at(0)),
+        ["add nexthop 77000000 via 172.18.0.3 dev 2", "add route 10.1.0.0/24 nhid 77000000 metric 77"]
+    );
+    let changed = ActualRoute { via: RouteVia::Hops(Box::default()), regular: false };
+    planner.observe(ActualChange::Route(key, Some(changed)));
+    assert_eq!(settle(&mut planner, &mut kernel, at(0)), ["replace route 10.1.0.0/24 nhid 77000000 metric 77"]);
+}
+
+#[test]
+fn a_foreign_route_in_the_way_is_an_error_and_retried_with_growing_waits() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    kernel.foreign.push(planner.key("10.1.0.0/24".parse().unwrap()));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(planner.counts(), (0, 1));
+    let first = planner.plan(at(1)).1.unwrap();
+    settle(&mut planner, &mut kernel, first);
+    let second = planner.plan(first).1.unwrap();
+    assert!(second.duration_since(first) > first.duration_since(at(0)), "{first} {second}");
+    kernel.foreign.clear();
+    let log = settle(&mut planner, &mut kernel, second);
+    assert_eq!(log, ["add route 10.1.0.0/24 nhid 77000000 metric 77"]);
+    assert_eq!(planner.counts(), (1, 0));
+    assert_eq!(planner.plan(second).1, None);
+}
+
+#[test]
+fn a_route_outlives_a_short_loss_of_its_next_hop_and_goes_after_the_hold() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    desired.targets.upsert(target("a"), broken());
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(1000)), [""; 0]);
+    assert_eq!(planner.counts(), (0, 1));
+    let wake = planner.plan(at(1000)).1.unwrap();
+    assert_eq!(wake, at(1000) + WITHDRAW_HOLD);
+    assert_eq!(settle(&mut planner, &mut kernel, wake), ["delete route 10.1.0.0/24 metric 77"]);
+    assert_eq!(planner.plan(wake).1, None, "nothing is left to wait for");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, wake);
+    assert_eq!(planner.counts(), (1, 0));
+}
+
+#[test]
+fn routes_of_ours_with_another_metric_are_surplus() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    let mut moved = RoutePlanner::new(PlannerOptions { metric: Metric(50), ..options(true) });
+    kernel.dump().into_iter().for_each(|change| moved.observe(change));
+    moved.set_desired(&desired, true);
+    assert_eq!(
+        settle(&mut moved, &mut kernel, at(0)),
+        ["add route 10.1.0.0/24 nhid 77000000 metric 50", "delete route 10.1.0.0/24 metric 77"]
+    );
+}
+
+#[test]
+fn a_big_plan_comes_in_rounds_and_deletions_last() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    for i in 0..20_000_u32 {
+        want(&mut desired, &format!("10.{}.{}.0/24", i / 256, i % 256), "a");
+    }
+    planner.set_desired(&desired, true);
+    assert_eq!(planner.plan(at(0)).0.len(), PLAN_ACTIONS_MAX);
+    let mut planner = start(&kernel, true);
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(kernel.routes.len(), 20_000);
+    assert!(planner.is_settled());
+}
