@@ -1,0 +1,212 @@
+//! The command `lab`: brings topologies up and down and runs commands in their nodes.
+
+mod tables;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use lab::{Error, Lab, Options, catalog, certificate, chain};
+use nix::sys::signal::{SigSet, Signal};
+
+/// Exit code for a wrong command line or topology, as in sysexits.h.
+const EXIT_USAGE: u8 = 64;
+
+/// Runs containerlab topologies in network namespaces.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Bring a topology up and leave it running.
+    Up {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Take a lab down, in whatever state it is.
+    Down {
+        /// Name of the lab, or the topology it was made from.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        lab: Option<String>,
+        /// Name given to `up`, if it was not the topology's.
+        #[arg(long)]
+        name: Option<String>,
+        /// Take all labs down.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Run a command in a node and end with its status.
+    Exec {
+        /// Name of the lab, or the topology it was made from.
+        lab: String,
+        /// Node, pod or switch.
+        node: String,
+        /// Command with its arguments.
+        #[arg(required = true, last = true)]
+        command: Vec<String>,
+    },
+    /// Show the labs that are up and the topologies there are.
+    List,
+    /// Bring a topology up, wait until it works, and take it down at Ctrl-C.
+    Run {
+        #[command(flatten)]
+        which: Which,
+        /// Seconds until every node must be healthy.
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+    },
+    /// Print what a daemon has written.
+    Log {
+        /// Name of the lab, or the topology it was made from.
+        lab: String,
+        /// Node it runs in.
+        node: String,
+        /// Daemon; by default the main one.
+        daemon: Option<String>,
+    },
+    /// Read a topology and say what is wrong with it.
+    Check {
+        /// Name or path of the topology.
+        topology: String,
+    },
+    /// Make the certificates of a topology, for a run in containerlab itself.
+    Certificates {
+        /// Name or path of the topology.
+        topology: String,
+        /// Folder that gets a folder per node, by containerlab's custom `clab-NAME`.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Which {
+    /// Name or path of the topology.
+    topology: String,
+    /// Name of the lab; by default the topology's.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct How {
+    /// Do not start the daemons.
+    #[arg(long)]
+    no_daemons: bool,
+    /// Return only when every node is healthy.
+    #[arg(long, conflicts_with = "no_daemons")]
+    wait: bool,
+    /// Seconds until every node must be healthy.
+    #[arg(long, default_value_t = 60, requires = "wait")]
+    timeout: u64,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Failing to print leaves nothing else to say it with.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(cli.verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {}", chain(&error));
+            if let Some(hint) = error.hint() {
+                eprintln!("hint: {hint}");
+            }
+            let usage = matches!(
+                error,
+                Error::Topology { .. } | Error::NoTopology { .. } | Error::NotRoot | Error::BadName { .. }
+            );
+            ExitCode::from(if usage { EXIT_USAGE } else { 1 })
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode, Error> {
+    match verb {
+        Verb::Up { which, how } => {
+            let ready_within = how.wait.then(|| Duration::from_secs(how.timeout));
+            let options = Options { name: which.name, daemons: !how.no_daemons, ready_within, meshd: None };
+            let lab = Lab::up(&which.topology, &options)?.keep();
+            print!("{}", tables::nodes(&lab));
+        }
+        Verb::Down { all: true, .. } => Lab::list().iter().try_for_each(|name| Lab::down_by_name(name))?,
+        Verb::Down { lab, name, .. } => {
+            let lab = name.or(lab).unwrap_or_default();
+            Lab::down_by_name(&running(&lab)?)?;
+        }
+        Verb::Exec { lab, node, command } => {
+            let status = Lab::open(&running(&lab)?)?.node(&node)?.exec_attached(&command)?;
+            return Ok(tables::exit_code(status));
+        }
+        Verb::List => print!("{}", tables::labs()),
+        Verb::Run { which, timeout } => {
+            return run_until_interrupted(&which, Duration::from_secs(timeout));
+        }
+        Verb::Log { lab, node, daemon } => {
+            let node = Lab::open(&running(&lab)?)?.node(&node)?;
+            let daemon = match daemon {
+                Some(name) => node.daemon(&name)?,
+                None => match node.daemons().into_iter().next() {
+                    Some(main) => main,
+                    None => node.daemon("main")?,
+                },
+            };
+            print!("{}", daemon.log()?);
+        }
+        Verb::Check { topology } => {
+            let checked = catalog::load(&topology)?;
+            println!("{}: {} nodes, {} links: ok", checked.name, checked.nodes.len(), checked.links.len());
+        }
+        Verb::Certificates { topology, out } => {
+            let topology = catalog::load(&topology)?;
+            certificate::issue(&topology, &catalog::meshd()?, &out.join("authority"), |node| {
+                out.join(node).join("pki")
+            })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The lab that a name or a topology means: one that is up, else the one its file would name.
+fn running(lab_or_topology: &str) -> Result<String, Error> {
+    if Lab::list().iter().any(|name| name == lab_or_topology) {
+        return Ok(lab_or_topology.to_owned());
+    }
+    match catalog::load(lab_or_topology) {
+        Ok(topology) => Ok(topology.name),
+        Err(Error::NoTopology { .. }) => Err(Error::NotUp { name: lab_or_topology.to_owned() }),
+        Err(other) => Err(other),
+    }
+}
+
+fn run_until_interrupted(which: &Which, within: Duration) -> Result<ExitCode, Error> {
+    let mut end = SigSet::empty();
+    end.add(Signal::SIGINT);
+    end.add(Signal::SIGTERM);
+    let signals = |source| Error::System { operation: "wait for a signal".to_owned(), source };
+    let options = Options { name: which.name.clone(), ..Options::default() };
+    let lab = Lab::up(&which.topology, &options)?;
+    // Blocked only now: programs in the nodes inherit the mask of the thread that starts them.
+    end.thread_block().map_err(signals)?;
+    let ready = lab.wait_healthy(within);
+    print!("{}", tables::nodes(&lab));
+    match &ready {
+        Ok(()) => println!("lab {} is up; Ctrl-C takes it down", lab.name()),
+        Err(error) => eprintln!("lab: {}\nlab {} stays up; Ctrl-C takes it down", chain(error), lab.name()),
+    }
+    end.wait().map_err(signals)?;
+    lab.down()?;
+    ready.map(|()| ExitCode::SUCCESS)
+}
