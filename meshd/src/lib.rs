@@ -2,3 +2,5 @@
 
 pub mod api;
 pub mod kernel;
+pub mod cli;
+pub mod config;

@@ -1,0 +1,89 @@
+//! The command line: one file per verb.
+//!
+//! A verb returns `Ok` or a [`Failure`]; only [`main`] prints failures and chooses the exit code: 0, 1 for a
+//! failure, 64 for a wrong command line or configuration. Results go to standard output, everything else to
+//! standard error. A reader that goes away early (`meshd get routes | head -1`) is no failure.
+//!
+//! Read verbs ask a running daemon through its unix socket. `check`, `cert`, `troubleshoot`, `connect`,
+//! `disconnect`, `completions` and `version` work without one.
+
+mod cert;
+mod certificate;
+mod check;
+mod completions;
+mod config_reference;
+mod failure;
+mod man;
+mod options;
+mod output;
+mod run;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+pub use failure::{EXIT_FAILURE, EXIT_USAGE, Failure};
+pub use run::Daemon;
+
+/// Joins clusters into one natively routed network.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version, about, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::Run),
+    Check(check::Check),
+    #[command(subcommand)]
+    Cert(cert::Cert),
+    Completions(completions::Completions),
+    Version(version::Version),
+    #[command(hide = true)]
+    ConfigReference,
+    #[command(hide = true)]
+    Man(man::Man),
+}
+
+/// Runs the command line of this process; `daemon` is what `meshd run` starts.
+#[must_use]
+pub fn main(daemon: Daemon) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done when even this text cannot be written.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EXIT_USAGE),
+            };
+        }
+    };
+    let result = match cli.verb {
+        Verb::Run(verb) => verb.run(daemon),
+        Verb::Check(verb) => verb.run(),
+        Verb::Cert(verb) => verb.run(),
+        Verb::Completions(verb) => verb.run(),
+        Verb::Version(verb) => verb.run(),
+        Verb::ConfigReference => config_reference::run(),
+        Verb::Man(verb) => verb.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

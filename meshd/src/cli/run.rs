@@ -1,0 +1,34 @@
+//! `meshd run`: the daemon.
+
+use clap::Args;
+
+use super::failure::{Failure, print_finding};
+use super::options::ConfigOptions;
+use crate::config::{Config, ConfigSource};
+
+/// What runs the daemon: the checked configuration, and where to read it again on SIGHUP.
+pub type Daemon = fn(Config, ConfigSource) -> anyhow::Result<()>;
+
+/// Run the node: learn, publish, keep routes
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    options: ConfigOptions,
+    /// The same as --set api.socket=PATH
+    #[arg(long, value_name = "PATH")]
+    socket: Option<String>,
+}
+
+impl Run {
+    pub(super) fn run(self, daemon: Daemon) -> Result<(), Failure> {
+        let mut source = self.options.source()?;
+        if let Some(socket) = self.socket {
+            source.flags.push(("api.socket".to_owned(), socket, "--socket".to_owned()));
+        }
+        let config = source.load()?;
+        for warning in &config.warnings {
+            print_finding("warning", warning);
+        }
+        daemon(config, source).map_err(|error| Failure::new(error.as_ref()))
+    }
+}
