@@ -244,14 +244,7 @@ impl Programs {
 
     /// Takes the counting program off a link; false when it was not on it.
     pub fn detach_count(&mut self, link: IfIndex) -> Result<bool, ProgramsError> {
-        let pin = self.count_pin(link);
-        let Some(attachment) = open_pin(&pin)? else {
-            return Ok(false);
-        };
-        remove_pin(&pin)?;
-        // The kernel detaches with the last reference, and this descriptor is it: after the drop the link is free.
-        drop(attachment);
-        Ok(true)
+        detach_pin(&self.count_pin(link))
     }
 
     /// Frames and bytes by class, summed over all CPUs, since the map was made.
@@ -284,18 +277,19 @@ impl Programs {
         for entry in entries {
             let removed = entry
                 .map_err(|source| ProgramsError::Pins { operation: "list", path: folder.clone(), source })
-                .and_then(|entry| remove_pin(&entry.path()));
+                .and_then(|entry| {
+                    let name = entry.file_name();
+                    if name.to_string_lossy().starts_with(COUNT_PIN_PREFIX) {
+                        detach_pin(&entry.path()).map(|_| ())
+                    } else {
+                        remove_pin(&entry.path())
+                    }
+                });
             outcome = outcome.and(removed);
         }
         outcome?;
-        for path in [Some(folder.as_path()), folder.parent()].into_iter().flatten() {
-            fs::remove_dir(path).map_err(|source| ProgramsError::Pins {
-                operation: "remove",
-                path: path.to_owned(),
-                source,
-            })?;
-        }
-        Ok(())
+        remove_empty_folder(&folder)?;
+        folder.parent().map_or(Ok(()), remove_empty_folder)
     }
 
     fn count_pin(&self, link: IfIndex) -> PathBuf {
@@ -366,6 +360,28 @@ fn open_pin(pin: &Path) -> Result<Option<PinnedLink>, ProgramsError> {
         Ok(attachment) => Ok(Some(attachment)),
         Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ProgramsError::Attachment { path: pin.to_owned(), source }),
+    }
+}
+
+/// Removes the pin of an attachment and with it the program from its link; false when there is no such pin.
+fn detach_pin(pin: &Path) -> Result<bool, ProgramsError> {
+    let Some(attachment) = open_pin(pin)? else {
+        return Ok(false);
+    };
+    remove_pin(pin)?;
+    // The kernel detaches with the last reference. Closing a descriptor does that at once; without this one it would
+    // happen some time after the file is gone.
+    drop(attachment);
+    Ok(true)
+}
+
+/// Removes a folder of pins; one that holds something else (another layout version, a foreign pin) stays.
+fn remove_empty_folder(path: &Path) -> Result<(), ProgramsError> {
+    match fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::DirectoryNotEmpty => {
+            Err(ProgramsError::Pins { operation: "remove", path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

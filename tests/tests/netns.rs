@@ -1,0 +1,7 @@
+//! Tests against the real kernel: act, then ask the kernel what it holds, and count real packets.
+//!
+//! Each test works in network namespaces of its own and needs root for them.
+
+mod netns {
+    mod ebpf;
+}
