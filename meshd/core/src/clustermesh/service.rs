@@ -1,0 +1,209 @@
+//! Service records (wire contract section 1.6).
+//!
+//! One JSON value holds a whole service. Addresses are object keys, ports are Go structs without tags (`Protocol`,
+//! `Port`). Frontends are kept for display only; backends are what other clusters merge.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{
+    address,
+    context::PeerContext,
+    go_json::{self, Entries, Text, go_record},
+    rejection::{Excerpt, Rejection},
+};
+use crate::{
+    id::ClusterName,
+    observed::{L4Addr, Ports, Protocol, ServiceName, ServiceRow},
+};
+
+/// Most frontends of one service.
+pub const FRONTENDS_MAX: usize = 256;
+/// Most backends of one service and cluster; the size limit of a value allows about as many.
+pub const BACKENDS_MAX: usize = 16_384;
+/// Most ports of one address.
+pub const PORTS_MAX: usize = 256;
+/// Longest port name (a Kubernetes port name has at most 63 characters).
+pub const PORT_NAME_MAX: usize = 63;
+
+go_record! {
+    /// Protocol and port.
+    WirePort {
+        protocol: Text<'de> = "Protocol",
+        port: u16 = "Port",
+    }
+}
+
+type WireAddresses<'de, const MAX: usize> = Entries<'de, Entries<'de, WirePort<'de>, PORTS_MAX>, MAX>;
+
+go_record! {
+    /// The fields of a service that we read.
+    WireService {
+        cluster: Text<'de> = "cluster",
+        namespace: Text<'de> = "namespace",
+        name: Text<'de> = "name",
+        frontends: WireAddresses<'de, FRONTENDS_MAX> = "frontends",
+        backends: WireAddresses<'de, BACKENDS_MAX> = "backends",
+        include_external: bool = "includeExternal",
+        shared: bool = "shared",
+        cluster_id: u32 = "clusterID",
+    }
+}
+
+/// Reads and checks a service record. `None` when it is not shared: that takes it back.
+///
+/// # Errors
+/// The first check it fails. One bad backend refuses the whole record.
+pub(super) fn accept(ctx: &PeerContext, name: &ServiceName, value: &[u8]) -> Result<Option<ServiceRow>, Rejection> {
+    let wire: WireService<'_> = go_json::read(value)?;
+    ctx.check_cluster(&wire.cluster)?;
+    for (field, key, value) in [("namespace", &*name.namespace, &wire.namespace), ("name", &*name.name, &wire.name)] {
+        if **value != *key {
+            return Err(Rejection::KeyMismatch { field, key: Excerpt::new(key), value: Excerpt::new(value) });
+        }
+    }
+    ctx.check_cluster_id(wire.cluster_id)?;
+    if !wire.shared {
+        return Ok(None);
+    }
+    let mut frontends = BTreeMap::new();
+    for (address, ports) in wire.frontends.bounded("frontends")? {
+        // Frontends lie in service ranges that no accept list names, and nothing is sent to them.
+        let ip = address::parse_address("frontends", address)?;
+        address::check_address("frontends", ip)?;
+        frontends.insert(ip, read_ports(ports)?);
+    }
+    let mut backends = BTreeMap::new();
+    for (address, ports) in wire.backends.bounded("backends")? {
+        let ip = address::parse_address("backends", address)?;
+        ctx.check_endpoint("backends", IpNet::from(ip))?;
+        backends.insert(ip, read_ports(ports)?);
+    }
+    Ok(Some(ServiceRow { cluster_id: ctx.id, frontends, backends, include_external: wire.include_external }))
+}
+
+fn read_ports(found: &Entries<'_, WirePort<'_>, PORTS_MAX>) -> Result<Ports, Rejection> {
+    let mut ports = Ports::new();
+    for (name, wire) in found.bounded("ports")? {
+        if name.len() > PORT_NAME_MAX || name.chars().any(char::is_control) {
+            let expected = "at most 63 characters, none of them a control character";
+            return Err(Rejection::BadField { field: "port name", found: Excerpt::new(name), expected });
+        }
+        let protocol = match &*wire.protocol {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            "SCTP" => Protocol::Sctp,
+            "ANY" => Protocol::Any,
+            "NONE" | "" => Protocol::None,
+            other => {
+                let expected = "TCP, UDP, SCTP, ANY or NONE";
+                return Err(Rejection::BadField { field: "Protocol", found: Excerpt::new(other), expected });
+            }
+        };
+        ports.insert((&**name).into(), L4Addr { protocol, port: wire.port });
+    }
+    Ok(ports)
+}
+
+/// What a service record says beyond its row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceExtras {
+    /// Hostname of each backend that has one.
+    pub hostnames: BTreeMap<IpAddr, String>,
+    /// Zone of each backend that has one, and the zones it is meant for.
+    pub zones: BTreeMap<IpAddr, BackendZone>,
+    /// Labels of the service.
+    pub labels: BTreeMap<String, String>,
+    /// Its selector.
+    pub selector: BTreeMap<String, String>,
+}
+
+/// Where a backend is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct BackendZone {
+    /// Its zone.
+    pub zone: String,
+    /// Zones that should prefer it.
+    #[serde(rename = "forZones")]
+    pub for_zones: Vec<ForZone>,
+}
+
+/// One entry of [`BackendZone::for_zones`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ForZone {
+    /// Name of the zone.
+    pub name: String,
+}
+
+#[derive(Serialize)]
+struct OutPort {
+    #[serde(rename = "Protocol")]
+    protocol: &'static str,
+    #[serde(rename = "Port")]
+    port: u16,
+}
+
+type OutAddresses<'a> = BTreeMap<String, BTreeMap<&'a str, OutPort>>;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutService<'a> {
+    cluster: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    frontends: OutAddresses<'a>,
+    backends: OutAddresses<'a>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hostnames: BTreeMap<String, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    zones: BTreeMap<String, &'a BackendZone>,
+    labels: &'a BTreeMap<String, String>,
+    selector: &'a BTreeMap<String, String>,
+    include_external: bool,
+    shared: bool,
+    #[serde(rename = "clusterID")]
+    cluster_id: u16,
+}
+
+/// Writes a service record that is shared.
+#[must_use]
+pub fn encode(cluster: &ClusterName, name: &ServiceName, row: &ServiceRow, extras: &ServiceExtras) -> Vec<u8> {
+    go_json::write(&OutService {
+        cluster: cluster.as_str(),
+        namespace: &name.namespace,
+        name: &name.name,
+        frontends: out_addresses(&row.frontends),
+        backends: out_addresses(&row.backends),
+        // Go sorts object keys as text, not as addresses.
+        hostnames: extras.hostnames.iter().map(|(ip, name)| (ip.to_string(), &**name)).collect(),
+        zones: extras.zones.iter().map(|(ip, zone)| (ip.to_string(), zone)).collect(),
+        labels: &extras.labels,
+        selector: &extras.selector,
+        include_external: row.include_external,
+        shared: true,
+        cluster_id: row.cluster_id.get(),
+    })
+}
+
+fn out_addresses(addresses: &BTreeMap<IpAddr, Ports>) -> OutAddresses<'_> {
+    let port = |l4: &L4Addr| OutPort { protocol: protocol_text(l4.protocol), port: l4.port };
+    addresses
+        .iter()
+        .map(|(ip, ports)| (ip.to_string(), ports.iter().map(|(name, l4)| (&**name, port(l4))).collect()))
+        .collect()
+}
+
+fn protocol_text(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+        Protocol::Any => "ANY",
+        Protocol::None => "NONE",
+    }
+}
+
+#[cfg(test)]
+mod tests;
