@@ -1,6 +1,6 @@
 //! meshd joins clusters into one natively routed network.
 
 pub mod api;
-pub mod kernel;
 pub mod cli;
 pub mod config;
+pub mod kernel;

@@ -10,13 +10,19 @@
 mod cert;
 mod certificate;
 mod check;
+mod client;
 mod completions;
 mod config_reference;
+mod drain;
 mod failure;
+mod get;
 mod man;
 mod options;
 mod output;
+mod plan;
+mod rows;
 mod run;
+mod status;
 mod version;
 
 use std::process::ExitCode;
@@ -38,6 +44,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::Run),
+    Status(status::Status),
+    Get(get::Get),
+    Peers(get::Peers),
+    Plan(plan::Plan),
+    Drain(drain::Drain),
     Check(check::Check),
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -65,6 +76,11 @@ pub fn main(daemon: Daemon) -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Run(verb) => verb.run(daemon),
+        Verb::Status(verb) => verb.run(),
+        Verb::Get(verb) => verb.run(),
+        Verb::Peers(verb) => verb.run(),
+        Verb::Plan(verb) => verb.run(),
+        Verb::Drain(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Cert(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(),

@@ -1,6 +1,7 @@
 //! Flags several verbs share.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -81,4 +82,17 @@ pub(super) struct OutputOptions {
     /// Output format
     #[arg(long, short, value_enum, default_value = "table")]
     pub(super) output: Format,
+}
+
+/// Reads `30s`, `500ms`, `2m`, `1h` or plain seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let count: u64 = digits.parse().map_err(|_| format!("{text:?} is not a duration such as 30s or 2m"))?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(count)),
+        "" | "s" => Ok(Duration::from_secs(count)),
+        "m" => Ok(Duration::from_secs(count.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(count.saturating_mul(3600))),
+        unit => Err(format!("unknown unit {unit:?}, use ms, s, m or h")),
+    }
 }

@@ -61,13 +61,14 @@ fn to_yaml(value: serde_json::Value) -> Yaml {
 }
 
 /// Rows under a heading, columns aligned.
-pub(super) fn columns<const N: usize>(heading: [&str; N], rows: Vec<[String; N]>) -> String {
+pub(super) fn columns(heading: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(heading);
+    table.set_header(heading.iter().copied());
     for row in rows {
         // An empty cell would make the columns hard to read by eye and by awk.
-        table.add_row(row.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+        let filled = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell };
+        table.add_row(row.into_iter().map(filled));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
@@ -86,8 +87,8 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_never_empty() {
-        let printed =
-            columns(["PREFIX", "VIA"], vec![["10.1.0.0/24".into(), String::new()], ["::/0".into(), "fe80::1".into()]]);
+        let rows = vec![vec!["10.1.0.0/24".to_owned(), String::new()], vec!["::/0".to_owned(), "fe80::1".to_owned()]];
+        let printed = columns(&["PREFIX", "VIA"], rows);
         assert_eq!(printed, "PREFIX        VIA\n10.1.0.0/24   -\n::/0          fe80::1\n");
     }
 

@@ -1,0 +1,205 @@
+//! The rows of every table as columns; the wide form has more of them.
+
+use std::fmt::Display;
+
+use jiff::Timestamp;
+
+use super::failure::Failure;
+use super::output;
+use crate::api::view::{
+    EndpointView, IdentityView, NextHopView, NodeView, PeerView, PrefixView, RejectedView, RouteView, ServiceView,
+};
+
+/// A heading and rows of as many cells.
+pub(super) struct Rows {
+    heading: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Rows {
+    pub(super) fn print(self) -> Result<(), Failure> {
+        output::text(&self.into_text())
+    }
+
+    pub(super) fn into_text(self) -> String {
+        output::columns(&self.heading, self.rows)
+    }
+
+    /// Builds the table; the cells after the `short` first ones are for the wide form.
+    fn build<T>(
+        views: &[T],
+        wide: bool,
+        short: usize,
+        heading: &[&'static str],
+        cells: impl Fn(&T) -> Vec<String>,
+    ) -> Self {
+        let keep = if wide { heading.len() } else { short };
+        let row = |view| {
+            let mut row = cells(view);
+            row.truncate(keep);
+            row
+        };
+        Self { heading: heading[..keep].to_vec(), rows: views.iter().map(row).collect() }
+    }
+}
+
+pub(super) fn nodes(views: &[NodeView], wide: bool) -> Rows {
+    Rows::build(views, wide, 5, &["CLUSTER", "NODE", "ADDRESSES", "POD CIDRS", "STATE", "ADDRESS TYPES"], |view| {
+        vec![
+            view.cluster.clone(),
+            view.name.clone(),
+            joined(view.addresses.iter().map(|address| address.address)),
+            joined(&view.pod_cidrs),
+            if view.local { "local".to_owned() } else { stale(view.stale_since) },
+            joined(view.addresses.iter().map(|address| format!("{}={}", address.kind, address.address))),
+        ]
+    })
+}
+
+pub(super) fn prefixes(views: &[PrefixView], wide: bool) -> Rows {
+    Rows::build(views, wide, 4, &["PREFIX", "CLUSTER", "NODE", "STATE"], |view| {
+        vec![view.prefix.to_string(), view.cluster.clone(), view.node.clone(), stale(view.stale_since)]
+    })
+}
+
+pub(super) fn routes(views: &[RouteView], wide: bool) -> Rows {
+    Rows::build(views, wide, 6, &["PREFIX", "VIA", "MODE", "CLUSTER", "NODE", "STATUS", "MTU", "ERROR"], |view| {
+        vec![
+            view.prefix.to_string(),
+            joined(view.next_hops.iter().map(next_hop)),
+            view.mode.to_string(),
+            view.cluster.clone(),
+            view.node.clone(),
+            view.status.to_string(),
+            optional(view.mtu),
+            optional(view.error.as_ref()),
+        ]
+    })
+}
+
+pub(super) fn services(views: &[ServiceView], wide: bool) -> Rows {
+    let heading = ["NAMESPACE", "NAME", "TYPE", "FRONTEND", "AFFINITY", "BACKENDS", "BACKEND LIST"];
+    Rows::build(views, wide, 6, &heading, |view| {
+        let backend = |backend: &crate::api::view::BackendView| {
+            let preferred = if backend.preferred { " preferred" } else { "" };
+            format!("{}:{} ({} {}{preferred})", backend.address, backend.port, backend.cluster, backend.state)
+        };
+        vec![
+            view.namespace.clone(),
+            view.name.clone(),
+            view.kind.clone(),
+            optional(view.frontend.as_ref()),
+            view.affinity.clone(),
+            view.backends.len().to_string(),
+            joined(view.backends.iter().map(backend)),
+        ]
+    })
+}
+
+pub(super) fn identities(views: &[IdentityView], wide: bool) -> Rows {
+    Rows::build(views, wide, 3, &["ID", "CLUSTER", "LABELS", "STATE"], |view| {
+        vec![
+            view.id.map_or_else(|| "pending".to_owned(), |id| id.to_string()),
+            view.cluster.clone(),
+            joined(view.labels.iter().map(|(key, value)| format!("{key}={value}"))),
+            stale(view.stale_since),
+        ]
+    })
+}
+
+pub(super) fn endpoints(views: &[EndpointView], wide: bool) -> Rows {
+    let heading = ["ADDRESS", "CLUSTER", "IDENTITY", "WORKLOAD", "NODE ADDRESS", "STATE"];
+    Rows::build(views, wide, 5, &heading, |view| {
+        let workload = match (&view.namespace, &view.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            (None, Some(name)) => name.clone(),
+            (_, None) => String::new(),
+        };
+        // A single address is printed without its length.
+        let address = if view.address.prefix_len() == view.address.max_prefix_len() {
+            view.address.addr().to_string()
+        } else {
+            view.address.to_string()
+        };
+        vec![
+            address,
+            view.cluster.clone(),
+            optional(view.identity),
+            workload,
+            optional(view.node_address),
+            stale(view.stale_since),
+        ]
+    })
+}
+
+pub(super) fn peers(views: &[PeerView], wide: bool) -> Rows {
+    let heading = [
+        "CLUSTER",
+        "ID",
+        "STATE",
+        "NODES",
+        "ENDPOINTS",
+        "IDENTITIES",
+        "SERVICES",
+        "PROBLEM",
+        "RECONNECTIONS",
+        "LAST FAILURE",
+        "ADDRESS",
+        "STORE",
+        "SOURCE",
+    ];
+    Rows::build(views, wide, 8, &heading, |view| {
+        vec![
+            view.cluster.clone(),
+            optional(view.id),
+            peer_state(view).to_owned(),
+            view.nodes.to_string(),
+            view.endpoints.to_string(),
+            view.identities.to_string(),
+            view.services.to_string(),
+            optional(view.problem.as_ref()),
+            view.reconnections.to_string(),
+            optional(view.last_failure),
+            optional(view.address.as_ref()),
+            optional(view.store_id.as_ref()),
+            optional(view.source.as_ref()),
+        ]
+    })
+}
+
+pub(super) fn rejected(views: &[RejectedView], wide: bool) -> Rows {
+    Rows::build(views, wide, 4, &["CLUSTER", "KIND", "KEY", "REASON", "SINCE"], |view| {
+        vec![view.cluster.clone(), view.kind.clone(), view.key.clone(), view.reason.clone(), view.since.to_string()]
+    })
+}
+
+/// One word for the state of a peer.
+pub(super) fn peer_state(view: &PeerView) -> &'static str {
+    match (view.connected, view.ready, view.stale_since) {
+        (true, true, _) => "ready",
+        (true, false, _) => "connected",
+        (false, _, Some(_)) => "stale",
+        (false, _, None) => "not connected",
+    }
+}
+
+fn next_hop(hop: &NextHopView) -> String {
+    match (hop.via, &hop.dev) {
+        (Some(via), Some(dev)) => format!("{via} dev {dev}"),
+        (Some(via), None) => via.to_string(),
+        (None, Some(dev)) => format!("dev {dev}"),
+        (None, None) => String::new(),
+    }
+}
+
+fn stale(since: Option<Timestamp>) -> String {
+    since.map_or_else(|| "live".to_owned(), |since| format!("stale since {since:.0}"))
+}
+
+fn optional(value: Option<impl Display>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+fn joined(items: impl IntoIterator<Item = impl Display>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
