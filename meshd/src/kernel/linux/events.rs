@@ -1,0 +1,339 @@
+//! The thread that listens: what happens to our routes and nexthop objects, in the kernel's order.
+//!
+//! Subscribe, dump, follow. The event socket is subscribed before the first dump and only carries what concerns us
+//! (`filter`), dumps use a socket of their own. A new dump is made
+//!
+//! - when the event socket overflowed (`ENOBUFS`), as it does during a bulk write of our own: the thread then waits until
+//!   the writer is idle, throws the rest away and dumps once, which costs less than a million single notifications;
+//! - a moment after a link changed or an address vanished, because the kernel removes IPv4 routes over them silently, and
+//!   after somebody else deleted a nexthop object, which takes its IPv4 routes with it silently;
+//! - when somebody asks, and every few minutes anyway (I6).
+//!
+//! Notifications that arrive while a dump is read are told after it. They may repeat what the dump said already; every
+//! change states a whole row, so that does no harm.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use meshd_core::{
+    id::Metric,
+    plan::{ActualChange, ActualKey},
+};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Shared, decode, encode,
+    filter::Filter,
+    socket::{Frame, RECEIVE_LEN, RouteSocket, answer, attributes, frames, u32_at, u32_value},
+    wire::*,
+};
+use crate::kernel::{EVENT_BATCH_LEN, KernelError};
+
+/// A full dump at least this often, for whatever no notification told.
+pub const DUMP_PERIOD: Duration = Duration::from_secs(300);
+/// Receive buffer of the event socket; a notification takes about 1 KiB of kernel memory.
+pub const EVENT_BUFFER: usize = 16 * 1024 * 1024;
+/// How long changes of links and addresses are collected before the dump they call for.
+const LINK_DEBOUNCE: Duration = Duration::from_millis(10);
+/// After a dump that took `t`, the next one waits at least `t` times this: dumps never take more than a part of the time.
+const DUMP_REST: u32 = 4;
+/// How long an overflow waits for the writer to become idle.
+const CALM_MAX: Duration = Duration::from_secs(5);
+/// How often the writer is looked at meanwhile.
+const CALM_STEP: Duration = Duration::from_millis(2);
+/// Dumps that the kernel says were overtaken by changes are repeated this often before one is taken as it is.
+const INTERRUPTED_MAX: u32 = 5;
+/// Pause after a dump failed.
+const RETRY: Duration = Duration::from_millis(500);
+/// A dump that sends nothing for this long has failed.
+const DUMP_TIMEOUT_S: i64 = 10;
+
+/// Why a dump did not come to its end.
+#[derive(Debug)]
+enum Broken {
+    /// Nobody listens any more.
+    Closed,
+    /// The table changed under the dump.
+    Interrupted,
+    /// The kernel refused or the socket failed.
+    Failed(Errno),
+}
+
+/// What may take routes away when it changes: flags, MTU, master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LinkState(u32, u32, u32);
+
+/// Owner of the event socket.
+pub(super) struct Events {
+    socket: RouteSocket,
+    writer_port: u32,
+    out: mpsc::Sender<Vec<ActualChange>>,
+    batch: Vec<ActualChange>,
+    buffer: Vec<u8>,
+    seq: u32,
+    links: BTreeMap<u32, LinkState>,
+    /// When to dump next.
+    dump_at: Instant,
+    last_dump: (Instant, Duration),
+}
+
+impl Events {
+    /// Opens and subscribes in the calling thread's namespace.
+    pub(super) fn open(
+        metric: Metric,
+        writer_port: u32,
+        receive_buffer: usize,
+        out: mpsc::Sender<Vec<ActualChange>>,
+    ) -> Result<Self, KernelError> {
+        let groups = [
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_NEXTHOP,
+            RTNLGRP_LINK,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV6_IFADDR,
+        ];
+        let socket = RouteSocket::open_for_events(&groups, &Filter::own(metric), receive_buffer)?;
+        let now = Instant::now();
+        Ok(Self {
+            socket,
+            writer_port,
+            out,
+            batch: Vec::new(),
+            buffer: vec![0; RECEIVE_LEN],
+            seq: 0,
+            links: BTreeMap::new(),
+            dump_at: now,
+            last_dump: (now, Duration::ZERO),
+        })
+    }
+
+    /// Works until the handle or the receiver is dropped.
+    pub(super) fn run(mut self, shared: &Shared) {
+        while !shared.stopped() && !self.out.is_closed() {
+            if Instant::now() >= self.dump_at {
+                match self.dump_until_clean(shared) {
+                    Ok(()) => {}
+                    Err(Broken::Closed) => return,
+                    Err(Broken::Interrupted) => self.dump_at = Instant::now() + RETRY,
+                    Err(Broken::Failed(errno)) => {
+                        tracing::warn!(%errno, "dump of our routes failed, trying again");
+                        self.dump_at = Instant::now() + RETRY;
+                    }
+                }
+                continue;
+            }
+            if let Err(errno) = self.wait(shared) {
+                tracing::error!(%errno, "waiting for kernel events failed");
+                thread::sleep(RETRY);
+            }
+            if shared.take_dump_request() {
+                self.dump_soon(Duration::ZERO);
+            }
+            match self.follow() {
+                Ok(()) => {}
+                Err(Broken::Closed) => return,
+                Err(Broken::Interrupted | Broken::Failed(_)) => self.recover(shared),
+            }
+        }
+    }
+
+    /// Sleeps until there is an event, a request or a dump to make.
+    fn wait(&self, shared: &Shared) -> Result<(), Errno> {
+        let timeout = self.dump_at.saturating_duration_since(Instant::now());
+        // Rounded up: a wait that is too short would spin.
+        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let mut fds =
+            [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN), PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if fds[1].any().unwrap_or(false) {
+            shared.wake.read()?;
+        }
+        Ok(())
+    }
+
+    /// Reads what has arrived.
+    fn follow(&mut self) -> Result<(), Broken> {
+        loop {
+            let length = match self.socket.try_receive(&mut self.buffer) {
+                Ok(length) => length,
+                Err(Errno::EAGAIN) => return self.emit(),
+                Err(errno) => return Err(Broken::Failed(errno)),
+            };
+            let buffer = std::mem::take(&mut self.buffer);
+            for frame in frames(&buffer[..length]) {
+                self.take(&frame);
+            }
+            self.buffer = buffer;
+            if self.batch.len() >= EVENT_BATCH_LEN {
+                self.emit()?;
+            }
+        }
+    }
+
+    fn take(&mut self, frame: &Frame<'_>) {
+        match frame.kind {
+            RTM_NEWLINK | RTM_DELLINK => self.take_link(frame),
+            RTM_DELADDR => self.dump_soon(LINK_DEBOUNCE),
+            _ => {
+                let Some(change) = decode::change(frame) else { return };
+                let deleted = matches!(change, ActualChange::Nexthop(_, None));
+                if deleted && frame.port != self.writer_port {
+                    self.dump_soon(LINK_DEBOUNCE);
+                }
+                self.batch.push(change);
+            }
+        }
+    }
+
+    /// A link that was not known yet has lost nothing of ours.
+    fn take_link(&mut self, frame: &Frame<'_>) {
+        let Some(header) = frame.payload.first_chunk::<16>() else { return };
+        let index = u32_at(header, 4);
+        if frame.kind == RTM_DELLINK {
+            self.links.remove(&index);
+            self.dump_soon(LINK_DEBOUNCE);
+            return;
+        }
+        let mut state = LinkState(u32_at(header, 8), 0, 0);
+        for (kind, value) in attributes(&frame.payload[16..]) {
+            match kind {
+                IFLA_MTU => state.1 = u32_value(value).unwrap_or_default(),
+                IFLA_MASTER => state.2 = u32_value(value).unwrap_or_default(),
+                _ => {}
+            }
+        }
+        let is_new = u32_at(header, 12) == u32::MAX;
+        if self.links.insert(index, state).map_or(!is_new, |before| before != state) {
+            self.dump_soon(LINK_DEBOUNCE);
+        }
+    }
+
+    /// Moves the next dump forward, as far as the rest after the last one allows.
+    fn dump_soon(&mut self, delay: Duration) {
+        let (ended, took) = self.last_dump;
+        let at = (Instant::now() + delay).max(ended + took * DUMP_REST);
+        self.dump_at = self.dump_at.min(at);
+    }
+
+    /// After an overflow: waits for calm, forgets what is queued (the dump tells it) and dumps.
+    fn recover(&mut self, shared: &Shared) {
+        tracing::debug!("kernel events overflowed, dumping again");
+        self.batch.clear();
+        let deadline = Instant::now() + CALM_MAX;
+        while shared.is_writing() && Instant::now() < deadline && !shared.stopped() {
+            thread::sleep(CALM_STEP);
+        }
+        loop {
+            match self.socket.try_receive(&mut self.buffer) {
+                // Queued link events are read for their state; a dump follows in any case.
+                Ok(_) | Err(Errno::ENOBUFS | Errno::EMSGSIZE) => {}
+                Err(_) => break,
+            }
+        }
+        self.links.clear();
+        self.dump_at = Instant::now();
+    }
+
+    fn dump_until_clean(&mut self, shared: &Shared) -> Result<(), Broken> {
+        let started = Instant::now();
+        self.emit()?;
+        for attempt in 1.. {
+            self.batch.push(ActualChange::DumpBegin);
+            match self.dump(attempt < INTERRUPTED_MAX && !shared.stopped()) {
+                Ok(()) => break,
+                Err(broken) => {
+                    // What was read of it is void.
+                    self.batch.clear();
+                    self.batch.push(ActualChange::DumpAbort);
+                    self.emit()?;
+                    if !matches!(broken, Broken::Interrupted) {
+                        return Err(broken);
+                    }
+                }
+            }
+        }
+        self.batch.push(ActualChange::DumpEnd);
+        self.emit()?;
+        let now = Instant::now();
+        self.last_dump = (now, now - started);
+        self.dump_at = now + DUMP_PERIOD;
+        Ok(())
+    }
+
+    /// One dump: nexthop objects first, because routes refer to them.
+    fn dump(&mut self, strict: bool) -> Result<(), Broken> {
+        let failed = |error: KernelError| {
+            tracing::warn!(%error, "no socket for a dump");
+            Broken::Failed(Errno::EIO)
+        };
+        // A fresh socket each time: after a broken dump the old one would answer EBUSY.
+        let socket = RouteSocket::open_for_dumps().map_err(failed)?;
+        socket.set_receive_timeout(DUMP_TIMEOUT_S).map_err(failed)?;
+        for part in 0..3 {
+            self.seq = self.seq.wrapping_add(1);
+            let request = match part {
+                0 => encode::dump_nexthops(self.seq),
+                1 => encode::dump_routes(self.seq, AF_INET),
+                _ => encode::dump_routes(self.seq, AF_INET6),
+            };
+            socket.send(&request).map_err(Broken::Failed)?;
+            while !self.read_dump(&socket, strict)? {}
+        }
+        Ok(())
+    }
+
+    /// Reads one datagram of a dump; true when it was the last.
+    fn read_dump(&mut self, socket: &RouteSocket, strict: bool) -> Result<bool, Broken> {
+        let length = socket.receive(&mut self.buffer).map_err(Broken::Failed)?;
+        for frame in frames(&self.buffer[..length]).filter(|frame| frame.seq == self.seq) {
+            if strict && frame.flags & NLM_F_DUMP_INTR != 0 {
+                return Err(Broken::Interrupted);
+            }
+            match frame.kind {
+                NLMSG_DONE | NLMSG_ERROR => {
+                    // The end of a dump carries an error number too.
+                    return match answer(&frame) {
+                        (None, _) => Ok(true),
+                        (Some(errno), _) => Err(Broken::Failed(errno)),
+                    };
+                }
+                _ => self.batch.extend(decode::change(&frame).filter(exists)),
+            }
+        }
+        if self.batch.len() >= EVENT_BATCH_LEN {
+            self.emit()?;
+        }
+        Ok(false)
+    }
+
+    /// Hands the batch on and waits for room.
+    fn emit(&mut self) -> Result<(), Broken> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::replace(&mut self.batch, Vec::new());
+        self.out.blocking_send(batch).map_err(|_| Broken::Closed)
+    }
+}
+
+/// In a dump, an object with a foreign protocol is not news about ours.
+fn exists(change: &ActualChange) -> bool {
+    match change {
+        ActualChange::Nexthop(_, content) => content.is_some(),
+        ActualChange::Route(_, content) => content.is_some(),
+        ActualChange::DumpBegin | ActualChange::DumpAbort | ActualChange::DumpEnd => true,
+    }
+}

@@ -1,0 +1,67 @@
+//! Numbers of the routing netlink protocol (`linux/netlink.h`, `linux/rtnetlink.h`, `linux/nexthop.h`).
+
+pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
+
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_ACK: u16 = 0x4;
+/// A dump whose table changed while it was read.
+pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const NLM_F_REPLACE: u16 = 0x100;
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+
+pub(crate) const RTM_NEWLINK: u16 = 16;
+pub(crate) const RTM_DELLINK: u16 = 17;
+pub(crate) const RTM_DELADDR: u16 = 21;
+pub(crate) const RTM_NEWROUTE: u16 = 24;
+pub(crate) const RTM_DELROUTE: u16 = 25;
+pub(crate) const RTM_GETROUTE: u16 = 26;
+pub(crate) const RTM_NEWNEXTHOP: u16 = 104;
+pub(crate) const RTM_DELNEXTHOP: u16 = 105;
+pub(crate) const RTM_GETNEXTHOP: u16 = 106;
+
+pub(crate) const RTNLGRP_LINK: u32 = 1;
+pub(crate) const RTNLGRP_IPV4_IFADDR: u32 = 5;
+pub(crate) const RTNLGRP_IPV4_ROUTE: u32 = 7;
+pub(crate) const RTNLGRP_IPV6_IFADDR: u32 = 9;
+pub(crate) const RTNLGRP_IPV6_ROUTE: u32 = 11;
+pub(crate) const RTNLGRP_NEXTHOP: u32 = 32;
+
+pub(crate) const AF_UNSPEC: u8 = 0;
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
+
+pub(crate) const RTA_DST: u16 = 1;
+pub(crate) const RTA_OIF: u16 = 4;
+pub(crate) const RTA_GATEWAY: u16 = 5;
+pub(crate) const RTA_PRIORITY: u16 = 6;
+pub(crate) const RTA_PREFSRC: u16 = 7;
+pub(crate) const RTA_METRICS: u16 = 8;
+pub(crate) const RTA_MULTIPATH: u16 = 9;
+pub(crate) const RTA_FLOW: u16 = 11;
+pub(crate) const RTA_TABLE: u16 = 15;
+pub(crate) const RTA_VIA: u16 = 18;
+pub(crate) const RTA_NEWDST: u16 = 19;
+pub(crate) const RTA_ENCAP_TYPE: u16 = 21;
+pub(crate) const RTA_NH_ID: u16 = 30;
+
+pub(crate) const NHA_ID: u16 = 1;
+pub(crate) const NHA_GROUP: u16 = 2;
+pub(crate) const NHA_BLACKHOLE: u16 = 4;
+pub(crate) const NHA_OIF: u16 = 5;
+pub(crate) const NHA_GATEWAY: u16 = 6;
+pub(crate) const NHA_ENCAP_TYPE: u16 = 7;
+pub(crate) const NHA_FDB: u16 = 11;
+
+pub(crate) const RTN_UNSPEC: u8 = 0;
+pub(crate) const RTN_UNICAST: u8 = 1;
+pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
+/// In a deletion: any scope.
+pub(crate) const RT_SCOPE_NOWHERE: u8 = 255;
+/// The gateway is taken as on-link whatever the addresses say.
+pub(crate) const RTNH_F_ONLINK: u8 = 4;
+
+pub(crate) const IFLA_MTU: u16 = 4;
+pub(crate) const IFLA_MASTER: u16 = 10;
