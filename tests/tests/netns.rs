@@ -4,4 +4,5 @@
 
 mod netns {
     mod ebpf;
+    mod routes;
 }

@@ -20,10 +20,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use meshd_core::{
-    id::Metric,
-    plan::{ActualChange, ActualKey},
-};
+use meshd_core::{id::Metric, plan::ActualChange};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -324,7 +321,7 @@ impl Events {
         if self.batch.is_empty() {
             return Ok(());
         }
-        let batch = std::mem::replace(&mut self.batch, Vec::new());
+        let batch = std::mem::take(&mut self.batch);
         self.out.blocking_send(batch).map_err(|_| Broken::Closed)
     }
 }

@@ -24,6 +24,7 @@ const LD_W_IND: u16 = 0x40;
 const LD_IMM: u16 = 0x00;
 const LDX_IMM: u16 = 0x01;
 const TAX: u16 = 0x07;
+const AND: u16 = 0x54;
 const JEQ: u16 = 0x15;
 const JSET: u16 = 0x45;
 const RET: u16 = 0x06;
@@ -37,17 +38,10 @@ const PASS: u32 = u32::MAX;
 // Offsets into a message; 16 bytes are the netlink header.
 const NLMSG_TYPE: u32 = 4;
 const NLMSG_FLAGS: u32 = 6;
-const RTM_TABLE: u32 = 16 + 4;
 const RTM_PROTOCOL: u32 = 16 + 5;
-const RTM_TYPE: u32 = 16 + 7;
 const RTM_ATTRIBUTES: u32 = 16 + 12;
 const NH_PROTOCOL: u32 = 16 + 2;
 const NH_ATTRIBUTES: u32 = 16 + 8;
-
-const RTN_UNICAST: u32 = 1;
-const RTN_BROADCAST: u32 = 3;
-const RTN_MULTICAST: u32 = 5;
-const RT_TABLE_LOCAL: u32 = 255;
 
 /// A classic BPF program.
 #[derive(Debug, Clone)]
@@ -97,30 +91,6 @@ impl Filter {
         asm.finish()
     }
 
-    /// What the source of foreign kernel rows needs: everything except routes with our protocol, the local table, and
-    /// broadcast, anycast and multicast routes.
-    pub(crate) fn foreign() -> Self {
-        let mut asm = Assembler::default();
-        asm.step(LD_H_ABS, NLMSG_TYPE);
-        asm.jump(JEQ, half(RTM_NEWROUTE), "route", "");
-        asm.jump(JEQ, half(RTM_DELROUTE), "route", "pass");
-        asm.label("route");
-        asm.step(LD_B_ABS, RTM_PROTOCOL);
-        asm.jump(JEQ, ROUTE_PROTOCOL.into(), "drop", "");
-        asm.step(LD_B_ABS, RTM_TABLE);
-        asm.jump(JEQ, RT_TABLE_LOCAL, "drop", "");
-        asm.step(LD_B_ABS, RTM_TYPE);
-        asm.jump(JEQ, RTN_UNICAST, "pass", "");
-        asm.jump(JGE, RTN_MULTICAST + 1, "pass", "");
-        asm.jump(JGE, RTN_BROADCAST, "drop", "pass");
-        asm.finish()
-    }
-
-    /// Lets nothing through.
-    pub(crate) fn closed() -> Self {
-        Self(vec![libc::sock_filter { code: RET, jt: 0, jf: 0, k: 0 }])
-    }
-
     /// Puts the program on a socket, in place of an earlier one.
     pub(crate) fn attach(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
         let mut code = self.0.clone();
@@ -142,9 +112,6 @@ impl Filter {
         Errno::result(result).map(|_| ()).map_err(KernelError::errno("attach a socket filter"))
     }
 }
-
-const AND: u16 = 0x54;
-const JGE: u16 = 0x35;
 
 /// Turns labels into jump distances.
 #[derive(Debug, Default)]
@@ -231,7 +198,7 @@ mod tests {
     #[test]
     fn the_kernel_accepts_the_programs() {
         let socket = crate::kernel::linux::socket::RouteSocket::open().unwrap();
-        for filter in [Filter::own(Metric(77)), Filter::foreign(), Filter::closed()] {
+        for filter in [Filter::own(Metric(77))] {
             filter.attach(std::os::fd::AsFd::as_fd(&socket)).unwrap();
         }
     }

@@ -11,7 +11,6 @@ pub(crate) mod encode;
 mod events;
 pub(crate) mod filter;
 pub(crate) mod socket;
-#[expect(missing_docs, reason = "numbers of the kernel's own headers")]
 pub(crate) mod wire;
 mod writer;
 
