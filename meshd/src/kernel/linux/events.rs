@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use meshd_core::{id::Metric, plan::ActualChange};
 use nix::{
     errno::Errno,
