@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict};
 use crate::{
@@ -42,6 +43,8 @@ impl LocalNode {
 }
 
 type NodeKey = (ClusterName, NodeName);
+/// An address and why it is not on-link.
+type NotOnLink = (IpAddr, Arc<str>);
 
 /// Keeps desired routes up to date with what is observed.
 #[derive(Debug, Clone)]
@@ -85,14 +88,14 @@ impl RouteDeriver {
         self.owners.is_settled()
     }
 
-    /// Brings `desired` up to date with `observed`, looking only at what was touched.
-    pub fn update(&mut self, observed: &Observed, touched: &Touched, desired: &mut Desired) {
+    /// Brings `desired` up to date with `observed`, looking only at what was touched. `now` dates new conflicts.
+    pub fn update(&mut self, observed: &Observed, touched: &Touched, now: Timestamp, desired: &mut Desired) {
         let mut targets = self.update_kernel(observed, touched);
         let (withdrawn, claims) = self.update_nodes(observed, touched, &mut targets);
         let verdicts = self.owners.update(&withdrawn, claims);
         let prefixes: BTreeSet<IpNet> = verdicts.keys().map(|claim| claim.prefix).collect();
         for (claim, verdict) in verdicts {
-            record_conflict(desired, claim, verdict);
+            record_conflict(desired, claim, verdict, now);
         }
         for prefix in prefixes {
             self.update_route(prefix, desired, &mut targets);
@@ -231,7 +234,7 @@ impl RouteDeriver {
     }
 
     /// On-link addresses of one family with the MTU of their link, and the first one that is not, with the reason.
-    fn hops(&self, row: &NodeRow, ipv4: bool) -> (Vec<(Hop, u32)>, Option<(IpAddr, Arc<str>)>) {
+    fn hops(&self, row: &NodeRow, ipv4: bool) -> (Vec<(Hop, u32)>, Option<NotOnLink>) {
         let (mut found, mut refusal) = (Vec::new(), None);
         for address in row.next_hop_addresses(ipv4) {
             if self.local.addresses.contains(&address) {
@@ -249,12 +252,14 @@ impl RouteDeriver {
     }
 }
 
-fn record_conflict(desired: &mut Desired, claim: Claim, verdict: Verdict) {
+fn record_conflict(desired: &mut Desired, claim: Claim, verdict: Verdict, now: Timestamp) {
     let ipv4 = claim.prefix.addr().is_ipv4();
     let key = (claim.prefix, TargetKey { cluster: claim.cluster, node: claim.node, ipv4 });
     match verdict {
         Verdict::Refused { owned, owner } => {
-            desired.conflicts.upsert(key, Arc::new(Conflict { owned, owner }));
+            let known = desired.conflicts.get(&key).filter(|known| known.owner == owner);
+            let since = known.map_or(now, |known| known.since);
+            desired.conflicts.upsert(key, Arc::new(Conflict { owned, owner, since }));
         }
         Verdict::Granted | Verdict::Withdrawn => {
             desired.conflicts.remove(&key);

@@ -91,6 +91,8 @@ pub struct Conflict {
     pub owned: ipnet::IpNet,
     /// The cluster that owns it.
     pub owner: ClusterName,
+    /// Since when.
+    pub since: jiff::Timestamp,
 }
 
 impl fmt::Display for Conflict {

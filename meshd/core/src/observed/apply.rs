@@ -7,9 +7,11 @@ use jiff::Timestamp;
 
 use super::{
     AddressKey, AddressRow, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow, NeighborKey, NeighborRow,
-    NodeRow, Observed, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
+    NodeAddress, NodeAddressKind, NodeRow, Observed, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey,
+    RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
+    clustermesh::Accept,
     id::{ClusterName, IfIndex, NodeName, NumericIdentity},
     table::{Sweep, Sync, Table, Upsert},
 };
@@ -46,6 +48,8 @@ pub enum ClusterChange {
     Endpoint(IpNet, Option<EndpointRow>),
     /// A shared service.
     Service(ServiceName, Option<Arc<ServiceRow>>),
+    /// What the cluster may claim from now on: rows that were accepted under a wider list are dropped.
+    Accept(Accept),
     /// A refused record by store key, or (`None`) the key is fine or gone now.
     Rejected(Arc<str>, Option<RejectedRow>),
     /// The cluster is no longer configured: forget all of it.
@@ -195,6 +199,10 @@ impl Observed {
                         tables.refuse_for_room(Kind::Services, key, Limits::SERVICES, now);
                     }
                 }
+                ClusterChange::Accept(accept) => {
+                    let gone = tables.narrow(&accept);
+                    touched.extend(gone.into_iter().map(|node| (cluster.clone(), node)));
+                }
                 ClusterChange::Rejected(key, Some(row)) => tables.refuse(key, row),
                 ClusterChange::Rejected(key, None) => {
                     tables.rejected.remove(&key);
@@ -304,6 +312,26 @@ impl ClusterTables {
             }
         }
         Vec::new()
+    }
+
+    /// Removes rows outside `accept`; returns the nodes among them.
+    fn narrow(&mut self, accept: &Accept) -> Vec<NodeName> {
+        let pod = |prefix: &IpNet| accept.pod_cidrs.iter().any(|accepted| accepted.contains(prefix));
+        let node = |prefix: &IpNet| accept.node_cidrs.iter().any(|accepted| accepted.contains(prefix));
+        let node_fits = |row: &NodeRow| {
+            let routed = |address: &&NodeAddress| address.kind != NodeAddressKind::CiliumInternalIP;
+            row.pod_cidrs.iter().all(pod) && row.addresses.iter().filter(routed).all(|a| node(&IpNet::from(a.ip)))
+        };
+        let nodes: Vec<NodeName> =
+            self.nodes.iter().filter(|(_, row)| !node_fits(row)).map(|(name, _)| name.clone()).collect();
+        for name in &nodes {
+            self.nodes.remove(name);
+        }
+        let endpoints = self.endpoints.iter().map(|(prefix, _)| *prefix).filter(|prefix| !pod(prefix) && !node(prefix));
+        for prefix in endpoints.collect::<Vec<_>>() {
+            self.endpoints.remove(&prefix);
+        }
+        nodes
     }
 
     fn refuse(&mut self, key: Arc<str>, row: RejectedRow) {

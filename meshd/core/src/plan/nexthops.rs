@@ -21,7 +21,7 @@ pub(super) enum Slot {
     Group,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct NexthopIds {
     by_target: BTreeMap<TargetKey, BTreeMap<Slot, NexthopId>>,
     owner: BTreeMap<NexthopId, TargetKey>,

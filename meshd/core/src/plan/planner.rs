@@ -48,7 +48,7 @@ struct Failure {
 }
 
 /// Compares desired with actual and says what to do, at most [`PLAN_ACTIONS_MAX`] actions at a time.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RoutePlanner {
     options: PlannerOptions,
     desired: Desired,
@@ -172,6 +172,20 @@ impl RoutePlanner {
             self.plan_deletions(&mut actions);
         }
         (actions, self.next_wakeup())
+    }
+
+    /// Everything [`Self::plan`] would do now, without doing it. Costs a copy of the planner.
+    #[must_use]
+    pub fn preview(&self, now: Timestamp) -> Vec<Action> {
+        let mut copy = self.clone();
+        let mut actions = Vec::new();
+        loop {
+            let (round, _) = copy.plan(now);
+            if round.is_empty() {
+                return actions;
+            }
+            actions.extend(round);
+        }
     }
 
     /// Says that the kernel refused an action.

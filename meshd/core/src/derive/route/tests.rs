@@ -1,5 +1,3 @@
-use jiff::Timestamp;
-
 use super::*;
 use crate::{
     id::{ClusterId, IfIndex, MAIN_TABLE, MaxClusters, Metric, TableId},
@@ -77,7 +75,7 @@ impl World {
 
     fn derive(&mut self) {
         let touched = self.observed.take_touched();
-        self.deriver.update(&self.observed, &touched, &mut self.desired);
+        self.deriver.update(&self.observed, &touched, Timestamp::UNIX_EPOCH, &mut self.desired);
     }
 
     /// Routes as `prefix via hop,hop` or `prefix ! problem`.

@@ -89,3 +89,16 @@ fn refusals_are_bounded_and_counted() {
     apply(&mut observed, vec![ClusterChange::ListBegin(Kind::Nodes)]);
     assert!(observed.clusters[&cluster()].rejected.is_empty(), "a list tells its refusals again");
 }
+
+#[test]
+fn a_narrower_accept_list_drops_what_no_longer_fits() {
+    let mut observed = Observed::default();
+    apply(
+        &mut observed,
+        vec![ClusterChange::Node(node("a"), row("10.1.0.0/24")), ClusterChange::Node(node("b"), row("10.2.0.0/24"))],
+    );
+    let accept = Accept { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], node_cidrs: vec![] };
+    let touched = apply(&mut observed, vec![ClusterChange::Accept(accept)]);
+    assert_eq!(touched.nodes, [(cluster(), node("b"))].into());
+    assert_eq!(observed.clusters[&cluster()].nodes.len(), 1);
+}

@@ -1,0 +1,281 @@
+//! Tables to JSON shapes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ipnet::IpNet;
+use meshd_core::{
+    derive::LocalNode,
+    desired::{Conflict, TargetKey},
+    id::ClusterName,
+    observed::{ClusterTables, Kind, Labels, NodeAddressKind, ServiceRow},
+    plan::Action,
+    table::RowState,
+};
+
+use super::view::{
+    ActionView, BackendState, BackendView, EndpointView, IdentityView, NextHopView, NodeAddressView, NodeView,
+    PeerView, PlanView, PrefixView, RejectedView, RouteMode, RouteView, RowStatus, ServiceView,
+};
+use crate::{pipeline::Snapshot, reconcilers::routes::RouteState};
+
+/// Remote clusters, by name. `sources` says where each is configured.
+#[must_use]
+pub fn peers(snapshot: &Snapshot, local: &LocalNode, sources: &BTreeMap<ClusterName, String>) -> Vec<PeerView> {
+    let known = snapshot.observed.clusters.iter();
+    let mut views: BTreeMap<ClusterName, PeerView> = known
+        .filter(|(name, _)| **name != local.cluster)
+        .map(|(name, tables)| (name.clone(), peer(name, tables, sources.get(name))))
+        .collect();
+    for (name, source) in sources {
+        views.entry(name.clone()).or_insert_with(|| peer(name, &ClusterTables::default(), Some(source)));
+    }
+    views.into_values().collect()
+}
+
+fn peer(name: &ClusterName, tables: &ClusterTables, source: Option<&String>) -> PeerView {
+    let row = tables.peer.as_deref();
+    PeerView {
+        cluster: name.to_string(),
+        id: row.and_then(|row| row.id).map(|id| id.get().into()),
+        connected: row.is_some_and(|row| row.connected),
+        ready: row.is_some_and(meshd_core::observed::PeerRow::is_ready),
+        nodes: tables.count(Kind::Nodes) as u64,
+        endpoints: tables.count(Kind::Endpoints) as u64,
+        identities: tables.count(Kind::Identities) as u64,
+        services: tables.count(Kind::Services) as u64,
+        reconnections: row.map_or(0, |row| row.reconnections),
+        last_failure: row.and_then(|row| row.last_failure.as_ref()).map(|failure| failure.at),
+        problem: row.and_then(|row| row.problem.as_ref()).map(|failure| failure.message.to_string()),
+        stale_since: tables.stale_since,
+        address: row.and_then(|row| row.endpoints.first()).map(ToString::to_string),
+        store_id: row.and_then(|row| row.store_id).map(|id| format!("{id:x}")),
+        source: source.cloned(),
+    }
+}
+
+/// Every node we know, our own included.
+#[must_use]
+pub fn nodes(snapshot: &Snapshot, local: &LocalNode) -> Vec<NodeView> {
+    let own = NodeView {
+        cluster: local.cluster.to_string(),
+        name: local.name.to_string(),
+        addresses: local
+            .addresses
+            .iter()
+            .map(|ip| NodeAddressView { kind: "InternalIP".into(), address: *ip })
+            .collect(),
+        pod_cidrs: local.pod_cidrs.clone(),
+        local: true,
+        stale_since: None,
+    };
+    let mut views = vec![own];
+    for (cluster, tables) in &snapshot.observed.clusters {
+        for (name, row) in tables.nodes.iter() {
+            if *cluster == local.cluster && *name == local.name {
+                continue;
+            }
+            let address =
+                |a: &meshd_core::observed::NodeAddress| NodeAddressView { kind: kind(a.kind).into(), address: a.ip };
+            views.push(NodeView {
+                cluster: cluster.to_string(),
+                name: name.to_string(),
+                addresses: row.addresses.iter().map(address).collect(),
+                pod_cidrs: row.pod_cidrs.to_vec(),
+                local: false,
+                stale_since: tables.stale_since,
+            });
+        }
+    }
+    views.sort_by(|a, b| (&a.cluster, &a.name).cmp(&(&b.cluster, &b.name)));
+    views
+}
+
+fn kind(kind: NodeAddressKind) -> &'static str {
+    match kind {
+        NodeAddressKind::InternalIP => "InternalIP",
+        NodeAddressKind::ExternalIP => "ExternalIP",
+        NodeAddressKind::CiliumInternalIP => "CiliumInternalIP",
+        NodeAddressKind::Other => "Other",
+    }
+}
+
+/// Accepted prefixes of other nodes and of our own.
+#[must_use]
+pub fn prefixes(snapshot: &Snapshot, local: &LocalNode) -> Vec<PrefixView> {
+    let own = local.pod_cidrs.iter().map(|prefix| PrefixView {
+        prefix: *prefix,
+        cluster: local.cluster.to_string(),
+        node: local.name.to_string(),
+        stale_since: None,
+    });
+    let learned = snapshot.desired.routes.iter().map(|(prefix, row)| PrefixView {
+        prefix: *prefix,
+        cluster: row.target.cluster.to_string(),
+        node: row.target.node.to_string(),
+        stale_since: snapshot.observed.clusters.get(&row.target.cluster).and_then(|tables| tables.stale_since),
+    });
+    let mut views: Vec<PrefixView> = own.chain(learned).collect();
+    views.sort_by_key(|view| view.prefix);
+    views
+}
+
+/// Desired routes with their state at the kernel.
+#[must_use]
+pub fn routes(snapshot: &Snapshot, states: &[RouteState]) -> Vec<RouteView> {
+    let state_of: BTreeMap<IpNet, &RowState> = states.iter().map(|state| (state.prefix, &state.state)).collect();
+    let view = |(prefix, row): (&IpNet, &Arc<meshd_core::desired::RouteRow>)| {
+        let target = snapshot.desired.targets.get(&row.target);
+        let (status, error) = match state_of.get(prefix) {
+            Some(RowState::Done) => (RowStatus::Done, None),
+            Some(RowState::Error(message)) => (RowStatus::Error, Some(message.to_string())),
+            Some(RowState::Pending) | None => (RowStatus::Pending, None),
+        };
+        let link = |index| snapshot.observed.links.get(&index).map(|link| link.name.to_string());
+        let hops = target.map_or(&[][..], |target| &target.hops);
+        RouteView {
+            prefix: *prefix,
+            next_hops: hops.iter().map(|hop| NextHopView { via: Some(hop.via), dev: link(hop.dev) }).collect(),
+            mode: RouteMode::Native,
+            mtu: target.map(|target| target.mtu).filter(|mtu| *mtu > 0),
+            cluster: row.target.cluster.to_string(),
+            node: row.target.node.to_string(),
+            status,
+            error,
+        }
+    };
+    snapshot.desired.routes.iter().map(view).collect()
+}
+
+/// Refused records and prefixes another cluster owns.
+#[must_use]
+pub fn rejected(snapshot: &Snapshot) -> Vec<RejectedView> {
+    let mut views = Vec::new();
+    for (cluster, tables) in &snapshot.observed.clusters {
+        for (key, row) in tables.rejected.iter() {
+            views.push(RejectedView {
+                cluster: cluster.to_string(),
+                key: key.to_string(),
+                kind: row.kind.map_or("record", record_kind).to_owned(),
+                reason: row.reason.to_string(),
+                since: row.since,
+            });
+        }
+    }
+    let conflict = |((prefix, target), conflict): (&(IpNet, TargetKey), &Arc<Conflict>)| RejectedView {
+        cluster: target.cluster.to_string(),
+        key: format!("{} {prefix}", target.node),
+        kind: "prefix".to_owned(),
+        reason: conflict.to_string(),
+        since: conflict.since,
+    };
+    views.extend(snapshot.desired.conflicts.iter().map(conflict));
+    views
+}
+
+fn record_kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Nodes => "node",
+        Kind::Identities => "identity",
+        Kind::Endpoints => "ip",
+        Kind::Services => "service",
+    }
+}
+
+/// Identities of every cluster.
+#[must_use]
+pub fn identities(snapshot: &Snapshot) -> Vec<IdentityView> {
+    let mut views = Vec::new();
+    for (cluster, tables) in &snapshot.observed.clusters {
+        views.extend(tables.identities.iter().map(|(id, row)| IdentityView {
+            id: Some(id.0),
+            cluster: cluster.to_string(),
+            labels: labels(&row.labels),
+            stale_since: tables.stale_since,
+        }));
+    }
+    views
+}
+
+fn labels(labels: &Labels) -> BTreeMap<String, String> {
+    let key = |source: &str, key: &str| if source.is_empty() { key.to_owned() } else { format!("{source}:{key}") };
+    labels.iter().map(|(source, name, value)| (key(source, name), value.to_owned())).collect()
+}
+
+/// Endpoints of every cluster.
+#[must_use]
+pub fn endpoints(snapshot: &Snapshot) -> Vec<EndpointView> {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let mut views = Vec::new();
+    for (cluster, tables) in &snapshot.observed.clusters {
+        views.extend(tables.endpoints.iter().map(|(prefix, row)| EndpointView {
+            address: *prefix,
+            cluster: cluster.to_string(),
+            node_address: row.host,
+            identity: Some(row.identity.0),
+            namespace: text(&row.namespace),
+            name: text(&row.name),
+            stale_since: tables.stale_since,
+        }));
+    }
+    views
+}
+
+/// Services other clusters share, one view per frontend port, or one for a headless service.
+#[must_use]
+pub fn services(snapshot: &Snapshot) -> Vec<ServiceView> {
+    let mut views = Vec::new();
+    for (cluster, tables) in &snapshot.observed.clusters {
+        for (name, row) in tables.services.iter() {
+            let view = |frontend: Option<String>, port_name: Option<&str>| ServiceView {
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+                kind: if frontend.is_some() { "ClusterIP" } else { "Headless" }.to_owned(),
+                frontend,
+                affinity: "none".to_owned(),
+                backends: backends(cluster, row, port_name, tables.stale_since.is_some()),
+            };
+            if row.frontends.is_empty() {
+                views.push(view(None, None));
+            }
+            for (address, ports) in &row.frontends {
+                for (port_name, port) in ports {
+                    let protocol = format!("{:?}", port.protocol).to_lowercase();
+                    let host = std::net::SocketAddr::new(*address, port.port);
+                    views.push(view(Some(format!("{host}/{protocol}")), Some(port_name)));
+                }
+            }
+        }
+    }
+    views
+}
+
+fn backends(cluster: &ClusterName, row: &ServiceRow, port_name: Option<&str>, stale: bool) -> Vec<BackendView> {
+    let state = if stale { BackendState::Unreachable } else { BackendState::Active };
+    let mut views = Vec::new();
+    for (address, ports) in &row.backends {
+        for (name, port) in ports {
+            if port_name.is_none_or(|wanted| wanted == &**name) {
+                views.push(BackendView {
+                    address: *address,
+                    port: port.port,
+                    cluster: cluster.to_string(),
+                    state,
+                    preferred: false,
+                });
+            }
+        }
+    }
+    views
+}
+
+/// Actions as lines of a plan.
+#[must_use]
+pub fn plan(actions: &[Action]) -> PlanView {
+    let view = |action: &Action| {
+        let text = action.to_string();
+        let mut words = text.splitn(4, ' ').skip(1);
+        let object = [words.next(), words.next()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        ActionView { op: action.verb().to_owned(), object, detail: words.next().unwrap_or_default().to_owned() }
+    };
+    PlanView { actions: actions.iter().map(view).collect() }
+}

@@ -1,0 +1,82 @@
+//! OpenMetrics text, made from the same answer as `meshd status`.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, AtomicU64},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::view::{Health, StatusView};
+
+/// Content type of the answer.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClusterLabel {
+    cluster: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProblemLabel {
+    component: String,
+}
+
+type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
+
+/// Renders the metrics of one moment.
+///
+/// # Errors
+/// When a text cannot be formatted.
+pub fn render(status: &StatusView) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("meshd");
+    let gauge = |registry: &mut Registry, name: &str, help: &str, value: u64| {
+        let gauge: Gauge<i64, AtomicI64> = Gauge::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
+    gauge(&mut registry, "healthy", "1 when the health is ok", u64::from(status.health == Health::Ok));
+    gauge(&mut registry, "routes_desired_count", "Routes this node wants", status.routes.desired);
+    gauge(&mut registry, "routes_installed_count", "Wanted routes the kernel holds", status.routes.installed);
+    gauge(&mut registry, "routes_error_count", "Wanted routes in error", status.routes.errors);
+
+    let problems: Gauges<ProblemLabel> = Family::default();
+    for problem in &status.problems {
+        problems.get_or_create(&ProblemLabel { component: problem.component.clone() }).set(1);
+    }
+    registry.register("problem", "1 for each component with a problem", problems);
+
+    type Read = fn(&super::view::PeerView) -> i64;
+    let per_peer: [(&str, &str, Read); 6] = [
+        ("peer_connected", "1 while the store of the cluster answers", |peer| peer.connected.into()),
+        ("peer_ready", "1 when every table of the cluster is complete", |peer| peer.ready.into()),
+        ("peer_nodes_count", "Nodes learned from the cluster", |peer| peer.nodes.try_into().unwrap_or(i64::MAX)),
+        ("peer_endpoints_count", "Endpoints learned from the cluster", |peer| {
+            peer.endpoints.try_into().unwrap_or(i64::MAX)
+        }),
+        ("peer_identities_count", "Identities learned from the cluster", |peer| {
+            peer.identities.try_into().unwrap_or(i64::MAX)
+        }),
+        ("peer_stale", "1 while the rows of the cluster are only remembered", |peer| peer.stale_since.is_some().into()),
+    ];
+    for (name, help, read) in per_peer {
+        let family: Gauges<ClusterLabel> = Family::default();
+        for peer in &status.peers {
+            family.get_or_create(&ClusterLabel { cluster: peer.cluster.clone() }).set(read(peer));
+        }
+        registry.register(name, help, family);
+    }
+    let reconnections: Family<ClusterLabel, Counter<u64, AtomicU64>> = Family::default();
+    for peer in &status.peers {
+        reconnections.get_or_create(&ClusterLabel { cluster: peer.cluster.clone() }).inc_by(peer.reconnections);
+    }
+    registry.register("peer_reconnections", "Times the connection was built anew", reconnections);
+
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}

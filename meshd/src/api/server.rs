@@ -1,0 +1,274 @@
+//! The unix-socket HTTP API.
+//!
+//! Read paths answer from the last published snapshot and never block the pipeline. The socket is readable and writable
+//! for root only; there is no other listener unless `api.metrics` names one.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use meshd_core::{
+    derive::LocalNode,
+    id::{ClusterId, ClusterName},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{net::UnixListener, sync::watch};
+
+use super::{
+    answers, metrics,
+    view::{ClusterView, DrainView, ErrorView, Health, OwnNodeView, ProblemView, RouteCountsView, StatusView},
+};
+use crate::{
+    lifecycle::Problems,
+    pipeline::Snapshot,
+    reconcilers::routes::{Ended, RoutesHandle},
+};
+
+/// Takes this node out of the mesh; given by whoever wires the daemon.
+pub type Drain = Arc<dyn Fn() -> BoxFuture<'static, DrainView> + Send + Sync>;
+
+/// What the API answers from.
+#[derive(Clone)]
+pub struct Api {
+    /// This node.
+    pub local: Arc<LocalNode>,
+    /// Id of its cluster.
+    pub cluster_id: ClusterId,
+    /// The tables.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Where each configured remote cluster comes from.
+    pub peer_sources: watch::Receiver<BTreeMap<ClusterName, String>>,
+    /// The route reconciler.
+    pub routes: RoutesHandle,
+    /// What is wrong.
+    pub problems: Problems,
+    /// Becomes true when the node first did all its work.
+    pub ready: watch::Receiver<bool>,
+    /// `POST /v1/drain`
+    pub drain: Drain,
+    /// When the daemon started.
+    pub started: Timestamp,
+}
+
+/// A request that failed.
+#[derive(Debug)]
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorView { error: self.1, hint: None })).into_response()
+    }
+}
+
+impl From<Ended> for Refusal {
+    fn from(ended: Ended) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, ended.to_string())
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Filter {
+    name: Option<String>,
+}
+
+impl Filter {
+    fn keep<T: Serialize>(self, mut rows: Vec<T>, name: impl Fn(&T) -> String) -> Json<Vec<T>> {
+        if let Some(wanted) = self.name {
+            rows.retain(|row| name(row) == wanted);
+        }
+        Json(rows)
+    }
+}
+
+/// Binds the socket, replacing one a dead daemon left behind.
+///
+/// # Errors
+/// When a living daemon listens there, or the directory cannot be written.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another meshd listens on the socket")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    // Bound under a private name first, so that the socket never exists with the wrong mode.
+    let private = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
+    let listener = UnixListener::bind(&private)?;
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&private, path)?;
+    Ok(listener)
+}
+
+/// Serves until the task is cancelled.
+pub async fn serve(listener: UnixListener, api: Api) {
+    if let Err(error) = axum::serve(listener, router(api)).await {
+        tracing::error!(%error, "the API ended");
+    }
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/get/nodes", get(nodes))
+        .route("/v1/get/prefixes", get(prefixes))
+        .route("/v1/get/routes", get(routes))
+        .route("/v1/get/services", get(services))
+        .route("/v1/get/identities", get(identities))
+        .route("/v1/get/endpoints", get(endpoints))
+        .route("/v1/get/peers", get(peers))
+        .route("/v1/get/rejected", get(rejected))
+        .route("/v1/plan", get(plan))
+        .route("/v1/drain", post(drain))
+        .route("/metrics", get(metrics_text))
+        .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".to_owned()) })
+        .with_state(api)
+}
+
+impl Api {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+
+    /// The whole node in one answer.
+    async fn status(&self) -> Result<StatusView, Ended> {
+        let snapshot = self.snapshot();
+        let counts = self.routes.counts().await?;
+        let peers = answers::peers(&snapshot, &self.local, &self.peer_sources.borrow());
+        let mut problems = self.problems.list();
+        problems.extend(self.table_problems(&snapshot, &peers, counts.errors));
+        problems.sort_by(|a, b| (a.since, &a.component).cmp(&(b.since, &b.component)));
+        let health = if !*self.ready.borrow() {
+            Health::Failed
+        } else if problems.is_empty() {
+            Health::Ok
+        } else {
+            Health::Degraded
+        };
+        Ok(StatusView {
+            cluster: ClusterView { name: self.local.cluster.to_string(), id: self.cluster_id.get().into() },
+            node: OwnNodeView {
+                name: self.local.name.to_string(),
+                addresses: self.local.addresses.clone(),
+                pod_cidrs: self.local.pod_cidrs.clone(),
+            },
+            health,
+            problems,
+            peers,
+            routes: RouteCountsView {
+                desired: counts.desired as u64,
+                installed: counts.installed as u64,
+                errors: counts.errors as u64,
+            },
+            bgp: Default::default(),
+            datapath: Default::default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Some(self.started),
+        })
+    }
+
+    /// Problems that can be read off the tables.
+    fn table_problems(&self, snapshot: &Snapshot, peers: &[super::view::PeerView], errors: usize) -> Vec<ProblemView> {
+        let mut problems = Vec::new();
+        let mut problem = |component: String, message: String, since: Option<Timestamp>| {
+            problems.push(ProblemView { component, message, since: since.unwrap_or(self.started) });
+        };
+        for peer in peers.iter().filter(|peer| !peer.ready) {
+            let message = peer.problem.clone().unwrap_or_else(|| "not ready yet".to_owned());
+            problem(format!("peer/{}", peer.cluster), message, peer.last_failure.or(peer.stale_since));
+        }
+        let own = snapshot.observed.clusters.get(&self.local.cluster);
+        match own.and_then(|tables| tables.peer.as_deref()) {
+            Some(row) if row.is_ready() => {}
+            row => {
+                let failure = row.and_then(|row| row.problem.as_ref());
+                let message = failure.map_or("the own store was not read yet".to_owned(), |f| f.message.to_string());
+                problem("store".to_owned(), message, failure.map(|f| f.at));
+            }
+        }
+        if errors > 0 {
+            problem("routes".to_owned(), format!("{errors} routes are in error; see `meshd get routes`"), None);
+        }
+        for (key, conflict) in snapshot.desired.conflicts.iter() {
+            let component = format!("prefix/{}/{}", key.1.cluster, key.0);
+            problem(component, conflict.to_string(), Some(conflict.since));
+        }
+        for (cluster, tables) in &snapshot.observed.clusters {
+            let count = tables.rejected.len() as u64 + tables.rejected_dropped;
+            if count > 0 {
+                let since = tables.rejected.iter().map(|(_, row)| row.since).min();
+                let message = format!("{count} records are refused; see `meshd get rejected`");
+                problem(format!("records/{cluster}"), message, since);
+            }
+        }
+        problems
+    }
+}
+
+async fn status(State(api): State<Api>) -> Result<Json<StatusView>, Refusal> {
+    Ok(Json(api.status().await?))
+}
+
+async fn nodes(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    filter.keep(answers::nodes(&api.snapshot(), &api.local), |row| row.name.clone())
+}
+
+async fn prefixes(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    filter.keep(answers::prefixes(&api.snapshot(), &api.local), |row| row.prefix.to_string())
+}
+
+async fn routes(State(api): State<Api>, Query(filter): Query<Filter>) -> Result<impl IntoResponse, Refusal> {
+    let states = api.routes.states().await?;
+    Ok(filter.keep(answers::routes(&api.snapshot(), &states), |row| row.prefix.to_string()))
+}
+
+async fn services(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    filter.keep(answers::services(&api.snapshot()), |row| row.name.clone())
+}
+
+async fn identities(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    filter.keep(answers::identities(&api.snapshot()), |row| row.id.map_or_else(String::new, |id| id.to_string()))
+}
+
+async fn endpoints(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    let name = |row: &super::view::EndpointView| row.name.clone().unwrap_or_else(|| row.address.addr().to_string());
+    filter.keep(answers::endpoints(&api.snapshot()), name)
+}
+
+async fn peers(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    let sources = api.peer_sources.borrow().clone();
+    filter.keep(answers::peers(&api.snapshot(), &api.local, &sources), |row| row.cluster.clone())
+}
+
+async fn rejected(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    filter.keep(answers::rejected(&api.snapshot()), |row| row.cluster.clone())
+}
+
+async fn plan(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
+    Ok(Json(answers::plan(&api.routes.plan().await?)))
+}
+
+async fn drain(State(api): State<Api>) -> impl IntoResponse {
+    Json((api.drain)().await)
+}
+
+async fn metrics_text(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
+    let status = api.status().await?;
+    let text =
+        metrics::render(&status).map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+}

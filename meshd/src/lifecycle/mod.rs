@@ -1,0 +1,13 @@
+//! How the daemon starts, stays visible and stops.
+//!
+//! [`Problems`] is the one list of what is wrong now; [`Tasks`] owns every task and says when one ended that should not;
+//! [`notify`] talks to systemd; [`stop_signal`] waits for the two ways to stop. Stopping withdraws nothing (I10).
+
+pub mod notify;
+mod problems;
+mod signals;
+mod tasks;
+
+pub use problems::Problems;
+pub use signals::{hangups, stop_signal};
+pub use tasks::Tasks;

@@ -1,0 +1,105 @@
+//! From what the sources say to what the reconcilers read.
+//!
+//! One task owns the observed and the desired tables. It takes the sources' [`Change`]s from a bounded queue, applies all
+//! that are waiting, derives once, and publishes a [`Snapshot`]. Publishing is a pointer in a `watch` channel: a slow
+//! reader sees the newest snapshot, never a queue of old ones, and a full change queue holds back the source that
+//! fills it (I9). Accepted rows and prefix owners are handed to the state directory on the way.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use imbl::OrdMap;
+use jiff::Timestamp;
+use meshd_core::{
+    derive::RouteDeriver,
+    desired::Desired,
+    id::ClusterName,
+    observed::{Change, Kind, Observed},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tracing::info;
+
+/// Most messages of sources that wait for the pipeline.
+pub const CHANGES_MAX: usize = 256;
+/// Most messages applied before a derivation, so that a flood cannot postpone it for ever.
+const ROUND_MAX: usize = 64;
+/// How long a cold start waits for every configured cluster before prefix owners become final.
+const SETTLE_AFTER: Duration = Duration::from_secs(30);
+
+/// All tables at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// What the sources said.
+    pub observed: Observed,
+    /// What we want.
+    pub desired: Desired,
+    /// Every configured cluster, the own one included, has told its nodes once: nothing wanted is missing any more.
+    pub complete: bool,
+}
+
+/// Receives what must survive a restart.
+pub trait Memory: Send + 'static {
+    /// Called with every message before it is applied.
+    fn record(&mut self, change: &Change);
+    /// Called after a derivation with the desired tables before and after.
+    fn record_owners(&mut self, before: &Desired, after: &Desired);
+}
+
+/// The pipeline's inputs and outputs.
+pub struct Pipeline<M> {
+    /// Messages of all sources.
+    pub changes: mpsc::Receiver<Change>,
+    /// Clusters that are configured now, the own one included.
+    pub clusters: watch::Receiver<BTreeSet<ClusterName>>,
+    /// Where snapshots go.
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Observed to desired.
+    pub deriver: RouteDeriver,
+    /// What survives a restart.
+    pub memory: M,
+}
+
+impl<M: Memory> Pipeline<M> {
+    /// Runs until every source is gone.
+    pub async fn run(mut self) {
+        let mut current = Snapshot::default();
+        let mut batch = Vec::with_capacity(ROUND_MAX);
+        let settle_at = Instant::now() + SETTLE_AFTER;
+        loop {
+            let settled = self.deriver.is_settled();
+            tokio::select! {
+                count = self.changes.recv_many(&mut batch, ROUND_MAX) => if count == 0 { return },
+                changed = self.clusters.changed() => if changed.is_err() { return },
+                () = sleep_until(settle_at), if !settled => {
+                    info!("prefix owners are final: the wait for silent clusters is over");
+                    self.deriver.settle();
+                }
+            }
+            for change in batch.drain(..) {
+                self.memory.record(&change);
+                current.observed.apply(change, Timestamp::now());
+            }
+            current.complete = is_complete(&current.observed.clusters, &self.clusters.borrow_and_update());
+            if current.complete && !self.deriver.is_settled() {
+                info!("every configured cluster has been heard");
+                self.deriver.settle();
+            }
+            let touched = current.observed.take_touched();
+            let before = current.desired.clone();
+            self.deriver.update(&current.observed, &touched, Timestamp::now(), &mut current.desired);
+            self.memory.record_owners(&before, &current.desired);
+            self.snapshots.send_replace(Arc::new(current.clone()));
+        }
+    }
+}
+
+/// True when every configured cluster has told all its nodes at least once in this run.
+fn is_complete(
+    clusters: &OrdMap<ClusterName, meshd_core::observed::ClusterTables>,
+    configured: &BTreeSet<ClusterName>,
+) -> bool {
+    !configured.is_empty()
+        && configured.iter().all(|name| clusters.get(name).is_some_and(|tables| tables.is_initialized(Kind::Nodes)))
+}

@@ -1,0 +1,3 @@
+//! Making the targets hold what is desired: one room per target, each with the same files.
+
+pub mod routes;
