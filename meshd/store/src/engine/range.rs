@@ -136,16 +136,17 @@ fn passes_filters(request: &PbRangeRequest, record: &Record) -> bool {
         && (request.min_create_revision == 0 || created >= request.min_create_revision)
 }
 
+/// Sorts by the target; ties stay in key order in both directions.
 fn sort(request: &PbRangeRequest, records: &mut [Arc<Record>]) {
-    match request.sort_target {
-        target::VERSION => records.sort_by_key(|record| record.version),
-        target::CREATE => records.sort_by_key(|record| record.create),
-        target::MOD => records.sort_by_key(|record| record.position.main),
-        target::VALUE => records.sort_by(|a, b| a.value.cmp(&b.value)),
-        // The index order is the key order.
-        _ => {}
-    }
-    if request.sort_order == order::DESCEND {
-        records.reverse();
+    let descending = request.sort_order == order::DESCEND;
+    let compare = |a: &Arc<Record>, b: &Arc<Record>| match request.sort_target {
+        target::VERSION => a.version.cmp(&b.version),
+        target::CREATE => a.create.cmp(&b.create),
+        target::MOD => a.position.main.cmp(&b.position.main),
+        target::VALUE => a.value.cmp(&b.value),
+        _ => a.key.cmp(&b.key),
+    };
+    if request.sort_target != target::KEY || descending {
+        records.sort_by(|a, b| if descending { compare(b, a) } else { compare(a, b) });
     }
 }

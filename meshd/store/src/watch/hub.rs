@@ -305,8 +305,7 @@ impl Watch {
             return events;
         }
         let mut last = None;
-        let mut scanned = 0;
-        for record in engine.changes_from(self.next) {
+        for (scanned, record) in engine.changes_from(self.next).enumerate() {
             let revision = record.position.main;
             if revision > published {
                 break;
@@ -317,7 +316,6 @@ impl Watch {
                 return events;
             }
             last = Some(revision);
-            scanned += 1;
             self.add(engine, record, &mut events, &mut bytes);
         }
         self.next = self.next.max(published.next());
