@@ -11,3 +11,5 @@ pub mod kernel;
 pub mod lifecycle;
 pub mod pipeline;
 pub mod reconcilers;
+pub mod sources;
+pub mod store;

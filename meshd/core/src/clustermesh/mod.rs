@@ -25,6 +25,7 @@ pub mod ip;
 pub mod keys;
 mod labels;
 pub mod node;
+pub mod reader;
 mod record;
 mod rejection;
 pub mod service;
