@@ -1,6 +1,6 @@
 //! A lab from its topology to running nodes, and back to nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,13 @@ use crate::error::{Error, Result, chain};
 use crate::namespace::{self, Birth, MountPlan, Plan, ResolvedBind};
 use crate::node::{Node, Output};
 use crate::process::ProcessId;
-use crate::record::{Folder, Lock, Record};
-use crate::topology::{NodeSpec, Role, Stage, Topology};
-use crate::{catalog, certificate, links};
+use crate::record::{Folder, Record};
+use crate::remove::remove;
+use crate::topology::{NodeSpec, Role, Topology};
+use crate::{catalog, certificate, links, start};
 
 /// The namespace all switches of a lab share, as a name that no node can have.
 const SWITCHES: &str = ".switches";
-/// How long a node may take to become healthy when another one waits for it.
-const AWAITED_WITHIN: Duration = Duration::from_secs(30);
 
 /// How to bring a lab up.
 #[derive(Debug, Clone)]
@@ -209,7 +208,10 @@ impl Builder<'_> {
         self.wire(&lab, &pids)?;
         each(lab.nodes(), |node| self.configure(node, meshd.as_deref()))?;
         if self.options.daemons {
-            self.start_daemons(&lab)?;
+            start::daemons(&lab)?;
+            if let Some(within) = self.options.ready_within {
+                lab.wait_healthy(within)?;
+            }
         }
         lab.owned.store(true, Ordering::Relaxed);
         Ok(lab)
@@ -309,129 +311,15 @@ impl Builder<'_> {
         let commands = node.spec().map(|spec| spec.exec.as_slice()).unwrap_or_default();
         commands.iter().try_for_each(|command| node.exec(command).and_then(Output::ok).map(drop))
     }
-
-    /// Starts the daemons of every node after those of the nodes it waits for.
-    fn start_daemons(&self, lab: &Lab) -> Result<()> {
-        let mut settled: BTreeSet<String> = BTreeSet::new();
-        let mut started: BTreeSet<String> = BTreeSet::new();
-        let total = self.topology.nodes.len();
-        while started.len() < total {
-            // Waiting for oneself is refused when the topology is read, so each round finds a node to start.
-            for spec in self.topology.nodes.iter() {
-                let free = spec.wait_for.iter().all(|wait| started.contains(&wait.node));
-                if !free || started.contains(&spec.name) {
-                    continue;
-                }
-                for wait in &spec.wait_for {
-                    self.await_stage(lab, &wait.node, wait.stage, &mut settled)?;
-                }
-                std::thread::sleep(Duration::from_secs(spec.startup_delay_s.into()));
-                lab.node(&spec.name)?.daemons().iter().try_for_each(Daemon::start)?;
-                started.insert(spec.name.clone());
-            }
-        }
-        for spec in self.topology.nodes.iter().filter(|spec| !spec.on_healthy.is_empty()) {
-            self.await_stage(lab, &spec.name, Stage::Healthy, &mut settled)?;
-        }
-        match self.options.ready_within {
-            Some(within) => lab.wait_healthy(within),
-            None => Ok(()),
-        }
-    }
-
-    /// Waits for a stage of a node; the first time it is seen healthy, its commands for that moment run.
-    fn await_stage(&self, lab: &Lab, name: &str, stage: Stage, settled: &mut BTreeSet<String>) -> Result<()> {
-        let node = lab.node(name)?;
-        match stage {
-            Stage::Configured => Ok(()),
-            Stage::Exit => {
-                let main = node.daemons().into_iter().next();
-                wait_until(|| main.as_ref().is_none_or(|main| !main.is_running()), &format!("{name} to end"))
-            }
-            Stage::Healthy if settled.contains(name) => Ok(()),
-            Stage::Healthy => {
-                node.wait_healthy(AWAITED_WITHIN)?;
-                settled.insert(name.to_owned());
-                let commands = node.spec().map(|spec| spec.on_healthy.as_slice()).unwrap_or_default();
-                commands.iter().try_for_each(|command| node.exec(command).and_then(Output::ok).map(drop))
-            }
-        }
-    }
-}
-
-fn wait_until(condition: impl Fn() -> bool, name: &str) -> Result<()> {
-    let deadline = std::time::Instant::now() + AWAITED_WITHIN;
-    while !condition() {
-        if std::time::Instant::now() >= deadline {
-            let last = "it is not so yet".to_owned();
-            return Err(Error::Deadline { condition: name.to_owned(), within: AWAITED_WITHIN, last });
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
-/// Removes everything a lab of this name can have left, in any state, and says what could not be removed.
-fn remove(folder: &Folder, lock: Lock) -> Vec<Error> {
-    let mut problems = Vec::new();
-    let record = folder.read().ok();
-    let ours = record.as_ref().map(|record| owned_processes(folder, record)).unwrap_or_default();
-    match Cgroup::of_lab(folder.name()) {
-        Some(group) => problems.extend(group.destroy().err()),
-        None => problems.extend(kill_journalled(folder).err()),
-    }
-    if record.is_some_and(|record| record.group.is_none()) {
-        problems.extend(kill_journalled(folder).err());
-    }
-    // Looking at a process of ours that has ended takes its exit status, so that none stays as a zombie.
-    let alive: Vec<i32> = ours.into_iter().filter(|process| process.is_alive()).map(|process| process.pid).collect();
-    if !alive.is_empty() {
-        let last = format!("still there: {alive:?}");
-        problems.push(Error::Deadline { condition: "all processes to end".to_owned(), within: Duration::ZERO, last });
-    }
-    drop(lock);
-    problems.extend(folder.remove().err());
-    problems
-}
-
-/// Holders and daemons, as far as the record knows them.
-fn owned_processes(folder: &Folder, record: &Record) -> Vec<ProcessId> {
-    let mut processes: Vec<ProcessId> = record.holders.values().copied().chain([record.switches]).collect();
-    for node in &record.topology.nodes {
-        for daemon in &node.daemons {
-            let recorded = std::fs::read(folder.node(&node.name).join("daemon").join(&daemon.name));
-            processes.extend(recorded.ok().and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok()));
-        }
-    }
-    processes
-}
-
-/// Without control groups: ends every process that was noted down and still carries the mark of this lab.
-fn kill_journalled(folder: &Folder) -> Result<()> {
-    let journal = folder.journal();
-    let text = match std::fs::read_to_string(&journal) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::file("read", journal)(source)),
-    };
-    let mark = format!("{}={}", namespace::LAB_ENV, folder.name());
-    for pid in text.lines().filter_map(|line| line.parse::<i32>().ok()) {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let is_ours = environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes());
-        if let (true, Some(process)) = (is_ours, ProcessId::of(pid)) {
-            process.signal(nix::sys::signal::Signal::SIGKILL)?;
-            process.wait_gone(AWAITED_WITHIN);
-        }
-    }
-    Ok(())
 }
 
 /// Does the same for every node at the same time and returns the first error in the order of the nodes.
-fn each(nodes: Vec<Node>, action: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
+pub(crate) fn each(nodes: Vec<Node>, action: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
     each_result(&nodes, action).map(drop)
 }
 
-fn each_result<I: Sync, T: Send>(items: &[I], action: impl Fn(&I) -> Result<T> + Sync) -> Result<Vec<T>> {
+/// The same with a result for each item.
+pub(crate) fn each_result<I: Sync, T: Send>(items: &[I], action: impl Fn(&I) -> Result<T> + Sync) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let action = &action;
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || action(item))).collect();

@@ -38,6 +38,8 @@ mod namespace;
 mod node;
 mod process;
 mod record;
+mod remove;
+mod start;
 pub mod topology;
 pub mod yaml;
 
