@@ -148,6 +148,14 @@ pub enum Error {
         /// What was seen last.
         last: String,
     },
+    /// What a scenario saw is not what it is meant to show.
+    #[error("expected {expected}, saw {seen}")]
+    Unexpected {
+        /// What should have been there.
+        expected: String,
+        /// What was there.
+        seen: String,
+    },
     /// A mount point would have to be created in the host's root folder.
     #[error("{path} cannot appear in a node: no folder above it but / exists on the host")]
     NoMountPoint {

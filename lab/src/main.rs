@@ -1,5 +1,6 @@
 //! The command `lab`: brings topologies up and down and runs commands in their nodes.
 
+mod demo;
 mod tables;
 
 use std::path::PathBuf;
@@ -84,6 +85,8 @@ enum Verb {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Show two clusters becoming one network, in half a minute.
+    Demo,
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +178,7 @@ fn run(verb: Verb) -> Result<ExitCode, Error> {
                 out.join(node).join("pki")
             })?;
         }
+        Verb::Demo => return Ok(demo::run()),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,5 +4,6 @@
 
 mod netns {
     mod ebpf;
+    mod lab;
     mod routes;
 }

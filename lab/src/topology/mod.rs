@@ -225,3 +225,6 @@ impl Topology {
         self.nodes.iter().find(|node| node.name == name)
     }
 }
+
+#[cfg(test)]
+mod tests;
