@@ -18,7 +18,7 @@ use crate::topology::{NodeSpec, Role, Topology};
 use crate::{catalog, certificate, links, start};
 
 /// The namespace all switches of a lab share, as a name that no node can have.
-const SWITCHES: &str = ".switches";
+pub(crate) const SWITCHES: &str = ".switches";
 
 /// How to bring a lab up.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
-use crate::lab::Inner;
+use crate::lab::{Inner, SWITCHES};
 use crate::namespace::{Birth, LAB_ENV, Namespaces};
 use crate::process::ProcessId;
 use crate::topology::NodeSpec;
@@ -52,12 +52,12 @@ impl Node {
 
     /// Its control group as a folder of the host, where there is cgroup v2.
     pub fn cgroup_path(&self) -> Option<PathBuf> {
-        self.lab.record.group.as_ref().map(|group| group.child(&self.name).path().to_owned())
+        self.lab.record.group.as_ref().map(|group| group.child(self.place()).path().to_owned())
     }
 
     /// Its folder on the host: `pki`, `log` and `daemon` are in it.
     pub fn folder(&self) -> PathBuf {
-        self.lab.folder.node(&self.name)
+        self.lab.folder.node(self.place())
     }
 
     /// Runs code in its namespaces, in a thread of its own. Files are the node's files, sockets are in its network.
@@ -163,8 +163,13 @@ impl Node {
         Namespaces::of(self.holder.pid)
     }
 
+    /// The name of its folder and control group; switches share one of each.
+    fn place(&self) -> &str {
+        if self.spec().is_some() { &self.name } else { SWITCHES }
+    }
+
     pub(crate) fn birth(&self) -> Result<Birth> {
-        let group = self.lab.record.group.as_ref().map(|group| group.child(&self.name));
+        let group = self.lab.record.group.as_ref().map(|group| group.child(self.place()));
         Birth::open(group.as_ref(), &self.lab.folder.journal())
     }
 
