@@ -4,3 +4,4 @@
 //! the pipeline's bounded channel. Sources know nothing of each other, of derivation or of reconcilers (I3).
 
 pub mod etcd;
+pub mod netlink;

@@ -247,28 +247,27 @@ impl Batch {
 
 /// A request for all routes of one family with our protocol; the kernel filters (strict checking).
 pub(crate) fn dump_routes(seq: u32, family: u8) -> Vec<u8> {
-    let mut batch = Batch::default();
-    batch.header(RTM_GETROUTE, NLM_F_DUMP, seq);
-    batch.bytes.extend_from_slice(&[family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0, 0, 0, 0]);
-    batch.close()
+    dump_request(seq, RTM_GETROUTE, &[family, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0, 0, 0, 0])
 }
 
 /// A request for all nexthop objects; the kernel cannot filter them by protocol.
 pub(crate) fn dump_nexthops(seq: u32) -> Vec<u8> {
-    let mut batch = Batch::default();
-    batch.header(RTM_GETNEXTHOP, NLM_F_DUMP, seq);
-    batch.bytes.extend_from_slice(&[0; 8]);
-    batch.close()
+    dump_request(seq, RTM_GETNEXTHOP, &[0; 8])
 }
 
-impl Batch {
-    fn close(mut self) -> Vec<u8> {
-        let length = u32::try_from(self.bytes.len()).expect("a request is small");
-        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
-        self.bytes
-    }
+/// A request for a dump with this header.
+pub(crate) fn dump_request(seq: u32, kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut batch = Batch::default();
+    batch.header(kind, NLM_F_DUMP, seq);
+    batch.bytes.extend_from_slice(body);
+    let length = u32::try_from(batch.bytes.len()).expect("a request is small");
+    batch.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+    batch.bytes
 }
 
 fn check_owned(id: NexthopId) -> Result<(), Refusal> {
     if id.is_owned() { Ok(()) } else { Err(Refusal::NotOwned(id.0)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,6 @@
 //! change states a whole row, so that does no harm.
 
 use std::{
-    collections::BTreeMap,
     os::fd::AsFd,
     thread,
     time::{Duration, Instant},
@@ -29,7 +28,8 @@ use tokio::sync::mpsc;
 use super::{
     Shared, decode, encode,
     filter::Filter,
-    socket::{Frame, RECEIVE_LEN, RouteSocket, answer, attributes, frames, u32_at, u32_value},
+    links::LinkStates,
+    socket::{DumpError, Frame, RECEIVE_LEN, RouteSocket, dump, frames},
     wire::*,
 };
 use crate::kernel::{EVENT_BATCH_LEN, KernelError};
@@ -50,8 +50,6 @@ const CALM_STEP: Duration = Duration::from_millis(2);
 const INTERRUPTED_MAX: u32 = 5;
 /// Pause after a dump failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// A dump that sends nothing for this long has failed.
-const DUMP_TIMEOUT_S: i64 = 10;
 
 /// Why a dump did not come to its end.
 #[derive(Debug)]
@@ -64,9 +62,14 @@ enum Broken {
     Failed(Errno),
 }
 
-/// What may take routes away when it changes: flags, MTU, master.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct LinkState(u32, u32, u32);
+impl From<DumpError> for Broken {
+    fn from(error: DumpError) -> Self {
+        match error {
+            DumpError::Interrupted => Self::Interrupted,
+            DumpError::Failed(errno) => Self::Failed(errno),
+        }
+    }
+}
 
 /// Owner of the event socket.
 pub(super) struct Events {
@@ -76,7 +79,7 @@ pub(super) struct Events {
     batch: Vec<ActualChange>,
     buffer: Vec<u8>,
     seq: u32,
-    links: BTreeMap<u32, LinkState>,
+    links: LinkStates,
     /// When to dump next.
     dump_at: Instant,
     last_dump: (Instant, Duration),
@@ -107,7 +110,7 @@ impl Events {
             batch: Vec::new(),
             buffer: vec![0; RECEIVE_LEN],
             seq: 0,
-            links: BTreeMap::new(),
+            links: LinkStates::default(),
             dump_at: now,
             last_dump: (now, Duration::ZERO),
         })
@@ -194,25 +197,8 @@ impl Events {
         }
     }
 
-    /// A link that was not known yet has lost nothing of ours.
     fn take_link(&mut self, frame: &Frame<'_>) {
-        let Some(header) = frame.payload.first_chunk::<16>() else { return };
-        let index = u32_at(header, 4);
-        if frame.kind == RTM_DELLINK {
-            self.links.remove(&index);
-            self.dump_soon(LINK_DEBOUNCE);
-            return;
-        }
-        let mut state = LinkState(u32_at(header, 8), 0, 0);
-        for (kind, value) in attributes(&frame.payload[16..]) {
-            match kind {
-                IFLA_MTU => state.1 = u32_value(value).unwrap_or_default(),
-                IFLA_MASTER => state.2 = u32_value(value).unwrap_or_default(),
-                _ => {}
-            }
-        }
-        let is_new = u32_at(header, 12) == u32::MAX;
-        if self.links.insert(index, state).map_or(!is_new, |before| before != state) {
+        if self.links.observe(frame) {
             self.dump_soon(LINK_DEBOUNCE);
         }
     }
@@ -239,7 +225,7 @@ impl Events {
                 Err(_) => break,
             }
         }
-        self.links.clear();
+        self.links = LinkStates::default();
         self.dump_at = Instant::now();
     }
 
@@ -271,48 +257,25 @@ impl Events {
 
     /// One dump: nexthop objects first, because routes refer to them.
     fn dump(&mut self, strict: bool) -> Result<(), Broken> {
-        let failed = |error: KernelError| {
+        // A fresh socket each time: after a broken dump the old one would answer EBUSY.
+        let socket = RouteSocket::open_for_dumps().map_err(|error| {
             tracing::warn!(%error, "no socket for a dump");
             Broken::Failed(Errno::EIO)
-        };
-        // A fresh socket each time: after a broken dump the old one would answer EBUSY.
-        let socket = RouteSocket::open_for_dumps().map_err(failed)?;
-        socket.set_receive_timeout(DUMP_TIMEOUT_S).map_err(failed)?;
+        })?;
         for part in 0..3 {
             self.seq = self.seq.wrapping_add(1);
+            let seq = self.seq;
             let request = match part {
-                0 => encode::dump_nexthops(self.seq),
-                1 => encode::dump_routes(self.seq, AF_INET),
-                _ => encode::dump_routes(self.seq, AF_INET6),
+                0 => encode::dump_nexthops(seq),
+                1 => encode::dump_routes(seq, AF_INET),
+                _ => encode::dump_routes(seq, AF_INET6),
             };
-            socket.send(&request).map_err(Broken::Failed)?;
-            while !self.read_dump(&socket, strict)? {}
+            dump(&socket, &request, seq, strict, |frame| {
+                self.batch.extend(decode::change(frame).filter(exists));
+                if self.batch.len() >= EVENT_BATCH_LEN { self.emit() } else { Ok(()) }
+            })?;
         }
         Ok(())
-    }
-
-    /// Reads one datagram of a dump; true when it was the last.
-    fn read_dump(&mut self, socket: &RouteSocket, strict: bool) -> Result<bool, Broken> {
-        let length = socket.receive(&mut self.buffer).map_err(Broken::Failed)?;
-        for frame in frames(&self.buffer[..length]).filter(|frame| frame.seq == self.seq) {
-            if strict && frame.flags & NLM_F_DUMP_INTR != 0 {
-                return Err(Broken::Interrupted);
-            }
-            match frame.kind {
-                NLMSG_DONE | NLMSG_ERROR => {
-                    // The end of a dump carries an error number too.
-                    return match answer(&frame) {
-                        (None, _) => Ok(true),
-                        (Some(errno), _) => Err(Broken::Failed(errno)),
-                    };
-                }
-                _ => self.batch.extend(decode::change(&frame).filter(exists)),
-            }
-        }
-        if self.batch.len() >= EVENT_BATCH_LEN {
-            self.emit()?;
-        }
-        Ok(false)
     }
 
     /// Hands the batch on and waits for room.

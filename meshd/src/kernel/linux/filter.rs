@@ -11,8 +11,8 @@ use meshd_core::id::{Metric, NEXTHOP_IDS, ROUTE_PROTOCOL};
 use nix::errno::Errno;
 
 use super::wire::{
-    NHA_ID, NLM_F_REPLACE, RTA_PRIORITY, RTM_DELADDR, RTM_DELLINK, RTM_DELNEXTHOP, RTM_DELROUTE, RTM_NEWLINK,
-    RTM_NEWNEXTHOP, RTM_NEWROUTE,
+    NHA_ID, NLM_F_REPLACE, RTA_PRIORITY, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELNEXTHOP, RTM_DELROUTE,
+    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWNEXTHOP, RTM_NEWROUTE,
 };
 use crate::kernel::KernelError;
 
@@ -26,6 +26,7 @@ const LDX_IMM: u16 = 0x01;
 const TAX: u16 = 0x07;
 const AND: u16 = 0x54;
 const JEQ: u16 = 0x15;
+const JGE: u16 = 0x35;
 const JSET: u16 = 0x45;
 const RET: u16 = 0x06;
 
@@ -38,10 +39,21 @@ const PASS: u32 = u32::MAX;
 // Offsets into a message; 16 bytes are the netlink header.
 const NLMSG_TYPE: u32 = 4;
 const NLMSG_FLAGS: u32 = 6;
+const RTM_TABLE: u32 = 16 + 4;
 const RTM_PROTOCOL: u32 = 16 + 5;
+const RTM_TYPE: u32 = 16 + 7;
 const RTM_ATTRIBUTES: u32 = 16 + 12;
+const RTM_FLAGS: u32 = 16 + 8;
+const NDM_FAMILY: u32 = 16;
 const NH_PROTOCOL: u32 = 16 + 2;
 const NH_ATTRIBUTES: u32 = 16 + 8;
+
+const RTN_UNICAST: u32 = 1;
+const RTN_BROADCAST: u32 = 3;
+const RTN_MULTICAST: u32 = 5;
+const RT_TABLE_LOCAL: u32 = 255;
+const RTM_F_CLONED: u32 = 0x200;
+const AF_BRIDGE: u32 = 7;
 
 /// A classic BPF program.
 #[derive(Debug, Clone)]
@@ -88,6 +100,32 @@ impl Filter {
         let (mask, upper) = shared_bits(*NEXTHOP_IDS.start(), *NEXTHOP_IDS.end());
         asm.step(AND, word(mask));
         asm.jump(JEQ, word(upper), "pass", "drop");
+        asm.finish()
+    }
+
+    /// What the source of foreign kernel rows needs: everything except routes with our protocol, the local table,
+    /// broadcast, anycast, multicast and cached routes, and the forwarding tables of bridges.
+    pub(crate) fn foreign() -> Self {
+        let mut asm = Assembler::default();
+        asm.step(LD_H_ABS, NLMSG_TYPE);
+        asm.jump(JEQ, half(RTM_NEWROUTE), "route", "");
+        asm.jump(JEQ, half(RTM_DELROUTE), "route", "");
+        asm.jump(JEQ, half(RTM_NEWNEIGH), "neighbor", "");
+        asm.jump(JEQ, half(RTM_DELNEIGH), "neighbor", "pass");
+        asm.label("neighbor");
+        asm.step(LD_B_ABS, NDM_FAMILY);
+        asm.jump(JEQ, AF_BRIDGE, "drop", "pass");
+        asm.label("route");
+        asm.step(LD_B_ABS, RTM_PROTOCOL);
+        asm.jump(JEQ, ROUTE_PROTOCOL.into(), "drop", "");
+        asm.step(LD_W_ABS, RTM_FLAGS);
+        asm.jump(JSET, word(RTM_F_CLONED), "drop", "");
+        asm.step(LD_B_ABS, RTM_TABLE);
+        asm.jump(JEQ, RT_TABLE_LOCAL, "drop", "");
+        asm.step(LD_B_ABS, RTM_TYPE);
+        asm.jump(JEQ, RTN_UNICAST, "pass", "");
+        asm.jump(JGE, RTN_MULTICAST + 1, "pass", "");
+        asm.jump(JGE, RTN_BROADCAST, "drop", "pass");
         asm.finish()
     }
 
@@ -198,7 +236,7 @@ mod tests {
     #[test]
     fn the_kernel_accepts_the_programs() {
         let socket = crate::kernel::linux::socket::RouteSocket::open().unwrap();
-        for filter in [Filter::own(Metric(77))] {
+        for filter in [Filter::own(Metric(77)), Filter::foreign()] {
             filter.attach(std::os::fd::AsFd::as_fd(&socket)).unwrap();
         }
     }

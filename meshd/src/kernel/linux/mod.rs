@@ -2,7 +2,7 @@
 //!
 //! Two threads, because both sides block: the writer inside the kernel while it works through a send, the listener in
 //! dumps. They share a few counters ([`Shared`]) and nothing else. Reading order: `wire` (numbers), `socket` (frames),
-//! `filter` (what the kernel should not even queue), `encode` and `decode`, `writer`, `events`.
+//! `filter` (what the kernel should not even queue), `encode` and `decode`, `writer`, `links`, `events`.
 //!
 //! Needs `CAP_NET_ADMIN`, and `CAP_SYS_ADMIN` only when told to enter another network namespace.
 
@@ -10,6 +10,7 @@ pub(crate) mod decode;
 pub(crate) mod encode;
 mod events;
 pub(crate) mod filter;
+pub(crate) mod links;
 pub(crate) mod socket;
 pub(crate) mod wire;
 mod writer;
@@ -169,15 +170,16 @@ impl Shared {
     }
 }
 
-/// Starts a thread, waits until it has opened what it needs, and returns what it says about it.
-fn start<T, R>(
+/// Starts a thread with `shared`, waits until it has opened what it needs, and returns what it says about it.
+pub(crate) fn start<S, T, R>(
     name: &str,
-    shared: Arc<Shared>,
+    shared: Arc<S>,
     open: impl FnOnce() -> Result<(T, R), KernelError> + Send + 'static,
 ) -> Result<T, KernelError>
 where
+    S: Send + Sync + 'static,
     T: Send + 'static,
-    R: FnOnce(&Shared),
+    R: FnOnce(&S),
 {
     let (tx, rx) = std_mpsc::sync_channel(1);
     let body = move || match open() {

@@ -18,11 +18,16 @@ use nix::{
     sys::socket::{MsgFlags, recv, send, setsockopt, sockopt},
 };
 
-use super::filter::Filter;
+use super::{
+    filter::Filter,
+    wire::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR},
+};
 use crate::kernel::KernelError;
 
 /// Bytes of one receive buffer. The kernel sizes its dump messages by the largest buffer it has seen, up to 32 KiB.
 pub(crate) const RECEIVE_LEN: usize = 64 * 1024;
+/// A dump that sends nothing for this long has failed.
+const DUMP_TIMEOUT_S: i64 = 10;
 /// Bytes of `struct nlmsghdr`.
 pub(crate) const HEADER_LEN: usize = 16;
 
@@ -74,6 +79,7 @@ impl RouteSocket {
         let socket = Self::open()?;
         socket.inner.set_netlink_get_strict_chk(true).map_err(KernelError::socket("ask for strict dump requests"))?;
         socket.set_ext_ack()?;
+        socket.set_receive_timeout(DUMP_TIMEOUT_S)?;
         Ok(socket)
     }
 
@@ -157,6 +163,44 @@ impl RouteSocket {
 impl AsFd for RouteSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inner.as_fd()
+    }
+}
+
+/// Why a dump did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DumpError {
+    /// The table changed under it.
+    Interrupted,
+    /// The kernel refused it, or the socket failed.
+    Failed(Errno),
+}
+
+/// One dump: sends `request`, numbered `seq`, and hands every message to `each`. When `strict`, a dump that the kernel
+/// calls inconsistent is broken off; the socket is then not fit for another one.
+pub(crate) fn dump<E: From<DumpError>>(
+    socket: &RouteSocket,
+    request: &[u8],
+    seq: u32,
+    strict: bool,
+    mut each: impl FnMut(&Frame<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    socket.send(request).map_err(DumpError::Failed)?;
+    let mut buffer = vec![0; RECEIVE_LEN];
+    loop {
+        let length = socket.receive(&mut buffer).map_err(DumpError::Failed)?;
+        for frame in frames(&buffer[..length]).filter(|frame| frame.seq == seq) {
+            if strict && frame.flags & NLM_F_DUMP_INTR != 0 {
+                return Err(DumpError::Interrupted.into());
+            }
+            if let NLMSG_DONE | NLMSG_ERROR = frame.kind {
+                // The end of a dump carries an error number too.
+                return match answer(&frame) {
+                    (None, _) => Ok(()),
+                    (Some(errno), _) => Err(DumpError::Failed(errno).into()),
+                };
+            }
+            each(&frame)?;
+        }
     }
 }
 
