@@ -5,5 +5,6 @@
 mod netns {
     mod ebpf;
     mod lab;
+    mod netlink;
     mod routes;
 }

@@ -123,14 +123,14 @@ impl Kernel {
 }
 
 /// Runs a line of shell in the namespace of the calling thread and fails the test when it fails.
-fn shell(line: &str) -> String {
+pub(super) fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().expect("run sh");
     assert!(output.status.success(), "{line}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
 }
 
 /// Runs a test in a namespace of its own, or says why not.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !geteuid().is_root() {
         eprintln!("skipped: network namespaces need root");
         return;
