@@ -24,8 +24,12 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let source =
-            ConfigSource { path: self.config, environment: Config::process_environment(), flags: Overrides::new() };
+        let source = ConfigSource {
+            path: self.config,
+            environment: Config::process_environment(),
+            flags: Overrides::new(),
+            extra: None,
+        };
         let config = source.load()?;
         let mut warnings = config.warnings.clone();
         warnings.extend(certificate_dates(&config, Timestamp::now()));

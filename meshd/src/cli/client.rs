@@ -36,7 +36,10 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure>
         .enable_all()
         .build()
         .map_err(|error| Failure::message(format!("failed to start the runtime: {error}")))?;
-    Ok(runtime.block_on(future))
+    let result = runtime.block_on(future);
+    // A name server that does not answer must not hold the exit of the program.
+    runtime.shutdown_background();
+    Ok(result)
 }
 
 impl SocketOptions {

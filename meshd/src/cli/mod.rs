@@ -13,6 +13,7 @@ mod check;
 mod client;
 mod completions;
 mod config_reference;
+mod connect;
 mod drain;
 mod failure;
 mod get;
@@ -23,6 +24,7 @@ mod plan;
 mod rows;
 mod run;
 mod status;
+mod troubleshoot;
 mod version;
 
 use std::process::ExitCode;
@@ -49,6 +51,9 @@ enum Verb {
     Peers(get::Peers),
     Plan(plan::Plan),
     Drain(drain::Drain),
+    Troubleshoot(troubleshoot::Troubleshoot),
+    Connect(connect::Connect),
+    Disconnect(connect::Disconnect),
     Check(check::Check),
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -81,6 +86,9 @@ pub fn main(daemon: Daemon) -> ExitCode {
         Verb::Peers(verb) => verb.run(),
         Verb::Plan(verb) => verb.run(),
         Verb::Drain(verb) => verb.run(),
+        Verb::Troubleshoot(verb) => verb.run(),
+        Verb::Connect(verb) => verb.run(),
+        Verb::Disconnect(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Cert(verb) => verb.run(),
         Verb::Completions(verb) => verb.run(),

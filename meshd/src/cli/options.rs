@@ -36,7 +36,7 @@ pub(super) struct ConfigOptions {
 
 impl ConfigOptions {
     /// The source these flags describe, with the environment of this process.
-    pub(super) fn source(self) -> Result<ConfigSource, Failure> {
+    pub(super) fn source(&self) -> Result<ConfigSource, Failure> {
         let mut flags = Overrides::new();
         for text in &self.set {
             let Some((key, value)) = text.split_once('=') else {
@@ -48,18 +48,18 @@ impl ConfigOptions {
             flags.push((key.trim().to_owned(), value.to_owned(), format!("--set {text}")));
         }
         let named = [
-            ("cluster.name", "--cluster-name", self.cluster_name),
-            ("cluster.id", "--cluster-id", self.cluster_id),
-            ("node.name", "--node-name", self.node_name),
-            ("state_dir", "--state-dir", self.state_dir),
-            ("log.level", "--log-level", self.log_level),
+            ("cluster.name", "--cluster-name", &self.cluster_name),
+            ("cluster.id", "--cluster-id", &self.cluster_id),
+            ("node.name", "--node-name", &self.node_name),
+            ("state_dir", "--state-dir", &self.state_dir),
+            ("log.level", "--log-level", &self.log_level),
         ];
         for (key, flag, value) in named {
             if let Some(value) = value {
-                flags.push((key.to_owned(), value, flag.to_owned()));
+                flags.push((key.to_owned(), value.clone(), flag.to_owned()));
             }
         }
-        Ok(ConfigSource { path: self.config, environment: Config::process_environment(), flags })
+        Ok(ConfigSource { path: self.config.clone(), environment: Config::process_environment(), flags, extra: None })
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) fn yaml(value: &impl Serialize) -> Result<(), Failure> {
     text(&printed)
 }
 
-fn yaml_text(value: &impl Serialize) -> Result<String, String> {
+/// A value as YAML.
+pub(super) fn yaml_text(value: &impl Serialize) -> Result<String, String> {
     let value = serde_json::to_value(value).map_err(|error| error.to_string())?;
     let mut printed = String::new();
     YamlEmitter::new(&mut printed).dump(&to_yaml(value)).map_err(|error| error.to_string())?;

@@ -41,6 +41,8 @@ pub struct ConfigSource {
     pub environment: Environment,
     /// The flags.
     pub flags: Overrides,
+    /// A file of the include folder that is not written yet, and its text: what would hold if it were.
+    pub extra: Option<(PathBuf, String)>,
 }
 
 impl ConfigSource {
@@ -49,7 +51,7 @@ impl ConfigSource {
     /// # Errors
     /// As [`Config::load`].
     pub fn load(&self) -> Result<Config, ConfigErrors> {
-        Config::load(&self.path, &self.environment, &self.flags)
+        load(&self.path, &self.environment, &self.flags, self.extra.as_ref())
     }
 }
 
@@ -59,49 +61,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, in one go.
     pub fn load(path: &Path, environment: &Environment, flags: &Overrides) -> Result<Self, ConfigErrors> {
-        let mut findings = Vec::new();
-        let mut tree = read(path)?;
-        // Included files lie under the variables, but a variable may say where they are.
-        let folder = environment.get(INCLUDE_VARIABLE).cloned().or_else(|| text_at(&tree, "include"));
-        if let Some(folder) = folder {
-            let folder = path.parent().unwrap_or_else(|| Path::new("")).join(folder);
-            findings.extend(include(&mut tree, &folder));
-        }
-        findings.extend(apply_environment(&mut tree, environment));
-        for (key, value, flag) in flags {
-            let parts: Vec<&str> = key.split('.').collect();
-            if let Err(finding) = tree.put(&RawConfig::SECTION, &parts, value, &Origin::Flag(flag.clone())) {
-                findings.push(finding);
-            }
-        }
-        findings.extend(check::check(&RawConfig::SECTION, &tree));
-        if let Some(errors) = ConfigErrors::collect(findings) {
-            return Err(errors);
-        }
-        let raw: RawConfig = tree.clone().into_value().try_deserialize().map_err(|error| {
-            Finding::new("", error.to_string()).at(Origin::File { path: Arc::new(path.to_owned()), line: None })
-        })?;
-        let mut validator = Validator::new(path);
-        let config = validator.config(raw);
-        let locate = |mut finding: Finding| {
-            let file = || Origin::File { path: Arc::new(path.to_owned()), line: None };
-            finding.origin = finding.origin.or_else(|| tree.origin_of(&finding.key)).or_else(|| Some(file()));
-            finding
-        };
-        let errors: Vec<Finding> = validator.errors.into_iter().map(locate).collect();
-        match (config, ConfigErrors::collect(errors)) {
-            (_, Some(errors)) => Err(errors),
-            (Some(mut config), None) => {
-                config.warnings = validator.warnings.into_iter().map(locate).collect();
-                for peer in &mut config.peers {
-                    if let Some(file) = peer_file(&tree, peer.cluster.as_str()) {
-                        peer.source = file;
-                    }
-                }
-                Ok(config)
-            }
-            (None, None) => Err(Finding::new("", "the configuration is incomplete").into()),
-        }
+        load(path, environment, flags, None)
     }
 
     /// The variables of this process that belong to the configuration.
@@ -112,6 +72,57 @@ impl Config {
             .filter_map(|(name, value)| Some((text(&name)?, text(&value)?)))
             .filter(|(name, _)| name.starts_with(PREFIX))
             .collect()
+    }
+}
+
+fn load(
+    path: &Path,
+    environment: &Environment,
+    flags: &Overrides,
+    extra: Option<&(PathBuf, String)>,
+) -> Result<Config, ConfigErrors> {
+    let mut findings = Vec::new();
+    let mut tree = read(path)?;
+    // Included files lie under the variables, but a variable may say where they are.
+    let folder = environment.get(INCLUDE_VARIABLE).cloned().or_else(|| text_at(&tree, "include"));
+    if let Some(folder) = folder {
+        let folder = path.parent().unwrap_or_else(|| Path::new("")).join(folder);
+        findings.extend(include(&mut tree, &folder, extra));
+    }
+    findings.extend(apply_environment(&mut tree, environment));
+    for (key, value, flag) in flags {
+        let parts: Vec<&str> = key.split('.').collect();
+        if let Err(finding) = tree.put(&RawConfig::SECTION, &parts, value, &Origin::Flag(flag.clone())) {
+            findings.push(finding);
+        }
+    }
+    findings.extend(check::check(&RawConfig::SECTION, &tree));
+    if let Some(errors) = ConfigErrors::collect(findings) {
+        return Err(errors);
+    }
+    let raw: RawConfig = tree.clone().into_value().try_deserialize().map_err(|error| {
+        Finding::new("", error.to_string()).at(Origin::File { path: Arc::new(path.to_owned()), line: None })
+    })?;
+    let mut validator = Validator::new(path);
+    let config = validator.config(raw);
+    let locate = |mut finding: Finding| {
+        let file = || Origin::File { path: Arc::new(path.to_owned()), line: None };
+        finding.origin = finding.origin.or_else(|| tree.origin_of(&finding.key)).or_else(|| Some(file()));
+        finding
+    };
+    let errors: Vec<Finding> = validator.errors.into_iter().map(locate).collect();
+    match (config, ConfigErrors::collect(errors)) {
+        (_, Some(errors)) => Err(errors),
+        (Some(mut config), None) => {
+            config.warnings = validator.warnings.into_iter().map(locate).collect();
+            for peer in &mut config.peers {
+                if let Some(file) = peer_file(&tree, peer.cluster.as_str()) {
+                    peer.source = file;
+                }
+            }
+            Ok(config)
+        }
+        (None, None) => Err(Finding::new("", "the configuration is incomplete").into()),
     }
 }
 
@@ -128,26 +139,28 @@ fn read(path: &Path) -> Result<Node, Finding> {
 }
 
 /// Merges the files of `folder` over `tree`; a folder that does not exist has no files.
-fn include(tree: &mut Node, folder: &Path) -> Vec<Finding> {
+fn include(tree: &mut Node, folder: &Path, extra: Option<&(PathBuf, String)>) -> Vec<Finding> {
     let at = |path: &Path| Origin::File { path: Arc::new(path.to_owned()), line: None };
     let mut findings = Vec::new();
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return findings,
+    let mut files: Vec<PathBuf> = match fs::read_dir(folder) {
+        Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             let finding = Finding::new("include", format!("failed to read the folder: {error}"));
             findings.push(finding.hint("it must be a folder this user can read").at(at(folder)));
             return findings;
         }
     };
-    let mut files: Vec<PathBuf> = entries
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| Format::of(path).is_some() && !is_hidden(path) && path.is_file())
-        .collect();
+    files.retain(|path| Format::of(path).is_some() && !is_hidden(path) && path.is_file());
+    files.extend(extra.iter().map(|(path, _)| path.clone()));
     files.sort();
+    files.dedup();
     for path in files {
-        match read(&path) {
+        let node = match extra {
+            Some((extra, text)) if *extra == path => Node::parse(&path, text),
+            Some(_) | None => read(&path),
+        };
+        match node {
             Ok(node) => {
                 if node.get("include").is_some() {
                     let finding = Finding::new("include", "an included file cannot include more");

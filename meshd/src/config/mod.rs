@@ -17,8 +17,10 @@
 //! What is ugly: the `config` crate forgets where in a file a value was, so files are scanned twice, the second
 //! time only for line numbers.
 
+pub mod cilium;
 pub mod described;
 pub mod error;
+pub mod file;
 pub mod host;
 pub mod model;
 pub mod raw;
@@ -36,5 +38,7 @@ pub use load::{CONFIG_FILE, ConfigSource, Environment, Overrides};
 pub use model::Config;
 pub use validate::SOCKET;
 
+#[cfg(test)]
+mod shipped_tests;
 #[cfg(test)]
 mod tests;

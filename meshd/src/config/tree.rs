@@ -57,15 +57,20 @@ impl Node {
         Self { origin: None, value: Tree::Table(BTreeMap::new()) }
     }
 
-    /// Parses a file.
+    /// Parses a file whose extension says what it is.
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, Finding> {
+        match Format::of(path) {
+            Some(format) => Self::parse_as(format, path, text),
+            None => Err(Finding::new("", "unknown kind of configuration file")
+                .hint("name it .yaml, .yml, .toml or .json")
+                .at(Origin::File { path: Arc::new(path.to_owned()), line: None })),
+        }
+    }
+
+    /// Parses a file.
+    pub(super) fn parse_as(format: Format, path: &Path, text: &str) -> Result<Self, Finding> {
         let file = Arc::new(path.to_owned());
         let whole = |line| Origin::File { path: Arc::clone(&file), line };
-        let Some(format) = Format::of(path) else {
-            return Err(Finding::new("", "unknown kind of configuration file")
-                .hint("name it .yaml, .yml, .toml or .json")
-                .at(whole(None)));
-        };
         let file_format = match format {
             Format::Yaml => FileFormat::Yaml,
             Format::Toml => FileFormat::Toml,

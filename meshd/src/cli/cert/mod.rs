@@ -4,16 +4,15 @@ mod init;
 mod issue;
 mod show;
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 
 use super::failure::Failure;
+use crate::config::file;
 
 /// File of the authority's certificate.
 const CA_CERT: &str = "ca.crt";
@@ -78,24 +77,8 @@ fn write_pair(cert: (&Path, &str), key: (&Path, &str), force: bool) -> Result<()
     write_file(cert.0, cert.1, CERT_MODE)
 }
 
-/// Writes a whole file under another name and moves it into place, so that a reader sees the old or the new one.
 fn write_file(path: &Path, content: &str, mode: u32) -> Result<(), Failure> {
-    let failed = |what: &str, error: std::io::Error| {
-        Failure::message(format!("failed to {what} {}: {error}", path.display())).hint("the folder must be writable")
-    };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary: PathBuf = path.with_file_name(name);
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| {
-        // The half-written file is worth nothing; a failure to remove it is the smaller trouble.
-        let _ = fs::remove_file(&temporary);
-        failed("write", error)
+    file::replace(path, content, mode).map_err(|error| {
+        Failure::message(format!("failed to write {}: {error}", path.display())).hint("the folder must be writable")
     })
 }

@@ -1,0 +1,346 @@
+//! Reading the directory, and knowing when to read it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
+use meshd_core::id::ClusterName;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::convert::{self, DirectoryFile};
+use super::{PeerEntry, PeerProblem, PeerSet, PeerSources};
+use crate::config::model::Peer;
+use crate::config::tls;
+
+/// How long changes may follow each other before the directory is read.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How often it is read without any event: a file system without notifications, an exhausted watch limit.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest file that is looked at.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most files that are looked at.
+const FILES_MAX: usize = 4096;
+/// Bytes read from inotify at once; any number of events may be lost, one is enough.
+const EVENT_BYTES: usize = 4096;
+
+/// Keeps `out` at the peers that `sources` and the directory describe; ends when either channel is closed.
+///
+/// The first set is sent after the first reading, also when it is empty.
+pub async fn run(mut sources: watch::Receiver<PeerSources>, out: watch::Sender<PeerSet>) {
+    let mut watches = Watches::new();
+    let mut known = BTreeMap::new();
+    loop {
+        let now = sources.borrow_and_update().clone();
+        // Watched first, read after: what changes in between wakes us again.
+        watches.set(folders(&now, &known));
+        let Ok((set, read)) = tokio::task::spawn_blocking({
+            let known = known.clone();
+            move || (read(&now, &known), now)
+        })
+        .await
+        else {
+            warn!("reading the peers directory was cancelled");
+            return;
+        };
+        known = set.peers.iter().map(|(name, entry)| (name.clone(), entry.peer.clone())).collect();
+        watches.set(folders(&read, &known));
+        publish(&out, set);
+        tokio::select! {
+            changed = sources.changed() => if changed.is_err() { return },
+            () = out.closed() => return,
+            () = watches.event() => sleep(SETTLE).await,
+            () = sleep(RESCAN_INTERVAL) => {}
+        }
+        watches.drain();
+    }
+}
+
+/// Reads everything once, as [`run`] does.
+#[must_use]
+pub fn read(sources: &PeerSources, before: &BTreeMap<ClusterName, Peer>) -> PeerSet {
+    let mut unread = Vec::new();
+    let files = match &sources.peers_dir {
+        Some(folder) => read_folder(folder).unwrap_or_else(|error| {
+            unread.push(PeerProblem {
+                file: folder.clone(),
+                cluster: None,
+                message: format!("failed to read the peers directory: {error}"),
+            });
+            // Not knowing the files is not knowing that they are gone.
+            kept(before, folder)
+        }),
+        None => Vec::new(),
+    };
+    let (peers, mut problems) = convert::peers(sources, &files, before);
+    problems.extend(unread);
+    let entry = |(name, peer): (ClusterName, Peer)| {
+        let certificates = peer.tls.as_ref().map(tls::digest);
+        (name, PeerEntry { peer, certificates })
+    };
+    PeerSet { peers: peers.into_iter().map(entry).collect(), problems }
+}
+
+fn publish(out: &watch::Sender<PeerSet>, set: PeerSet) {
+    for problem in &set.problems {
+        debug!(file = %problem.file.display(), problem = problem.message, "peers directory");
+    }
+    let peers = set.peers.len();
+    let problems = set.problems.len();
+    let changed = out.send_if_modified(|current| {
+        let changed = *current != set;
+        *current = set;
+        changed
+    });
+    if changed {
+        info!(peers, problems, "peers changed");
+    }
+}
+
+/// The files of peers we know, as unreadable ones, which keeps them.
+fn kept(before: &BTreeMap<ClusterName, Peer>, folder: &Path) -> Vec<DirectoryFile> {
+    before
+        .values()
+        .filter(|peer| peer.source.parent() == Some(folder))
+        .map(|peer| DirectoryFile {
+            path: peer.source.clone(),
+            content: Err("the directory cannot be read".to_owned()),
+        })
+        .collect()
+}
+
+fn read_folder(folder: &Path) -> io::Result<Vec<DirectoryFile>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Hidden files are the machinery of Secret volumes and of our own atomic replacement.
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    paths.truncate(FILES_MAX);
+    let mut files = Vec::new();
+    for path in paths {
+        // Follows links: a Secret volume consists of them.
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => {
+                let content = read_text(&path);
+                files.push(DirectoryFile { path, content });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => files.push(DirectoryFile { path, content: Err(error.to_string()) }),
+        }
+    }
+    Ok(files)
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Where a change may happen: the directory and every folder of certificates, also the one a link leads to.
+fn folders(sources: &PeerSources, peers: &BTreeMap<ClusterName, Peer>) -> BTreeSet<PathBuf> {
+    let mut folders: BTreeSet<PathBuf> = sources.peers_dir.iter().cloned().collect();
+    // Until the directory exists, its creation is what we wait for.
+    folders.extend(sources.peers_dir.iter().filter_map(|folder| folder.parent().map(Path::to_owned)));
+    for peer in peers.values().chain(&sources.peers) {
+        let Some(tls) = &peer.tls else { continue };
+        for file in [&tls.ca, &tls.cert, &tls.key] {
+            folders.extend(file.parent().map(Path::to_owned));
+            if let Ok(target) = file.canonicalize() {
+                folders.extend(target.parent().map(Path::to_owned));
+            }
+        }
+    }
+    folders.remove(Path::new(""));
+    folders
+}
+
+/// The inotify side; without it (limits, no kernel support) only the rescan remains.
+struct Watches {
+    stream: Option<EventStream<[u8; EVENT_BYTES]>>,
+    watched: BTreeMap<PathBuf, WatchDescriptor>,
+}
+
+impl Watches {
+    fn new() -> Self {
+        let stream = Inotify::init().and_then(|inotify| inotify.into_event_stream([0; EVENT_BYTES]));
+        let stream = match stream {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                warn!(%error, interval_s = RESCAN_INTERVAL.as_secs(), "no file notifications, the peers directory is read periodically");
+                None
+            }
+        };
+        Self { stream, watched: BTreeMap::new() }
+    }
+
+    /// Watches exactly these folders; one that does not exist is tried again with the next reading.
+    fn set(&mut self, folders: BTreeSet<PathBuf>) {
+        let Some(stream) = &self.stream else { return };
+        let mut watches = stream.watches();
+        self.watched.retain(|folder, descriptor| {
+            let keep = folders.contains(folder) && folder.exists();
+            if !keep {
+                // A folder that is gone took its watch along.
+                let _ = watches.remove(descriptor.clone());
+            }
+            keep
+        });
+        let mask = WatchMask::CREATE
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::MOVE
+            | WatchMask::DELETE
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        for folder in folders {
+            // Adding a watched folder again is cheap, and right when the folder was replaced by another.
+            if let Ok(descriptor) = watches.add(&folder, mask) {
+                self.watched.insert(folder, descriptor);
+            }
+        }
+    }
+
+    /// Waits for any event.
+    async fn event(&mut self) {
+        match &mut self.stream {
+            Some(stream) => {
+                if let Some(Err(error)) = stream.next().await {
+                    // An overflow is reported as an event, not here; whatever this is, reading again is right.
+                    debug!(%error, "file notifications failed");
+                }
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Forgets the events that are already there.
+    fn drain(&mut self) {
+        use futures_util::FutureExt;
+        if let Some(stream) = &mut self.stream {
+            while stream.next().now_or_never().is_some_and(|event| event.is_some_and(|event| event.is_ok())) {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::config::model::Accept;
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+    const EAST: &str = "endpoints: [\"http://localhost:1\"]\n";
+
+    struct Case {
+        folder: tempfile::TempDir,
+        sources: watch::Sender<PeerSources>,
+        peers: watch::Receiver<PeerSet>,
+    }
+
+    impl Case {
+        fn start(peers_dir: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let sources = PeerSources {
+                peers: Vec::new(),
+                peers_dir: Some(folder.path().join(peers_dir)),
+                accept: Accept::default(),
+                own: "west".parse().unwrap(),
+            };
+            let (sources, sources_rx) = watch::channel(sources);
+            let (out, peers) = watch::channel(PeerSet::default());
+            tokio::spawn(run(sources_rx, out));
+            Self { folder, sources, peers }
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            crate::config::file::replace(&self.folder.path().join(name), content, 0o600).unwrap();
+        }
+
+        async fn until(&mut self, what: &str, condition: impl FnMut(&PeerSet) -> bool) -> PeerSet {
+            let set = timeout(DEADLINE, self.peers.wait_for(condition)).await;
+            set.unwrap_or_else(|_| panic!("not within the deadline: {what}")).unwrap().clone()
+        }
+    }
+
+    fn names(set: &PeerSet) -> Vec<&str> {
+        set.peers.keys().map(ClusterName::as_str).collect()
+    }
+
+    #[tokio::test]
+    async fn files_come_change_break_and_go() {
+        let mut case = Case::start("");
+        case.write("east", EAST);
+        case.until("added", |set| names(set) == ["east"]).await;
+        case.write("north", EAST);
+        case.until("second", |set| names(set) == ["east", "north"]).await;
+        case.write("east", "endpoints: [\"http://localhost:2\"]\n");
+        case.until("changed", |set| set.peers["east"].peer.endpoints[0].port() == 2).await;
+        case.write("east", "endpoints: [");
+        let set = case.until("broken", |set| !set.problems.is_empty()).await;
+        assert_eq!(set.peers["east"].peer.endpoints[0].port(), 2);
+        fs::remove_file(case.folder.path().join("east")).unwrap();
+        case.until("removed", |set| names(set) == ["north"] && set.problems.is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn a_secret_volume_is_swapped_by_one_link() {
+        let mut case = Case::start("");
+        let root = case.folder.path().to_owned();
+        for (version, name) in [("..1", "east"), ("..2", "north")] {
+            fs::create_dir(root.join(version)).unwrap();
+            fs::write(root.join(version).join(name), EAST).unwrap();
+            symlink(format!("..data/{name}"), root.join(name)).unwrap();
+        }
+        symlink("..1", root.join("..data")).unwrap();
+        case.until("first version", |set| names(set) == ["east"]).await;
+        symlink("..2", root.join("..data_tmp")).unwrap();
+        fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        case.until("second version", |set| names(set) == ["north"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_makes_another_set() {
+        let mut case = Case::start("");
+        fs::create_dir(case.folder.path().join("pki")).unwrap();
+        for name in ["pki/ca", "pki/crt", "pki/key"] {
+            case.write(name, "one");
+        }
+        case.write(
+            "east",
+            "endpoints: [\"https://localhost:1\"]\ntrusted-ca-file: pki/ca\ncert-file: pki/crt\nkey-file: pki/key\n",
+        );
+        let set = case.until("added", |set| names(set) == ["east"]).await;
+        let before = set.peers["east"].certificates;
+        case.write("pki/crt", "two");
+        case.until("renewed", |set| set.peers["east"].certificates != before).await;
+    }
+
+    #[tokio::test]
+    async fn the_directory_may_come_later_and_the_configuration_may_change() {
+        let mut case = Case::start("peers");
+        let set = case.until("missing", |set| !set.problems.is_empty()).await;
+        assert!(set.problems[0].message.contains("failed to read the peers directory"));
+        fs::create_dir(case.folder.path().join("peers")).unwrap();
+        case.until("there", |set| set.problems.is_empty()).await;
+        case.write("peers/east", EAST);
+        case.until("added", |set| names(set) == ["east"]).await;
+        case.sources.send_modify(|sources| sources.peers_dir = None);
+        case.until("not configured any more", |set| set.peers.is_empty()).await;
+    }
+}
