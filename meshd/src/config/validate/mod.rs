@@ -1,0 +1,127 @@
+//! Raw to validated: every check that needs more than the shape of one value.
+//!
+//! All findings are collected; a value that fails is left out and the rest is still looked at. Nothing is
+//! built unless there are none.
+
+mod node;
+mod peers;
+mod store;
+mod values;
+mod workloads;
+
+use std::path::{Path, PathBuf};
+
+use meshd_core::id::{Metric, ROUTE_METRIC};
+
+use super::error::Finding;
+use super::model::{Accept, ApiConfig, Config, LogConfig, RoutingConfig};
+use super::raw::{FilePath, LogFormat, RawConfig, RawLog, RawRouting, RoutingMode};
+
+/// Where the state is kept unless `state_dir` says otherwise.
+const STATE_DIR: &str = "/var/lib/meshd";
+/// The socket of the API unless `api.socket` says otherwise.
+pub const SOCKET: &str = "/run/meshd/meshd.sock";
+/// The log filter unless `log.level` says otherwise.
+const LOG_FILTER: &str = "info";
+/// Collects what is wrong while a configuration is built.
+pub(super) struct Validator<'a> {
+    file: &'a Path,
+    pub(super) errors: Vec<Finding>,
+    pub(super) warnings: Vec<Finding>,
+}
+
+impl<'a> Validator<'a> {
+    pub(super) fn new(file: &'a Path) -> Self {
+        Self { file, errors: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// Checks everything; `None` when there are errors.
+    pub(super) fn config(&mut self, raw: RawConfig) -> Option<Config> {
+        let cluster = self.cluster(raw.cluster);
+        let node = self.node(raw.node);
+        let own = &node.pod_cidrs;
+        let peers_defaults = match &raw.peers_defaults.accept {
+            Some(accept) => self.accept("peers_defaults.accept", accept, own),
+            None => Accept::default(),
+        };
+        let peers_dir = raw.peers_dir.map(|path| self.path(&path));
+        let cluster_name = cluster.as_ref().map(|cluster| &cluster.name);
+        let peers = self.peers(raw.peers, &peers_defaults, own, cluster_name);
+        let store = self.store(raw.store, cluster_name, &peers);
+        let workloads = self.workloads(raw.workloads.r#static, own);
+        let routing = self.routing(raw.routing);
+        let log = self.log(raw.log);
+        let metrics = raw.api.metrics.and_then(|text| self.socket_address("api.metrics", text.as_str()));
+        let path_or = |validator: &Self, path: Option<FilePath>, default: &str| {
+            path.map_or_else(|| PathBuf::from(default), |path| validator.path(&path))
+        };
+        let config = Config {
+            file: self.file.to_owned(),
+            cluster: cluster?,
+            store: store?,
+            peers,
+            peers_dir,
+            peers_defaults,
+            include: raw.include.map(|path| self.path(&path)),
+            routing,
+            workloads,
+            api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET), metrics },
+            state_dir: path_or(self, raw.state_dir, STATE_DIR),
+            log,
+            node,
+            warnings: Vec::new(),
+        };
+        if self.errors.is_empty() { Some(config) } else { None }
+    }
+
+    fn error(&mut self, key: &str, message: impl Into<String>, hint: impl Into<String>) {
+        self.errors.push(Finding::new(key, message).hint(hint));
+    }
+
+    fn warn(&mut self, key: &str, message: impl Into<String>, hint: impl Into<String>) {
+        self.warnings.push(Finding::new(key, message).hint(hint));
+    }
+
+    fn missing(&mut self, key: &str, example: &str) {
+        let variable = format!("MESHD_{}", key.to_uppercase().replace('.', "__"));
+        let hint =
+            if key.contains('[') { format!("add {example}") } else { format!("add {example}, or set {variable}") };
+        self.error(key, "required key is missing", hint);
+    }
+
+    /// Relative paths start at the folder of the configuration file.
+    fn path(&self, path: &FilePath) -> PathBuf {
+        let base = self.file.parent().unwrap_or_else(|| Path::new(""));
+        base.join(path.as_str())
+    }
+
+    fn routing(&mut self, raw: RawRouting) -> RoutingConfig {
+        let mode = raw.mode.unwrap_or(RoutingMode::Auto);
+        if mode == RoutingMode::Tunnel {
+            self.error("routing.mode", "tunnel is not supported by this version", "write auto or native");
+        }
+        let metric = raw.metric.unwrap_or(ROUTE_METRIC);
+        if metric == 0 {
+            // The kernel turns metric 0 of an IPv6 route into 1024, so what we read back would differ.
+            self.error("routing.metric", "metric 0 is not possible", "write 1 or more; the default is 77");
+        }
+        RoutingConfig {
+            mode,
+            native_cidrs: self.prefixes("routing.native_cidrs", &raw.native_cidrs),
+            nexthop_objects: raw.nexthop_objects.unwrap_or(true),
+            metric: Metric(metric),
+        }
+    }
+
+    fn log(&mut self, raw: RawLog) -> LogConfig {
+        let filter = raw.level.map_or_else(|| LOG_FILTER.to_owned(), |level| level.0);
+        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&filter) {
+            self.error(
+                "log.level",
+                format!("{filter:?} is not a log filter: {error}"),
+                "write error, warn, info, debug or trace",
+            );
+        }
+        LogConfig { filter, format: raw.format.unwrap_or(LogFormat::Text) }
+    }
+}
