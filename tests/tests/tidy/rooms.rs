@@ -5,10 +5,9 @@ use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
 use super::tree::{SourceFile, assert_none, files, root};
 
 /// Folders whose subfolders are siblings, and the files each of those has.
-const SIBLINGS: [(&str, &[&str]); 3] = [
+const SIBLINGS: [(&str, &[&str]); 2] = [
     ("meshd/src/sources/", &["mod.rs", "watch.rs", "convert.rs"]),
     ("meshd/src/reconcilers/", &["mod.rs", "ops.rs", "actual.rs"]),
-    ("meshd/src/kernel/", &["mod.rs", "linux.rs", "fake.rs"]),
 ];
 
 /// Folder, and the modules that nothing in it may name (invariant I3, and the pure core below all).
