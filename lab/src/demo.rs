@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use lab::{Error, Lab, Node, Options, Output, Result, chain};
 use nix::sys::signal::Signal;
 
+use crate::interrupt::Guard;
 use routes::{EXPECTED, owned_routes};
 use witness::Witness;
 
@@ -60,6 +61,7 @@ fn demonstrate() -> Result<()> {
     heading("two clusters of two nodes, each with a store of its own");
     let started = Instant::now();
     let name = format!("demo-{}", std::process::id());
+    let _guard = Guard::set(&name)?;
     let lab = Lab::up("west-east", &Options { name: Some(name), ..Options::default() })?;
     println!("up after {}", seconds(started.elapsed()));
     let told = tell(&lab);
@@ -83,9 +85,13 @@ fn show_routes(lab: &Lab) -> Result<()> {
     let started = Instant::now();
     wait_until("the routes of all nodes", JOINED_WITHIN, || {
         for (node, expected) in EXPECTED {
-            let actual = owned_routes(&lab.node(node)?)?;
+            let node = lab.node(node)?;
+            if !node.daemon("meshd")?.is_running() {
+                return Err(Error::NotRunning { node: node.name().to_owned(), daemon: "meshd".to_owned() });
+            }
+            let actual = owned_routes(&node)?;
             if actual != routes::table(expected) {
-                return Ok(Err(format!("{node} has {actual:?}")));
+                return Ok(Err(format!("{} has {actual:?}", node.name())));
             }
         }
         Ok(Ok(()))

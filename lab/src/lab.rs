@@ -75,7 +75,7 @@ impl Lab {
                 Ok(lab)
             }
             Err(source) => {
-                let cleanup = remove(&folder, lock);
+                let cleanup = remove(&folder, Some(lock));
                 Err(Error::Up { name: folder.name().to_owned(), source: Box::new(source), cleanup })
             }
         }
@@ -100,7 +100,20 @@ impl Lab {
             return Err(Error::NotUp { name: name.to_owned() });
         }
         let lock = folder.lock()?;
-        match remove(&folder, lock) {
+        match remove(&folder, Some(lock)) {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(Error::Down { name: name.to_owned(), problems }),
+        }
+    }
+
+    /// Takes a lab down although another thread of this program may still be bringing it up, for a program that ends
+    /// right afterwards. That other thread fails at its next step.
+    pub fn abandon(name: &str) -> Result<()> {
+        let folder = Folder::of(name)?;
+        if !folder.exists() {
+            return Ok(());
+        }
+        match remove(&folder, None) {
             problems if problems.is_empty() => Ok(()),
             problems => Err(Error::Down { name: name.to_owned(), problems }),
         }

@@ -1,6 +1,7 @@
 //! The command `lab`: brings topologies up and down and runs commands in their nodes.
 
 mod demo;
+mod interrupt;
 mod tables;
 
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use lab::{Error, Lab, Options, catalog, certificate, chain};
-use nix::sys::signal::{SigSet, Signal};
+
+use interrupt::Guard;
 
 /// Exit code for a wrong command line or topology, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -140,16 +142,18 @@ fn run(verb: Verb) -> Result<ExitCode, Error> {
     match verb {
         Verb::Up { which, how } => {
             let ready_within = how.wait.then(|| Duration::from_secs(how.timeout));
-            let options = Options { name: which.name, daemons: !how.no_daemons, ready_within, meshd: None };
-            let lab = Lab::up(&which.topology, &options)?.keep();
+            let options = Options { daemons: !how.no_daemons, ready_within, ..Options::default() };
+            let (lab, _guard) = up(&which, options)?;
+            let lab = lab.keep();
             print!("{}", tables::nodes(&lab));
         }
-        Verb::Down { all: true, .. } => Lab::list().iter().try_for_each(|name| Lab::down_by_name(name))?,
+        Verb::Down { all: true, .. } => return Ok(down_all()),
         Verb::Down { lab, name, .. } => {
             let lab = name.or(lab).unwrap_or_default();
             Lab::down_by_name(&running(&lab)?)?;
         }
         Verb::Exec { lab, node, command } => {
+            interrupt::leave_to_child()?;
             let status = Lab::open(&running(&lab)?)?.node(&node)?.exec_attached(&command)?;
             return Ok(tables::exit_code(status));
         }
@@ -195,22 +199,33 @@ fn running(lab_or_topology: &str) -> Result<String, Error> {
     }
 }
 
+/// Brings a lab up; Ctrl-C takes it down again at any moment.
+fn up(which: &Which, options: Options) -> Result<(Lab, Guard), Error> {
+    let topology = catalog::load(&which.topology)?;
+    let name = which.name.clone().unwrap_or_else(|| topology.name.clone());
+    if Lab::list().contains(&name) {
+        return Err(Error::AlreadyUp { name });
+    }
+    let guard = Guard::set(&name)?;
+    let lab = Lab::up_topology(&topology, &Options { name: Some(name), ..options })?;
+    Ok((lab, guard))
+}
+
+fn down_all() -> ExitCode {
+    let problems: Vec<Error> = Lab::list().iter().filter_map(|name| Lab::down_by_name(name).err()).collect();
+    for problem in &problems {
+        eprintln!("lab: {}", chain(problem));
+    }
+    if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn run_until_interrupted(which: &Which, within: Duration) -> Result<ExitCode, Error> {
-    let mut end = SigSet::empty();
-    end.add(Signal::SIGINT);
-    end.add(Signal::SIGTERM);
-    let signals = |source| Error::System { operation: "wait for a signal".to_owned(), source };
-    let options = Options { name: which.name.clone(), ..Options::default() };
-    let lab = Lab::up(&which.topology, &options)?;
-    // Blocked only now: programs in the nodes inherit the mask of the thread that starts them.
-    end.thread_block().map_err(signals)?;
+    let (lab, guard) = up(which, Options::default())?;
     let ready = lab.wait_healthy(within);
     print!("{}", tables::nodes(&lab));
-    match &ready {
+    match ready {
         Ok(()) => println!("lab {} is up; Ctrl-C takes it down", lab.name()),
-        Err(error) => eprintln!("lab: {}\nlab {} stays up; Ctrl-C takes it down", chain(error), lab.name()),
+        Err(error) => eprintln!("lab: {}\nlab {} stays up; Ctrl-C takes it down", chain(&error), lab.name()),
     }
-    end.wait().map_err(signals)?;
-    lab.down()?;
-    ready.map(|()| ExitCode::SUCCESS)
+    guard.wait()
 }

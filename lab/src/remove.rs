@@ -12,15 +12,12 @@ use crate::record::{Folder, Lock, Record};
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 
 /// Removes everything a lab of this name can have left, in any state, and says what could not be removed.
-pub(crate) fn remove(folder: &Folder, lock: Lock) -> Vec<Error> {
+pub(crate) fn remove(folder: &Folder, lock: Option<Lock>) -> Vec<Error> {
     let mut problems = Vec::new();
     let record = folder.read().ok();
     let ours = record.as_ref().map(|record| owned_processes(folder, record)).unwrap_or_default();
-    match Cgroup::of_lab(folder.name()) {
-        Some(group) => problems.extend(group.destroy().err()),
-        None => problems.extend(kill_journalled(folder).err()),
-    }
-    if record.is_some_and(|record| record.group.is_none()) {
+    problems.extend(Cgroup::of_lab(folder.name()).and_then(|group| group.destroy().err()));
+    if record.is_none_or(|record| record.group.is_none()) {
         problems.extend(kill_journalled(folder).err());
     }
     // Looking at a process of ours that has ended takes its exit status, so that none stays as a zombie.

@@ -148,6 +148,9 @@ impl Birth {
 
     fn prepare(self, command: &mut Command, own_session: bool) {
         let at_birth = move || -> std::io::Result<()> {
+            // Whoever waits for signals in a thread of its own has blocked them everywhere else; a program expects none
+            // to be blocked.
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
             if own_session {
                 nix::unistd::setsid()?;
             }
@@ -158,8 +161,8 @@ impl Birth {
             nix::unistd::write(&self.journal, pid_line(nix::unistd::getpid().as_raw(), &mut line))?;
             Ok(())
         };
-        // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, write and getpid on files opened
-        // before the fork; nothing allocates, locks or unwinds, and the buffer is on the stack.
+        // SAFETY: between fork and exec only async-signal-safe calls are made: sigprocmask, setsid, getpid, and write on
+        // files opened before the fork; nothing allocates, locks or unwinds, and the buffer is on the stack.
         unsafe { command.pre_exec(at_birth) };
     }
 }

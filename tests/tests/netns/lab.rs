@@ -23,7 +23,7 @@ topology:
   nodes:
     fabric: {kind: bridge}
     a:
-      cmd: sh -c 'echo started $GREETING; echo $$ >> /run/starts; exec sleep 1000'
+      cmd: sh -c 'echo $$ >> /run/starts; echo started $GREETING; exec sleep 1000'
       binds: ["greeting.txt:/etc/small/greeting.txt:ro"]
       exec:
         - ip address add 192.0.2.1/24 dev eth0
@@ -218,6 +218,7 @@ fn daemons_start_stop_and_are_remembered() {
     let daemon = lab.node("a").unwrap().daemon("sh").unwrap();
     let first = daemon.pid().unwrap();
     assert!(matches!(daemon.start(), Err(Error::AlreadyRuns { pid, .. }) if pid == first));
+    wait_for("the first line in the log", || daemon.log().unwrap() == "started hello\n");
     daemon.kill9().unwrap();
     assert_eq!(daemon.pid(), None);
     assert!(!Path::new(&format!("/proc/{first}")).exists(), "a zombie stays");
@@ -431,4 +432,52 @@ fn every_topology_can_be_found_by_name() {
         assert!(names.iter().any(|known| known == name), "{names:?}");
         assert_eq!(catalog::load(name).unwrap().name, name);
     }
+}
+
+#[test]
+fn every_configuration_of_a_node_is_accepted() {
+    if !is_root() {
+        return;
+    }
+    for topology in ["west-east", "west-east-etcd", "single-l2-ipv6"] {
+        let name = format!("check-{topology}-{}", std::process::id());
+        let options = Options { name: Some(name), daemons: false, ..Options::default() };
+        let lab = Lab::up(topology, &options).unwrap();
+        let nodes: Vec<lab::Node> = lab.nodes().into_iter().filter(|node| node.daemon("meshd").is_ok()).collect();
+        assert_eq!(nodes.len(), 4);
+        for node in nodes {
+            node.exec(&["meshd", "check", "/etc/meshd/meshd.yaml"]).unwrap().ok().unwrap();
+        }
+    }
+}
+
+#[test]
+fn real_etcd_lets_peers_read_and_nodes_write() {
+    if !is_root() {
+        return;
+    }
+    if Command::new("etcdctl").arg("version").output().is_err() {
+        eprintln!("skipped: etcd-server and etcd-client are not installed");
+        return;
+    }
+    let name = format!("etcd-{}", std::process::id());
+    let lab = Lab::up("west-east-etcd", &Options { name: Some(name), ..Options::default() }).unwrap();
+    let etcdctl = |user: &str, server: &str, arguments: &[&str]| {
+        let (certificate, key) = (format!("/etc/meshd/pki/{user}.crt"), format!("/etc/meshd/pki/{user}.key"));
+        let endpoint = format!("https://{server}:2379");
+        let fixed =
+            ["--endpoints", &endpoint, "--cacert", "/etc/meshd/pki/ca.crt", "--cert", &certificate, "--key", &key];
+        let command = [&["env", "ETCDCTL_API=3", "etcdctl"], &fixed[..], arguments].concat();
+        lab.node("west-worker").unwrap().exec(&command).unwrap()
+    };
+    let (own, other) = ("172.18.0.6", "172.18.0.7");
+    etcdctl("node", own, &["put", "cilium/state/ip/v1/default/10.0.1.99", "{}"]).ok().unwrap();
+    let refused = etcdctl("node", own, &["put", "cilium/cache/x", "{}"]);
+    assert!(refused.stderr.contains("permission denied"), "{refused:?}");
+    etcdctl("remote", other, &["get", "--prefix", "cilium/state/"]).ok().unwrap();
+    let refused = etcdctl("remote", other, &["put", "cilium/state/x", "{}"]);
+    assert!(refused.stderr.contains("permission denied"), "{refused:?}");
+    let refused = etcdctl("node", other, &["get", "cilium/state/x"]);
+    assert!(!refused.success(), "{refused:?}");
+    lab.down().unwrap();
 }
