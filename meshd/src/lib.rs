@@ -7,6 +7,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod kernel;
 pub mod lifecycle;
 pub mod pipeline;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    meshd::cli::main(|_config, _source| Err(anyhow::anyhow!("this build has no daemon yet")))
+    meshd::cli::main(meshd::daemon::run)
 }

@@ -47,6 +47,12 @@ pub trait Memory: Send + 'static {
     fn record_owners(&mut self, before: &Desired, after: &Desired);
 }
 
+/// Remembers nothing.
+impl Memory for () {
+    fn record(&mut self, _change: &Change) {}
+    fn record_owners(&mut self, _before: &Desired, _after: &Desired) {}
+}
+
 /// The pipeline's inputs and outputs.
 pub struct Pipeline<M> {
     /// Messages of all sources.

@@ -8,6 +8,7 @@
 
 mod connect;
 mod error;
+pub mod own;
 mod tls;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};

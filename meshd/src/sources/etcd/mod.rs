@@ -53,10 +53,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::watch::ClusterTask;
-use crate::{
-    config::model::Peer,
-    store::{RemoteStore, StoreAddress},
-};
+use super::config::{PeerEntry, PeerSet};
+use crate::store::{RemoteStore, StoreAddress};
 
 /// Connections that may be under construction at once, all clusters together.
 const CONNECTS_MAX: usize = 16;
@@ -66,9 +64,6 @@ const LISTS_MAX: usize = 8;
 const STAGGER: Duration = Duration::from_millis(2);
 /// Pause before a task that panicked is started again.
 const PANIC_PAUSE: Duration = Duration::from_secs(5);
-
-/// The remote clusters to read, by name.
-pub type PeerSet = Arc<BTreeMap<ClusterName, Peer>>;
 
 /// Who we are, as far as readers must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +134,7 @@ impl Shared {
 
 /// A running task; dropping it ends the task.
 struct Running {
-    peer: Option<Peer>,
+    peer: Option<PeerEntry>,
     task: JoinHandle<()>,
 }
 
@@ -158,7 +153,7 @@ impl EtcdSource {
         running.insert(own.clone(), self.spawn(&shared, &own, None, self.own_store.clone(), Duration::ZERO));
         loop {
             let peers = self.peers.borrow_and_update().clone();
-            self.reconcile(&shared, &mut running, &peers).await;
+            self.reconcile(&shared, &mut running, &peers.peers).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.peers.changed() => if changed.is_err() {
@@ -173,7 +168,7 @@ impl EtcdSource {
     fn shared(&self) -> Shared {
         let peers = self.peers.borrow();
         // Who had an id before the restart keeps it, unless it is no longer configured.
-        let claims = self.known_ids.iter().filter(|(name, _)| peers.contains_key(*name));
+        let claims = self.known_ids.iter().filter(|(name, _)| peers.peers.contains_key(*name));
         Shared {
             start: Instant::now(),
             connects: Arc::new(Semaphore::new(CONNECTS_MAX)),
@@ -183,7 +178,12 @@ impl EtcdSource {
     }
 
     /// Starts, stops and replaces tasks until they are what `peers` says.
-    async fn reconcile(&mut self, shared: &Arc<Shared>, running: &mut BTreeMap<ClusterName, Running>, peers: &PeerSet) {
+    async fn reconcile(
+        &mut self,
+        shared: &Arc<Shared>,
+        running: &mut BTreeMap<ClusterName, Running>,
+        peers: &BTreeMap<ClusterName, PeerEntry>,
+    ) {
         let gone: Vec<ClusterName> =
             running.keys().filter(|name| **name != self.own.name && !peers.contains_key(*name)).cloned().collect();
         for name in gone {
@@ -196,23 +196,26 @@ impl EtcdSource {
             self.tell(&name, ClusterChange::Drop).await;
         }
         let mut after = Duration::ZERO;
-        for (name, peer) in peers.iter() {
+        for (name, entry) in peers {
             // Cilium writes an entry for every cluster of a mesh into one directory, our own included.
-            if *name == self.own.name || running.get(name).is_some_and(|old| old.peer.as_ref() == Some(peer)) {
+            if *name == self.own.name || running.get(name).is_some_and(|old| old.peer.as_ref() == Some(entry)) {
                 continue;
             }
+            let peer = &entry.peer;
             if let Some(old) = running.remove(name) {
                 end(old).await;
                 info!(cluster = %name, "the peer's configuration changed");
                 self.tell(name, ClusterChange::Stale(Timestamp::now())).await;
             }
+            // Rows that were accepted under a wider list, in this run or before the restart, go now.
+            self.tell(name, ClusterChange::Accept(accept(entry))).await;
             let remote = RemoteStore {
                 endpoints: peer.endpoints.clone(),
                 tls: peer.tls.clone(),
                 host_aliases: peer.host_aliases.clone(),
             };
             let address = StoreAddress::Remote(Arc::new(remote));
-            running.insert(name.clone(), self.spawn(shared, name, Some(peer), address, after));
+            running.insert(name.clone(), self.spawn(shared, name, Some(entry), address, after));
             after += STAGGER;
         }
     }
@@ -226,7 +229,7 @@ impl EtcdSource {
         &self,
         shared: &Arc<Shared>,
         cluster: &ClusterName,
-        peer: Option<&Peer>,
+        peer: Option<&PeerEntry>,
         address: StoreAddress,
         after: Duration,
     ) -> Running {
@@ -235,11 +238,7 @@ impl EtcdSource {
         Running { peer: peer.cloned(), task }
     }
 
-    fn settings(&self, cluster: &ClusterName, peer: Option<&Peer>, address: &StoreAddress) -> Settings {
-        let accept = peer.map(|peer| Accept {
-            pod_cidrs: peer.accept.pod_cidrs.clone(),
-            node_cidrs: peer.accept.node_cidrs.clone(),
-        });
+    fn settings(&self, cluster: &ClusterName, peer: Option<&PeerEntry>, address: &StoreAddress) -> Settings {
         Settings {
             cluster: cluster.clone(),
             endpoints: address.names(),
@@ -249,13 +248,19 @@ impl EtcdSource {
             own_node: self.own.node.clone(),
             own_pod_cidrs: self.own.pod_cidrs.clone(),
             own_addresses: self.own.addresses.clone(),
-            accept: accept.unwrap_or_default(),
+            accept: peer.map(accept).unwrap_or_default(),
             known_id: self.known_ids.get(cluster).copied(),
             timers: self.timers,
             page_limit: PAGE_LIMIT,
             seed: rand::random(),
         }
     }
+}
+
+/// What the configuration lets a peer claim.
+fn accept(entry: &PeerEntry) -> Accept {
+    let accept = &entry.peer.accept;
+    Accept { pod_cidrs: accept.pod_cidrs.clone(), node_cidrs: accept.node_cidrs.clone() }
 }
 
 /// Ends a task and waits until it is gone, so that nothing of it comes after what is sent next.
