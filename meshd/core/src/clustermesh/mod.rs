@@ -17,6 +17,7 @@
 mod address;
 pub mod cluster_config;
 mod context;
+pub mod export;
 mod go_json;
 pub mod heartbeat;
 pub mod identity;

@@ -1,0 +1,231 @@
+//! Desired records.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use thiserror::Error;
+
+use super::{OwnState, WORKLOADS_MAX, Workload};
+use crate::{
+    clustermesh::{
+        Key, Keyspace, LABELS_TEXT_MAX,
+        cluster_config::{self, ExportMode, OwnConfig},
+        heartbeat,
+        identity::{CLUSTER_LABEL, CLUSTER_LABEL_SOURCE, IDENTITY_LABELS_MAX},
+        ip, node,
+    },
+    id::{ClusterName, NumericIdentity},
+    observed::{EndpointRow, Kind, Labels},
+};
+
+/// Label of the namespace.
+const NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+/// Label by which policies select a namespace by its name.
+const NAMESPACE_NAME_LABEL: &str = "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name";
+/// Label of the service account.
+const SERVICE_ACCOUNT_LABEL: &str = "io.cilium.k8s.policy.serviceaccount";
+/// Service account of a workload that names none.
+const SERVICE_ACCOUNT: &str = "default";
+/// `Source` of our node record; readers ignore it.
+const NODE_SOURCE: &str = "custom-resource";
+
+/// What the value of a record must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WantedValue {
+    /// Exactly these bytes.
+    Bytes(Vec<u8>),
+    /// A time: whatever is there is right.
+    Time,
+}
+
+/// A record that must be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedRecord {
+    /// Its value.
+    pub value: WantedValue,
+    /// Place in the order of writing; lower first.
+    pub(super) phase: u8,
+}
+
+impl WantedRecord {
+    /// Bytes to write now.
+    #[must_use]
+    pub fn bytes(&self, now: Timestamp) -> Vec<u8> {
+        match &self.value {
+            WantedValue::Bytes(bytes) => bytes.clone(),
+            WantedValue::Time => heartbeat::encode(now),
+        }
+    }
+}
+
+/// A workload that cannot be published.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RefusedWorkload {
+    /// A label would change the meaning of the label text.
+    #[error("workload {workload} has label {label:?}, which has a character that labels cannot have")]
+    Label {
+        /// Namespace and name.
+        workload: String,
+        /// The label.
+        label: String,
+    },
+    /// Too many or too long labels.
+    #[error("workload {workload} has {count} labels of {size} bytes, more than readers accept")]
+    Labels {
+        /// Namespace and name.
+        workload: String,
+        /// How many.
+        count: usize,
+        /// How long.
+        size: usize,
+    },
+    /// An address that another workload of this node has.
+    #[error("workload {workload} has address {address}, which another workload of this node has already")]
+    DuplicateAddress {
+        /// Namespace and name.
+        workload: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Too many workloads.
+    #[error("workload {workload} is one of more than {limit} on this node")]
+    TooMany {
+        /// Namespace and name.
+        workload: String,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Everything this node wants in the store, by key; identities are the [`Allocator`](super::Allocator)'s.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// Leased records.
+    pub records: BTreeMap<Arc<str>, WantedRecord>,
+    /// Keys that wait for the number of their labels: neither written nor removed.
+    pub waiting: BTreeSet<Arc<str>>,
+    /// Labels the workloads need a number for.
+    pub labels: BTreeSet<Labels>,
+    /// Workloads that cannot be published.
+    pub refused: Vec<RefusedWorkload>,
+}
+
+impl Desired {
+    /// Node and workload records. `number` gives the number of labels whose identity is in the store.
+    #[must_use]
+    pub fn of(own: &OwnState, number: impl Fn(&Labels) -> Option<NumericIdentity>) -> Self {
+        let mut desired = Self::default();
+        let key = Key::node(Keyspace::State, &own.cluster, &own.node).to_string().into();
+        let extras = node::NodeExtras { source: NODE_SOURCE.to_owned(), ..node::NodeExtras::default() };
+        let value = node::encode(&own.cluster, &own.node, &own.row, &extras);
+        desired.records.insert(key, WantedRecord { value: WantedValue::Bytes(value), phase: 1 });
+        for (nth, workload) in own.workloads.iter().enumerate() {
+            if nth >= WORKLOADS_MAX {
+                let refused = RefusedWorkload::TooMany { workload: name(workload), limit: WORKLOADS_MAX };
+                desired.refused.push(refused);
+                break;
+            }
+            match workload_labels(&own.cluster, workload) {
+                Ok(labels) => desired.add_workload(own, workload, labels, &number),
+                Err(refused) => desired.refused.push(refused),
+            }
+        }
+        desired
+    }
+
+    fn add_workload(
+        &mut self,
+        own: &OwnState,
+        workload: &Workload,
+        labels: Labels,
+        number: impl Fn(&Labels) -> Option<NumericIdentity>,
+    ) {
+        let identity = number(&labels);
+        self.labels.insert(labels);
+        let namespace: Arc<str> = workload.namespace.as_str().into();
+        for address in &workload.addresses {
+            let prefix = IpNet::from(*address);
+            let key: Arc<str> = Key::endpoint(Keyspace::State, &own.cluster, prefix).to_string().into();
+            if self.records.contains_key(&key) || self.waiting.contains(&key) {
+                let refused = RefusedWorkload::DuplicateAddress { workload: name(workload), address: *address };
+                self.refused.push(refused);
+                continue;
+            }
+            let Some(identity) = identity else {
+                self.waiting.insert(key);
+                continue;
+            };
+            let host = own.row.next_hop_addresses(address.is_ipv4()).next();
+            let row = EndpointRow {
+                identity,
+                // A node without an address of that family is still reached by its other one.
+                host: host.or_else(|| own.row.next_hop_addresses(!address.is_ipv4()).next()),
+                encryption_key: 0,
+                namespace: namespace.clone(),
+                name: workload.name.as_str().into(),
+            };
+            self.records.insert(key, WantedRecord { value: WantedValue::Bytes(ip::encode(prefix, &row)), phase: 2 });
+        }
+    }
+
+    /// Adds what only the writer of the cluster writes; the canaries only when they may be.
+    pub fn add_writer(&mut self, own: &OwnState, canaries: bool) {
+        let config = cluster_config::encode(&OwnConfig {
+            id: own.id,
+            max_clusters: own.max_clusters,
+            cached: false,
+            canaries: true,
+            service_exports: None,
+            export_mode: ExportMode::Services,
+        });
+        let config = WantedRecord { value: WantedValue::Bytes(config), phase: 0 };
+        self.records.insert(Key::cluster_config(&own.cluster).to_string().into(), config);
+        let time = |phase| WantedRecord { value: WantedValue::Time, phase };
+        self.records.insert(Key::Heartbeat.to_string().into(), time(0));
+        if canaries {
+            for kind in Kind::ALL {
+                let key = Key::canary(Keyspace::State, &own.cluster, kind).to_string();
+                self.records.insert(key.into(), time(3));
+            }
+        }
+    }
+}
+
+/// The labels of a workload as Cilium would give them to a pod, in canonical text form.
+///
+/// # Errors
+/// [`RefusedWorkload`] when the labels cannot be written as text or readers would refuse them.
+pub fn workload_labels(cluster: &ClusterName, workload: &Workload) -> Result<Labels, RefusedWorkload> {
+    let account = Some(workload.service_account.as_str()).filter(|account| !account.is_empty());
+    let mut labels: BTreeMap<&str, &str> =
+        workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    // Ours win: nobody chooses a cluster or namespace by a label.
+    labels.extend([
+        (CLUSTER_LABEL, cluster.as_str()),
+        (NAMESPACE_LABEL, &workload.namespace),
+        (NAMESPACE_NAME_LABEL, &workload.namespace),
+        (SERVICE_ACCOUNT_LABEL, account.unwrap_or(SERVICE_ACCOUNT)),
+    ]);
+    let mut text = String::new();
+    for (key, value) in &labels {
+        let breaks = |c: char| c == ';' || c.is_control();
+        if key.is_empty() || key.contains([':', '=']) || key.contains(breaks) || value.contains(breaks) {
+            return Err(RefusedWorkload::Label { workload: name(workload), label: format!("{key}={value}") });
+        }
+        text.extend([CLUSTER_LABEL_SOURCE, ":", key, "=", value, ";"]);
+    }
+    if labels.len() > IDENTITY_LABELS_MAX || text.len() > LABELS_TEXT_MAX {
+        let (count, size) = (labels.len(), text.len());
+        return Err(RefusedWorkload::Labels { workload: name(workload), count, size });
+    }
+    Ok(Labels(text.into()))
+}
+
+fn name(workload: &Workload) -> String {
+    format!("{}/{}", workload.namespace, workload.name)
+}
