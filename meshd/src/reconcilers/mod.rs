@@ -1,3 +1,4 @@
 //! Making the targets hold what is desired: one room per target, each with the same files.
 
+pub mod export;
 pub mod routes;

@@ -89,7 +89,8 @@ impl Follower {
                 take_in(&mut actual, scope, desired, election.as_deref(), &mut elected, kv, false);
             }
             let id = i64::try_from(nth).unwrap_or(i64::MAX - 1) + 1;
-            let options = WatchOptions::new().with_watch_id(id).with_start_revision(listed.revision + 1).with_fragment();
+            let options =
+                WatchOptions::new().with_watch_id(id).with_start_revision(listed.revision + 1).with_fragment();
             let options = if range.end.is_empty() { options } else { options.with_range(range.end.clone()) };
             watches.push((range.from.clone(), options));
         }
@@ -125,7 +126,12 @@ impl Follower {
     }
 
     /// Waits for news, takes in what has arrived.
-    pub(super) async fn news(&mut self, actual: &mut Actual, scope: &Scope, desired: &Desired) -> Result<(), SessionEnd> {
+    pub(super) async fn news(
+        &mut self,
+        actual: &mut Actual,
+        scope: &Scope,
+        desired: &Desired,
+    ) -> Result<(), SessionEnd> {
         let mut message = self.stream.message().await;
         for _ in 0..MESSAGES_MAX {
             match message {
@@ -198,7 +204,8 @@ pub(super) async fn used_identities(client: &Client) -> Result<BTreeSet<u32>, Rp
 
 fn ranges(scope: &Scope, election: Option<&str>) -> Vec<Range> {
     let cluster = &scope.context.cluster;
-    let prefix = |text: String| Range { end: keys::range_end(text.as_bytes()), from: text.into_bytes(), optional: false };
+    let prefix =
+        |text: String| Range { end: keys::range_end(text.as_bytes()), from: text.into_bytes(), optional: false };
     let single = |text: String| Range { from: text.into_bytes(), end: Vec::new(), optional: false };
     let mut ranges = vec![
         prefix(keys::prefix(Keyspace::State, cluster, Kind::Identities)),
@@ -257,11 +264,8 @@ async fn list(client: &Client, range: &Range) -> Result<Listed, RpcFailure> {
         let PbRangeResponse { header, kvs, more, .. } = answer.0;
         let header = header.ok_or_else(|| RpcFailure::Lost("the store answers without a header".to_owned()))?;
         let next = kvs.last().map(|kv| [kv.key.as_slice(), b"\0"].concat());
-        let listed = all.get_or_insert(Listed {
-            records: Vec::new(),
-            revision: header.revision,
-            store_id: header.cluster_id,
-        });
+        let listed =
+            all.get_or_insert(Listed { records: Vec::new(), revision: header.revision, store_id: header.cluster_id });
         if listed.store_id != header.cluster_id {
             return Err(RpcFailure::Lost("the store lost its history during a list".to_owned()));
         }

@@ -35,16 +35,16 @@ use meshd_core::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
 
+pub use self::writer::{ELECTION_PREFIX, WriterRole};
 use self::{
     actual::Follower,
     ops::{Leases, Write},
     writer::{Collector, Election},
 };
-pub use self::writer::{ELECTION_PREFIX, WriterRole};
 use crate::{
     lifecycle::Problems,
     store::{RpcFailure, StoreAddress, chain},
@@ -299,13 +299,11 @@ impl<M: ExportMemory> Exporter<M> {
         loop {
             tokio::select! {
                 () = sleep_until(until) => return Ok(()),
-                question = self.questions.recv() => match question {
-                    Some(Question::Drain(answer)) => {
-                        self.drained = true;
-                        let _gone = answer.send(Err("the own store does not answer; its leases end within 15 minutes".to_owned()));
-                    }
-                    None => sleep(pause).await,
-                },
+                Some(Question::Drain(answer)) = self.questions.recv() => {
+                    self.drained = true;
+                    let _gone = answer
+                        .send(Err("the own store does not answer; its leases end within 15 minutes".to_owned()));
+                }
                 changed = self.own.changed() => changed.map_err(drop)?,
             }
         }
@@ -343,13 +341,11 @@ impl<M: ExportMemory> Exporter<M> {
                         session.actual = session.follower.relist(&session.scope, &desired).await?;
                     }
                 }
-                question = self.questions.recv() => match question {
-                    Some(Question::Drain(answer)) => {
-                        let outcome = self.drain(&mut session).await;
-                        let _gone = answer.send(outcome);
-                    }
-                    None => sleep_until(wake).await,
-                },
+                // Without anybody left to ask, the branch is off.
+                Some(Question::Drain(answer)) = self.questions.recv() => {
+                    let outcome = self.drain(&mut session).await;
+                    let _gone = answer.send(outcome);
+                }
                 () = sleep_until(wake) => {}
             }
         }
@@ -371,7 +367,8 @@ impl<M: ExportMemory> Exporter<M> {
             self.memory.remember_store(store_id);
         }
         // Canaries that are there already have been seen by readers: withholding them would change nothing.
-        let has_canaries = actual.records.keys().any(|key| matches!(Key::parse(key.as_bytes()), Ok(Key::Canary { .. })));
+        let has_canaries =
+            actual.records.keys().any(|key| matches!(Key::parse(key.as_bytes()), Ok(Key::Canary { .. })));
         let withhold = (is_new && !has_canaries).then(|| {
             let mut others = self.known_nodes.clone();
             others.remove(&own.node);
@@ -390,7 +387,9 @@ impl<M: ExportMemory> Exporter<M> {
     async fn duties(&mut self, session: &mut Session) -> Result<(), SessionEnd> {
         let now = Instant::now();
         let own = self.own.borrow().clone();
-        if session.due.election.is_some_and(|due| now >= due) || (session.due.election.is_some() && session.follower.elected.is_none()) {
+        if session.due.election.is_some_and(|due| now >= due)
+            || (session.due.election.is_some() && session.follower.elected.is_none())
+        {
             session.election.step(&session.client, &own.node, &mut session.follower).await?;
             session.due.election = Some(now + writer::ELECTION_PERIOD);
         }
@@ -439,7 +438,8 @@ impl<M: ExportMemory> Exporter<M> {
 
     /// Brings the store to what is desired, as far as it goes now.
     async fn round(&mut self, session: &mut Session) -> Result<(), SessionEnd> {
-        let waiting_over = session.withhold.as_ref().is_some_and(|withhold| withhold.is_over(&session.actual, self.start.elapsed()));
+        let waiting_over =
+            session.withhold.as_ref().is_some_and(|withhold| withhold.is_over(&session.actual, self.start.elapsed()));
         if waiting_over {
             session.withhold = None;
         }
@@ -623,7 +623,8 @@ impl<M: ExportMemory> Exporter<M> {
         let mut status = (**self.status.borrow()).clone();
         status.connected = false;
         status.writer = false;
-        status.waiting = desired.labels.iter().filter(|labels| self.allocator.number(labels).is_none()).cloned().collect();
+        status.waiting =
+            desired.labels.iter().filter(|labels| self.allocator.number(labels).is_none()).cloned().collect();
         let pending = RowStatus { state: RowState::Pending, since: Timestamp::now() };
         for key in desired.records.keys().chain(&desired.waiting) {
             status.records.entry(key.clone()).or_insert_with(|| pending.clone());

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use etcd_client::{
-    Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse,
-    proto::PbKeyValue,
-};
+use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse, proto::PbKeyValue};
 use futures_util::{StreamExt as _, stream};
 use meshd_core::clustermesh::export::{DATA_LEASE_TTL, Held, LEASE_KEYS_MAX};
 use tokio::time::timeout;
@@ -41,7 +38,10 @@ impl Leases {
         let ids: Vec<i64> = self.alive.keys().copied().collect();
         for id in ids {
             if !keep_alive(client, id).await? {
-                tracing::warn!(lease = format_args!("{id:x}"), "a lease of ours is gone, its records are written again");
+                tracing::warn!(
+                    lease = format_args!("{id:x}"),
+                    "a lease of ours is gone, its records are written again"
+                );
                 self.alive.remove(&id);
             }
         }
@@ -152,10 +152,7 @@ pub(super) async fn create(client: &Client, key: &str, value: &[u8], lease: i64)
     let mut kv = client.kv_client();
     let absent = Compare::create_revision(key, CompareOp::Equal, 0);
     let options = (lease != 0).then(|| PutOptions::new().with_lease(lease));
-    let txn = Txn::new()
-        .when([absent])
-        .and_then([TxnOp::put(key, value, options)])
-        .or_else([TxnOp::get(key, None)]);
+    let txn = Txn::new().when([absent]).and_then([TxnOp::put(key, value, options)]).or_else([TxnOp::get(key, None)]);
     let answer = call("create", kv.txn(txn)).await?;
     if answer.succeeded() {
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);

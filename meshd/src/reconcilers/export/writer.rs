@@ -65,13 +65,21 @@ impl Election {
             WriterRole::Host => true,
             WriterRole::Elected => {
                 self.lease != 0
-                    && follower.elected.as_ref().is_some_and(|(name, lease)| name == node.as_str() && *lease == self.lease)
+                    && follower
+                        .elected
+                        .as_ref()
+                        .is_some_and(|(name, lease)| name == node.as_str() && *lease == self.lease)
             }
         }
     }
 
     /// Keeps our lease and, when nobody is elected, tries to be.
-    pub(super) async fn step(&mut self, client: &Client, node: &NodeName, follower: &mut Follower) -> Result<(), RpcFailure> {
+    pub(super) async fn step(
+        &mut self,
+        client: &Client,
+        node: &NodeName,
+        follower: &mut Follower,
+    ) -> Result<(), RpcFailure> {
         let Some(key) = self.key.clone() else { return Ok(()) };
         if follower.election_refused.is_some() {
             return Ok(());
