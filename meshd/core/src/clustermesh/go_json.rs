@@ -24,7 +24,7 @@ pub(super) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Reje
         let text = error.to_string();
         // The position is a field of its own; serde_json appends it to the text as well.
         let problem = text.rsplit_once(" at line ").map_or(&*text, |(problem, _)| problem);
-        Rejection::Json { line, column, problem: plain(problem) }
+        Rejection::Json { line, column, problem: Excerpt::plain(problem) }
     })
 }
 
@@ -34,12 +34,6 @@ pub(super) fn write<T: Serialize>(value: &T) -> Vec<u8> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, GoFormatter);
     value.serialize(&mut serializer).expect("wire structs have text keys and write to memory");
     bytes
-}
-
-/// Foreign text inside a parser's message, cut and escaped like an [`Excerpt`] but without its quotes.
-fn plain(problem: &str) -> String {
-    let quoted = Excerpt::new(problem).to_string();
-    quoted.trim_matches('"').replace("\\\"", "\"")
 }
 
 /// Text of the input, borrowed unless it had escapes.
@@ -98,10 +92,10 @@ impl<T, const MAX: usize> List<T, MAX> {
     }
 }
 
-impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
+impl<'de, T: Deserialize<'de> + Default, const MAX: usize> Deserialize<'de> for List<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ListVisitor<T, const MAX: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for ListVisitor<T, MAX> {
+        impl<'de, T: Deserialize<'de> + Default, const MAX: usize> Visitor<'de> for ListVisitor<T, MAX> {
             type Value = List<T, MAX>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
@@ -109,8 +103,8 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MA
             fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
                 let mut list = List::default();
                 while list.entries.len() < MAX {
-                    let Some(entry) = access.next_element()? else { return Ok(list) };
-                    list.entries.push(entry);
+                    let Some(entry) = access.next_element::<Option<T>>()? else { return Ok(list) };
+                    list.entries.push(entry.unwrap_or_default());
                     list.found += 1;
                 }
                 while access.next_element::<IgnoredAny>()?.is_some() {

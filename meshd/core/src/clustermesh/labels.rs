@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    go_json::Text,
-    rejection::{Excerpt, Rejection},
-};
+use super::rejection::{Excerpt, Rejection};
 use crate::observed::Labels;
 
 /// Longest canonical text of one set of labels.
@@ -53,13 +50,10 @@ pub(super) fn parse(text: &str, limit: usize) -> Result<Labels, Rejection> {
 }
 
 /// Node labels: the same text form without a source.
-pub(super) fn from_map(field: &'static str, entries: &[(Text<'_>, Text<'_>)]) -> Result<Labels, Rejection> {
-    if entries.is_empty() {
-        return Ok(Labels::default());
-    }
+pub(super) fn from_map<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Labels, Rejection> {
     let mut sorted: BTreeMap<&str, &str> = BTreeMap::new();
     for (key, value) in entries {
-        let refuse = |problem| Rejection::Label { label: Excerpt::new(&format!("{}={}", &**key, &**value)), problem };
+        let refuse = |problem| Rejection::Label { label: Excerpt::new(&format!("{key}={value}")), problem };
         if key.is_empty() {
             return Err(refuse("its key is empty"));
         }
@@ -79,8 +73,20 @@ pub(super) fn from_map(field: &'static str, entries: &[(Text<'_>, Text<'_>)]) ->
     for (key, value) in sorted {
         written.extend([key, "=", value, ";"]);
     }
-    debug_assert_eq!(written.len(), length, "{field}: the length was computed");
     Ok(Labels(written.into()))
+}
+
+/// Labels of our own making, all of one source; checked like foreign ones, because their text came from a configuration.
+pub(super) fn from_workload(source: &str, set: &BTreeMap<String, &str>, limit: usize) -> Result<Labels, Rejection> {
+    let mut written = String::new();
+    for (key, value) in set {
+        if key.contains([';', ':', '=']) || value.contains(';') {
+            let problem = "a label cannot hold a semicolon, nor its key a colon or an equals sign";
+            return Err(Rejection::Label { label: Excerpt::new(&format!("{key}={value}")), problem });
+        }
+        push(&mut written, source, key, value);
+    }
+    parse(&written, limit)
 }
 
 fn check_text_len(size: usize) -> Result<(), Rejection> {

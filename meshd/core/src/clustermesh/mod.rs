@@ -7,16 +7,18 @@
 //! In the other direction each record has an `encode` that writes what readers of release 1.20 expect, byte for byte as
 //! Go would: field order, `null`, `""`, omitted fields and escapes.
 //!
-//! One file per record: [`cluster_config`], [`node`], [`ip`], [`identity`], [`service`], [`heartbeat`]; [`keys`] for the
-//! keyspace. [`context`](PeerContext) knows what a cluster may claim.
+//! One file per record: [`cluster_config`], [`node`], [`ip`], [`identity`], [`service`], [`service_export`],
+//! [`endpointslice`], [`heartbeat`]; [`keys`] for the keyspace. [`context`](PeerContext) knows what a cluster may claim.
 //!
 //! Two choices differ from other readers. A record is refused as a whole when any part of it is: half a node is not a
 //! node. And the accept lists of the configuration are checked here, before anything is stored, so that every later stage
 //! may trust every row.
 
 mod address;
+pub mod allocation;
 pub mod cluster_config;
 mod context;
+pub mod endpointslice;
 pub mod export;
 mod go_json;
 pub mod heartbeat;
@@ -30,6 +32,7 @@ pub mod reader;
 mod record;
 mod rejection;
 pub mod service;
+pub mod service_export;
 
 pub use address::{PREFIX_MIN_V4, PREFIX_MIN_V6, mask_text, special_range};
 pub use context::{Accept, PeerContext};

@@ -75,7 +75,7 @@ pub(super) fn accept(ctx: &PeerContext, name: &NodeName, value: &[u8]) -> Result
         cluster_id: ctx.id,
         addresses: addresses(ctx, node.addresses.bounded("IPAddresses")?)?,
         pod_cidrs: pod_cidrs(ctx, &node)?,
-        labels: labels::from_map("Labels", node.labels.bounded("Labels")?)?,
+        labels: labels::from_map(node.labels.bounded("Labels")?.iter().map(|(key, value)| (&**key, &**value)))?,
     })
 }
 

@@ -29,6 +29,16 @@ impl Excerpt {
             None => text.into(),
         })
     }
+
+    /// Cuts and escapes a message that may hold foreign text, without quoting it.
+    #[must_use]
+    pub fn plain(text: &str) -> String {
+        let mut plain = String::new();
+        for c in Self::new(text).0.chars() {
+            if c.is_control() { plain.extend(c.escape_default()) } else { plain.push(c) }
+        }
+        plain
+    }
 }
 
 impl fmt::Display for Excerpt {

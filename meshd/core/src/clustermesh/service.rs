@@ -87,24 +87,35 @@ pub(super) fn accept(ctx: &PeerContext, name: &ServiceName, value: &[u8]) -> Res
 fn read_ports(found: &Entries<'_, WirePort<'_>, PORTS_MAX>) -> Result<Ports, Rejection> {
     let mut ports = Ports::new();
     for (name, wire) in found.bounded("ports")? {
-        if name.len() > PORT_NAME_MAX || name.chars().any(char::is_control) {
-            let expected = "at most 63 characters, none of them a control character";
-            return Err(Rejection::BadField { field: "port name", found: Excerpt::new(name), expected });
-        }
-        let protocol = match &*wire.protocol {
-            "TCP" => Protocol::Tcp,
-            "UDP" => Protocol::Udp,
-            "SCTP" => Protocol::Sctp,
-            "ANY" => Protocol::Any,
-            "NONE" | "" => Protocol::None,
-            other => {
-                let expected = "TCP, UDP, SCTP, ANY or NONE";
-                return Err(Rejection::BadField { field: "Protocol", found: Excerpt::new(other), expected });
-            }
-        };
+        check_port_name(name)?;
+        let protocol = parse_protocol(&wire.protocol)?;
         ports.insert((&**name).into(), L4Addr { protocol, port: wire.port });
     }
     Ok(ports)
+}
+
+/// Checks the name of a port.
+pub(super) fn check_port_name(name: &str) -> Result<(), Rejection> {
+    if name.len() <= PORT_NAME_MAX && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let expected = "at most 63 characters, none of them a control character";
+    Err(Rejection::BadField { field: "port name", found: Excerpt::new(name), expected })
+}
+
+/// Reads the word of a protocol.
+pub(super) fn parse_protocol(word: &str) -> Result<Protocol, Rejection> {
+    match word {
+        "TCP" => Ok(Protocol::Tcp),
+        "UDP" => Ok(Protocol::Udp),
+        "SCTP" => Ok(Protocol::Sctp),
+        "ANY" => Ok(Protocol::Any),
+        "NONE" | "" => Ok(Protocol::None),
+        other => {
+            let expected = "TCP, UDP, SCTP, ANY or NONE";
+            Err(Rejection::BadField { field: "protocol", found: Excerpt::new(other), expected })
+        }
+    }
 }
 
 /// What a service record says beyond its row.
@@ -195,7 +206,8 @@ fn out_addresses(addresses: &BTreeMap<IpAddr, Ports>) -> OutAddresses<'_> {
         .collect()
 }
 
-fn protocol_text(protocol: Protocol) -> &'static str {
+/// The word of a protocol.
+pub(super) fn protocol_text(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
