@@ -44,6 +44,3 @@ pub(super) fn accept(ctx: &PeerContext, id: NumericIdentity, value: &[u8]) -> Re
 pub fn encode(labels: &Labels) -> Vec<u8> {
     labels.0.as_bytes().to_vec()
 }
-
-#[cfg(test)]
-mod tests;

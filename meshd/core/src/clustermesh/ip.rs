@@ -134,6 +134,3 @@ pub fn encode(prefix: IpNet, row: &EndpointRow) -> Vec<u8> {
         pod: &row.name,
     })
 }
-
-#[cfg(test)]
-mod tests;

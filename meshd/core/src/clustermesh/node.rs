@@ -260,6 +260,3 @@ fn kind_text(kind: NodeAddressKind) -> &'static str {
         NodeAddressKind::Other => "Hostname",
     }
 }
-
-#[cfg(test)]
-mod tests;

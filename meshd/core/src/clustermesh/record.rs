@@ -193,3 +193,6 @@ fn kind_of(keyspace: Keyspace, key: &[u8]) -> Option<Kind> {
         key.starts_with(base.as_bytes())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -345,7 +345,7 @@ pub enum Rejection {
         min: u8,
     },
     /// An address or prefix that means something else everywhere.
-    #[error("{field} {found} is in a {range} range")]
+    #[error("{field} {found} is in the {range} range")]
     Special {
         /// Name of the field on the wire.
         field: &'static str,

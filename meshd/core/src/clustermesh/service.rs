@@ -216,6 +216,3 @@ pub(super) fn protocol_text(protocol: Protocol) -> &'static str {
         Protocol::None => "NONE",
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{
     context::PeerContext,
     go_json::{self, List, Text, go_record},
+    heartbeat,
     record::check_size,
     rejection::{Excerpt, Rejection},
     service,
@@ -135,8 +136,8 @@ pub fn accept(ctx: &PeerContext, key: &ServiceName, value: &[u8]) -> Result<Serv
         }
     }
     let bad = |field, found: &Text<'_>, expected| Rejection::BadField { field, found: Excerpt::new(found), expected };
-    let created = wire.created.parse();
-    let created = created.map_err(|_| bad("exportCreationTimestamp", &wire.created, "an RFC 3339 time"))?;
+    let created = heartbeat::parse(wire.created.as_bytes());
+    let created = created.ok_or_else(|| bad("exportCreationTimestamp", &wire.created, "an RFC 3339 time"))?;
     let export_type = match &*wire.export_type {
         "ClusterSetIP" => ExportType::ClusterSetIp,
         "Headless" => ExportType::Headless,
@@ -240,7 +241,7 @@ pub fn encode(cluster: &ClusterName, name: &ServiceName, export: &ServiceExport)
         cluster: cluster.as_str(),
         name: &name.name,
         namespace: &name.namespace,
-        export_creation_timestamp: export.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        export_creation_timestamp: heartbeat::time_text(export.created),
         ports: export.ports.iter().map(out_port).collect(),
         export_type: export.export_type.word(),
         session_affinity,

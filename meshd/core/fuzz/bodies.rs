@@ -1,0 +1,229 @@
+//! What each fuzz target does with its input.
+//!
+//! A target must not panic, and what it accepts must survive being written and read again. The same bodies replay the
+//! committed corpus in `tests/fuzz_corpus.rs`, so that a find stays found without a fuzzer.
+
+use std::sync::OnceLock;
+
+use meshd_core::{
+    clustermesh::{
+        Accept, Interner, Key, Keyspace, PeerContext, Record, accept_upsert,
+        cluster_config::{self, ConfigExpectations, OwnConfig},
+        endpointslice, heartbeat, identity, ip,
+        node::{self, NodeExtras},
+        parse_delete,
+        service::{self, ServiceExtras},
+        service_export,
+    },
+    id::{ClusterId, ClusterName, MaxClusters},
+    observed::ServiceName,
+};
+
+/// The body of a target, by its name.
+pub(crate) type Body = fn(&[u8]);
+
+/// Every target.
+pub(crate) const ALL: [(&str, Body); 8] = [
+    ("cluster_config", cluster_config),
+    ("node", node),
+    ("ip", ip),
+    ("identity", identity),
+    ("service", service),
+    ("endpointslice", endpointslice),
+    ("service_export", service_export),
+    ("keys", keys),
+];
+
+fn name(text: &str) -> ClusterName {
+    text.parse().expect("a valid name")
+}
+
+fn id(number: u32, max: MaxClusters) -> ClusterId {
+    ClusterId::new(number, max).expect("a valid id")
+}
+
+fn nets(list: &[&str]) -> Vec<ipnet::IpNet> {
+    list.iter().map(|text| text.parse().expect("a valid prefix")).collect()
+}
+
+/// Runs the target called `name`.
+pub(crate) fn run(name: &str, data: &[u8]) {
+    let (_, body) = ALL.iter().find(|(target, _)| *target == name).expect("a target of this name");
+    body(data);
+}
+
+/// Cluster c1 as a remote cluster and as our own.
+fn contexts() -> &'static [PeerContext; 2] {
+    static CONTEXTS: OnceLock<[PeerContext; 2]> = OnceLock::new();
+    CONTEXTS.get_or_init(|| {
+        let remote = PeerContext {
+            cluster: name("c1"),
+            id: id(1, MaxClusters::C255),
+            max_clusters: MaxClusters::C255,
+            own: false,
+            accept: Accept {
+                pod_cidrs: nets(&["10.0.0.0/8", "fd00::/16"]),
+                node_cidrs: nets(&["172.18.0.0/16", "fc00:c111::/64"]),
+            },
+            own_pod_cidrs: nets(&["10.200.0.0/16", "fd00:200::/64"]),
+            own_addresses: vec!["172.18.0.99".parse().expect("an address")],
+        };
+        let own = PeerContext { own: true, accept: Accept::default(), ..remote.clone() };
+        [remote, own]
+    })
+}
+
+/// Reads `value` under `key` in every context and returns what was accepted.
+fn accept(key: &[u8], value: &[u8]) -> Vec<Record> {
+    let mut interner = Interner::default();
+    let mut accepted = Vec::new();
+    for ctx in contexts() {
+        match accept_upsert(ctx, &mut interner, Keyspace::State, key, value) {
+            Ok(record) => accepted.push(record),
+            // Every message must print.
+            Err(refused) => assert!(!refused.reason.to_string().is_empty()),
+        }
+    }
+    accepted
+}
+
+/// Writes an accepted record, reads it again and expects the same.
+fn again(record: &Record, key: &Key<'_>, value: &[u8]) {
+    let mut interner = Interner::default();
+    // Our own context accepts whatever any context does.
+    let read = accept_upsert(&contexts()[1], &mut interner, Keyspace::State, key.to_string().as_bytes(), value);
+    assert_eq!(read.as_ref(), Ok(record), "written as {:?}", String::from_utf8_lossy(value));
+}
+
+/// A cluster-config.
+fn cluster_config(data: &[u8]) {
+    for max_clusters in [MaxClusters::C255, MaxClusters::C511] {
+        let expected = ConfigExpectations {
+            cluster: name("c1"),
+            own_cluster: name("own"),
+            own_id: id(2, max_clusters),
+            max_clusters,
+            taken: vec![(name("c3"), id(3, max_clusters))],
+        };
+        match cluster_config::accept(&expected, data) {
+            Ok(config) => {
+                let own = OwnConfig {
+                    id: config.id,
+                    max_clusters,
+                    cached: config.keyspace == Keyspace::Cache,
+                    canaries: config.canaries,
+                    service_exports: config.service_exports,
+                    export_mode: config.export_mode,
+                };
+                let read = cluster_config::accept(&expected, &cluster_config::encode(&own));
+                let said = Some(u32::from(max_clusters.get()));
+                assert_eq!(read, Ok(cluster_config::AcceptedConfig { max_clusters: said, ..config }));
+            }
+            Err(refusal) => assert!(!refusal.to_string().is_empty()),
+        }
+    }
+}
+
+/// A node record, always under the key of `node-a`.
+fn node(data: &[u8]) {
+    for record in accept(b"cilium/state/nodes/v1/c1/node-a", data) {
+        let Record::Node(node_name, row) = &record else { panic!("not a node: {record:?}") };
+        let cluster = &contexts()[0].cluster;
+        let value = node::encode(cluster, node_name, row, &NodeExtras::default());
+        again(&record, &Key::node(Keyspace::State, cluster, node_name), &value);
+    }
+}
+
+/// An address record: the end of the key up to the first line feed, then the value.
+fn ip(data: &[u8]) {
+    let (tail, value) = split(data);
+    let key = [b"cilium/state/ip/v1/default/", tail].concat();
+    for record in accept(&key, value) {
+        let Record::Endpoint(prefix, row) = &record else { panic!("not an endpoint: {record:?}") };
+        let cluster = &contexts()[0].cluster;
+        again(&record, &Key::endpoint(Keyspace::State, cluster, *prefix), &ip::encode(*prefix, row));
+    }
+}
+
+/// An identity record, always under the same number.
+fn identity(data: &[u8]) {
+    for record in accept(b"cilium/state/identities/v1/id/65601", data) {
+        let Record::Identity(number, row) = &record else { panic!("not an identity: {record:?}") };
+        let cluster = &contexts()[0].cluster;
+        again(&record, &Key::identity(Keyspace::State, cluster, *number), &identity::encode(&row.labels));
+    }
+}
+
+/// A service record, always under the key of `demo/echo`.
+fn service(data: &[u8]) {
+    for record in accept(b"cilium/state/services/v1/c1/demo/echo", data) {
+        let Record::Service(service_name, row) = &record else {
+            assert!(matches!(record, Record::Withdrawn(_)), "not a service: {record:?}");
+            continue;
+        };
+        let cluster = &contexts()[0].cluster;
+        let value = service::encode(cluster, service_name, row, &ServiceExtras::default());
+        again(&record, &Key::service(Keyspace::State, cluster, service_name), &value);
+    }
+}
+
+/// A slice: after an odd first byte the message itself, else zstd frames.
+fn endpointslice(data: &[u8]) {
+    let Some((first, data)) = data.split_first() else { return };
+    for ctx in contexts() {
+        let read = match first % 2 {
+            0 => endpointslice::accept(ctx, "demo", "echo-x", data),
+            _ => endpointslice::accept_message(ctx, "demo", "echo-x", data),
+        };
+        match read {
+            Ok(slice) => {
+                let message = endpointslice::encode_message(&ctx.cluster, &slice);
+                assert_eq!(endpointslice::accept_message(ctx, "demo", "echo-x", &message).as_ref(), Ok(&slice));
+                if first % 2 == 0 {
+                    let value = endpointslice::encode(&ctx.cluster, &slice);
+                    assert_eq!(endpointslice::accept(ctx, "demo", "echo-x", &value), Ok(slice));
+                }
+            }
+            Err(refusal) => assert!(!refusal.to_string().is_empty()),
+        }
+    }
+}
+
+/// A service export.
+fn service_export(data: &[u8]) {
+    let key = ServiceName { namespace: "demo".into(), name: "echo".into() };
+    let ctx = &contexts()[0];
+    match service_export::accept(ctx, &key, data) {
+        Ok(export) => {
+            let value = service_export::encode(&ctx.cluster, &key, &export);
+            assert_eq!(service_export::accept(ctx, &key, &value), Ok(export));
+        }
+        Err(refusal) => assert!(!refusal.to_string().is_empty()),
+    }
+}
+
+/// A key; and a heartbeat.
+fn keys(data: &[u8]) {
+    match Key::parse(data) {
+        // The allocator's keys are passed over, not kept.
+        Ok(Key::IdentityAllocator) => {}
+        Ok(key) => assert_eq!(key.to_string().as_bytes(), data),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    for ctx in contexts() {
+        for keyspace in [Keyspace::State, Keyspace::Cache] {
+            let _ = parse_delete(ctx, keyspace, data);
+        }
+    }
+    if let Some(time) = heartbeat::parse(data) {
+        let written = heartbeat::encode(time);
+        assert!(heartbeat::parse(&written).is_some_and(|again| again <= time), "{time}");
+    }
+}
+
+fn split(data: &[u8]) -> (&[u8], &[u8]) {
+    match data.iter().position(|byte| *byte == b'\n') {
+        Some(at) => (&data[..at], &data[at + 1..]),
+        None => (data, &[]),
+    }
+}
