@@ -371,6 +371,7 @@ fn canaries_vouch_for_every_kind() {
 /// `cargo test --release -p meshd-core --test records -- --ignored --nocapture`.
 #[test]
 #[ignore = "measures; run it by hand in release"]
+#[expect(clippy::disallowed_methods, reason = "it measures")]
 fn three_hundred_thousand_records_in_about_a_second() {
     let ctx = own();
     let vector = vectors(include_str!("vectors/clustermesh-state.jsonl"));
