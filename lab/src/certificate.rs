@@ -6,29 +6,36 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use crate::lab::each_result;
 use crate::topology::{CertificateSpec, NodeSpec, Topology};
 
 /// Issues every certificate of a topology: `authority` gets the authority's files, and `folder_of(node)` gets
 /// `ca.crt` and, for each certificate of the node, `NAME.crt` and `NAME.key`.
-pub fn issue(topology: &Topology, meshd: &Path, authority: &Path, folder_of: impl Fn(&str) -> PathBuf) -> Result<()> {
+pub fn issue(
+    topology: &Topology,
+    meshd: &Path,
+    authority: &Path,
+    folder_of: impl Fn(&str) -> PathBuf + Sync,
+) -> Result<()> {
     let with_certificates: Vec<&NodeSpec> =
         topology.nodes.iter().filter(|node| !node.certificates.is_empty()).collect();
     if with_certificates.is_empty() {
         return Ok(());
     }
     run(meshd, &["cert", "init", "--dir", &text(authority), "--cn", &format!("{} lab", topology.name)])?;
-    for node in with_certificates {
-        let folder = folder_of(&node.name);
-        std::fs::create_dir_all(&folder).map_err(Error::file("create folder", &folder))?;
-        copy(&authority.join("ca.crt"), &folder.join("ca.crt"))?;
-        for certificate in &node.certificates {
-            let name = format!("{}-{}", node.name, certificate.name);
-            issue_one(meshd, authority, certificate, &name)?;
-            for extension in ["crt", "key"] {
-                let made = authority.join(format!("{name}.{extension}"));
-                let wanted = folder.join(format!("{}.{extension}", certificate.name));
-                std::fs::rename(&made, &wanted).map_err(Error::file("move", made))?;
-            }
+    each_result(&with_certificates, |node| issue_for(node, meshd, authority, &folder_of(&node.name))).map(drop)
+}
+
+fn issue_for(node: &NodeSpec, meshd: &Path, authority: &Path, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::file("create folder", folder))?;
+    copy(&authority.join("ca.crt"), &folder.join("ca.crt"))?;
+    for certificate in &node.certificates {
+        let name = format!("{}-{}", node.name, certificate.name);
+        issue_one(meshd, authority, certificate, &name)?;
+        for extension in ["crt", "key"] {
+            let made = authority.join(format!("{name}.{extension}"));
+            let wanted = folder.join(format!("{}.{extension}", certificate.name));
+            std::fs::rename(&made, &wanted).map_err(Error::file("move", made))?;
         }
     }
     Ok(())

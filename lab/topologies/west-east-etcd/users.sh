@@ -17,8 +17,16 @@ may remote read cilium/state/ --prefix=true
 may remote read "cilium/cluster-config/$CLUSTER"
 may remote read "cilium/synced/$CLUSTER/" --prefix=true
 
-# Nodes of the cluster write its state; the elected one also its configuration, heartbeat and canaries.
+# Agents of the cluster that read what was mirrored from others.
+role local
+may local read cilium/.heartbeat --prefix=true
+may local read cilium/cache/ --prefix=true
+may local read cilium/cluster-config/ --prefix=true
+may local read cilium/synced/ --prefix=true
+
+# Nodes of the cluster read everything and write its state; the elected one also its configuration, heartbeat and canaries.
 role node
+may node read cilium/ --prefix=true
 may node readwrite cilium/.heartbeat --prefix=true
 may node readwrite cilium/.initlock/ --prefix=true
 may node readwrite cilium/state/ --prefix=true
@@ -29,6 +37,7 @@ may node readwrite meshd/ --prefix=true
 role root
 user root root
 user "admin-$CLUSTER" root
+user "local-$CLUSTER" local
 user "node-$CLUSTER" node
 user remote remote
 for peer in $PEERS; do
