@@ -146,7 +146,12 @@ impl Folder {
 
     /// Removes the folder, and the folder of all labs with the last one.
     pub(crate) fn remove(&self) -> Result<()> {
-        std::fs::remove_dir_all(&self.path).map_err(Error::file("remove", &self.path))?;
+        match std::fs::remove_dir_all(&self.path) {
+            Ok(()) => {}
+            // Somebody else took the same lab down while we waited for them.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::file("remove", &self.path)(source)),
+        }
         match std::fs::remove_dir(LABS) {
             Ok(()) => Ok(()),
             Err(error)

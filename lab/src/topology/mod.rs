@@ -11,7 +11,7 @@
 //! | `meshd.lab/daemon.NAME: COMMAND` | one more daemon beside `cmd` |
 //! | `meshd.lab/cert.NAME: cn=… [server] [client] [san=…]… [days=N]` | a certificate made for this run, in the node's `pki` folder |
 //!
-//! Reading has two steps: [`schema`] checks keys and shapes and names the line of what is wrong, then [`read`] merges
+//! Reading has two steps: `schema` checks keys and shapes and names the line of what is wrong, then `read` merges
 //! `defaults`, `kinds` and `groups` into each node the way containerlab does.
 
 mod read;
