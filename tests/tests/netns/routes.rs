@@ -3,9 +3,18 @@
 //! Each test runs in a thread with a network namespace of its own and two veth pairs whose far ends stay inside it; the
 //! kernel hands routes to them whether or not anybody answers.
 
+mod foreign;
+mod recovery;
+mod twin;
+
 use std::{
     collections::BTreeMap,
+    net::{SocketAddr, UdpSocket},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -305,5 +314,107 @@ fn several_hops_make_a_group_or_a_multipath_route() {
                 && actual.routes[&key("10.2.0.0/24")] == regular(RouteVia::Hops(hops[..1].into()))
                 && actual.routes[&key("fd00:2::/64")] == regular(RouteVia::Hops(hops6[1..].into()))
         });
+    });
+}
+
+#[test]
+fn one_replaced_object_moves_all_routes_without_a_gap() {
+    in_namespace(|| {
+        shell(
+            "ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev one nud permanent
+             ip neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev two nud permanent",
+        );
+        let mut kernel = Kernel::start(LinuxOptions::default());
+        let mut actions = vec![nexthop(1, "192.0.2.9", ONE, false)];
+        actions.extend((0..1000).map(|n| through(&format!("10.{}.{}.0/24", 1 + n / 250, n % 250), 1, false)));
+        kernel.apply(actions);
+        kernel.until("all routes", |actual| actual.routes.len() == 1000);
+
+        // A packet that finds no route is an error for its sender.
+        let stop = Arc::new(AtomicBool::new(false));
+        let sender = {
+            let stop = stop.clone();
+            thread::spawn(move || {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+                let (mut sent, mut failed) = (0_u64, 0_u64);
+                while !stop.load(Ordering::Relaxed) {
+                    let n = sent % 1000;
+                    let to = SocketAddr::from(([10, (1 + n / 250) as u8, (n % 250) as u8, 1], 9));
+                    failed += u64::from(socket.send_to(b"gap?", to).is_err());
+                    sent += 1;
+                }
+                (sent, failed)
+            })
+        };
+        for n in 0..200 {
+            let (via, dev) = if n % 2 == 0 { ("198.51.100.9", TWO) } else { ("192.0.2.9", ONE) };
+            kernel.apply(vec![nexthop(1, via, dev, true)]);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let (sent, failed) = sender.join().expect("the sender");
+        assert!(sent > 1000, "{sent} packets are no proof");
+        assert_eq!(failed, 0, "of {sent} packets");
+        kernel.apply(vec![nexthop(1, "198.51.100.9", TWO, true)]);
+        let shown = ip_routes();
+        assert_eq!(shown.len(), 1000);
+        assert!(shown.iter().all(|(_, hops)| hops == "198.51.100.9 two"), "{:?}", shown[0]);
+    });
+}
+
+#[test]
+fn failures_are_listed_in_order_with_the_kernels_words() {
+    in_namespace(|| {
+        let mut kernel = Kernel::start(LinuxOptions::default());
+        let mut actions = vec![nexthop(1, "192.0.2.9", ONE, false)];
+        // Every third action fails, over several sends.
+        for n in 0..1500 {
+            let object = if n % 3 == 2 { 500 } else { 1 };
+            actions.push(through(&format!("10.{}.{}.0/24", 1 + n / 250, n % 250), object, false));
+        }
+        let failures = kernel.try_apply(actions.clone());
+        let wanted: Vec<usize> = (0..1500).filter(|n| n % 3 == 2).map(|n| n + 1).collect();
+        assert_eq!(failures.iter().map(|failure| failure.index).collect::<Vec<_>>(), wanted);
+        for failure in &failures {
+            assert_eq!(failure.action, actions[failure.index]);
+        }
+        let text = failures[0].to_string();
+        assert!(text.starts_with("failed to add route 10.1.2.0/24 nhid 77000500 metric 77: EINVAL"), "{text}");
+        assert!(text.contains("(Nexthop id does not exist)"), "{text}");
+        kernel.until("the rest", |actual| actual.routes.len() == 1000);
+
+        let again = kernel.try_apply(vec![
+            through("10.1.0.0/24", 1, false),
+            delete("10.1.2.0/24"),
+            Action::DeleteNexthop { id: id(500) },
+            Action::DeleteNexthop { id: NexthopId(1) },
+        ]);
+        assert!(again[0].is_taken(), "{}", again[0]);
+        assert!(again[1].is_already_gone() && again[2].is_already_gone(), "{} {}", again[1], again[2]);
+        assert_eq!(again[3].to_string(), "failed to delete nexthop 1: nexthop id 1 is outside our range");
+    });
+}
+
+#[test]
+fn tables_beyond_255_and_batches_without_waiting_work() {
+    in_namespace(|| {
+        let mut kernel = Kernel::start(LinuxOptions::default());
+        let far = ActualKey { table: TableId(1000), ..key("10.1.0.0/24") };
+        let hops: Box<[Hop]> = [hop("192.0.2.9", ONE)].into();
+        let batches: Vec<Vec<Action>> = vec![
+            vec![Action::PutRoute { key: far, via: RouteVia::Hops(hops.clone()), replace: false }],
+            vec![Action::DeleteRoute { key: far }],
+            vec![Action::PutRoute { key: far, via: RouteVia::Hops(hops), replace: false }],
+        ];
+        kernel.runtime.block_on(async {
+            let mut receipts = Vec::new();
+            for batch in batches {
+                receipts.push(kernel.routes.submit(batch).await.expect("a running writer"));
+            }
+            for receipt in receipts {
+                assert_eq!(receipt.await.expect("an answer"), []);
+            }
+        });
+        kernel.until("the route", |actual| actual.routes.contains_key(&far));
+        assert!(shell("ip route show table 1000").contains("10.1.0.0/24 via 192.0.2.9"));
     });
 }

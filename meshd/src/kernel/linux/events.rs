@@ -3,8 +3,9 @@
 //! Subscribe, dump, follow. The event socket is subscribed before the first dump and only carries what concerns us
 //! (`filter`), dumps use a socket of their own. A new dump is made
 //!
-//! - when the event socket overflowed (`ENOBUFS`), as it does during a bulk write of our own: the thread then waits until
-//!   the writer is idle, throws the rest away and dumps once, which costs less than a million single notifications;
+//! - after a bulk write of our own ([`BULK_ACTIONS`]): a notification a route would compete with the writer for the
+//!   processor and tell what one dump tells in a fraction of the time, so the filter is closed meanwhile;
+//! - when the event socket overflowed (`ENOBUFS`);
 //! - a moment after a link changed or an address vanished, because the kernel removes IPv4 routes over them silently, and
 //!   after somebody else deleted a nexthop object, which takes its IPv4 routes with it silently;
 //! - when somebody asks, and every few minutes anyway (I6).
@@ -42,10 +43,14 @@ pub const EVENT_BUFFER: usize = 16 * 1024 * 1024;
 const LINK_DEBOUNCE: Duration = Duration::from_millis(10);
 /// After a dump that took `t`, the next one waits at least `t` times this: dumps never take more than a part of the time.
 const DUMP_REST: u32 = 4;
-/// How long an overflow waits for the writer to become idle.
-const CALM_MAX: Duration = Duration::from_secs(5);
+/// This many actions waiting at the writer make a bulk write: nothing is followed until they are done.
+pub const BULK_ACTIONS: usize = 8_192;
+/// How long an overflow or a bulk write waits for the writer to become idle; after that a dump is made in the middle.
+const CALM_MAX: Duration = Duration::from_secs(10);
 /// How often the writer is looked at meanwhile.
 const CALM_STEP: Duration = Duration::from_millis(2);
+/// The writer must be idle for this many looks: the next round of a bulk write comes within them.
+const CALM_LOOKS: u32 = 2;
 /// Dumps that the kernel says were overtaken by changes are repeated this often before one is taken as it is.
 const INTERRUPTED_MAX: u32 = 5;
 /// Pause after a dump failed.
@@ -74,6 +79,9 @@ impl From<DumpError> for Broken {
 /// Owner of the event socket.
 pub(super) struct Events {
     socket: RouteSocket,
+    filter: Filter,
+    /// The filter lets nothing in at the moment.
+    closed: bool,
     writer_port: u32,
     out: mpsc::Sender<Vec<ActualChange>>,
     batch: Vec<ActualChange>,
@@ -101,10 +109,13 @@ impl Events {
             RTNLGRP_IPV4_IFADDR,
             RTNLGRP_IPV6_IFADDR,
         ];
-        let socket = RouteSocket::open_for_events(&groups, &Filter::own(metric), receive_buffer)?;
+        let filter = Filter::own(metric);
+        let socket = RouteSocket::open_for_events(&groups, &filter, receive_buffer)?;
         let now = Instant::now();
         Ok(Self {
             socket,
+            filter,
+            closed: false,
             writer_port,
             out,
             batch: Vec::new(),
@@ -138,10 +149,17 @@ impl Events {
             if shared.take_dump_request() {
                 self.dump_soon(Duration::ZERO);
             }
-            match self.follow() {
+            if shared.unanswered() >= BULK_ACTIONS {
+                self.sit_out(shared);
+                continue;
+            }
+            match self.follow(shared) {
                 Ok(()) => {}
                 Err(Broken::Closed) => return,
-                Err(Broken::Interrupted | Broken::Failed(_)) => self.recover(shared),
+                Err(Broken::Interrupted | Broken::Failed(_)) => {
+                    tracing::debug!("kernel events overflowed, dumping again");
+                    self.recover(shared);
+                }
             }
         }
     }
@@ -163,9 +181,12 @@ impl Events {
         Ok(())
     }
 
-    /// Reads what has arrived.
-    fn follow(&mut self) -> Result<(), Broken> {
+    /// Reads what has arrived, or stops at the beginning of a bulk write.
+    fn follow(&mut self, shared: &Shared) -> Result<(), Broken> {
         loop {
+            if shared.unanswered() >= BULK_ACTIONS {
+                return Ok(());
+            }
             let length = match self.socket.try_receive(&mut self.buffer) {
                 Ok(length) => length,
                 Err(Errno::EAGAIN) => return self.emit(),
@@ -210,27 +231,44 @@ impl Events {
         self.dump_at = self.dump_at.min(at);
     }
 
-    /// After an overflow: waits for calm, forgets what is queued (the dump tells it) and dumps.
+    /// During a bulk write: lets nothing in, waits for its end and dumps.
+    fn sit_out(&mut self, shared: &Shared) {
+        match Filter::closed().attach(self.socket.as_fd()) {
+            Ok(()) => self.closed = true,
+            Err(error) => tracing::warn!(%error, "the events of a bulk write fill the queue"),
+        }
+        self.recover(shared);
+    }
+
+    /// Lets events in again.
+    fn reopen(&mut self) -> Result<(), Broken> {
+        if self.closed {
+            self.filter.attach(self.socket.as_fd()).map_err(|error| {
+                tracing::warn!(%error, "no events of our routes");
+                Broken::Failed(Errno::EIO)
+            })?;
+            self.closed = false;
+        }
+        Ok(())
+    }
+
+    /// Waits for calm, forgets what is queued (the dump tells it) and lets a dump follow.
     fn recover(&mut self, shared: &Shared) {
-        tracing::debug!("kernel events overflowed, dumping again");
         self.batch.clear();
         let deadline = Instant::now() + CALM_MAX;
-        while shared.is_writing() && Instant::now() < deadline && !shared.stopped() {
+        let mut calm = 0;
+        while calm < CALM_LOOKS && Instant::now() < deadline && !shared.stopped() {
             thread::sleep(CALM_STEP);
+            calm = if shared.unanswered() == 0 { calm + 1 } else { 0 };
         }
-        loop {
-            match self.socket.try_receive(&mut self.buffer) {
-                // Queued link events are read for their state; a dump follows in any case.
-                Ok(_) | Err(Errno::ENOBUFS | Errno::EMSGSIZE) => {}
-                Err(_) => break,
-            }
-        }
+        while let Ok(_) | Err(Errno::ENOBUFS | Errno::EMSGSIZE) = self.socket.try_receive(&mut self.buffer) {}
         self.links = LinkStates::default();
         self.dump_at = Instant::now();
     }
 
     fn dump_until_clean(&mut self, shared: &Shared) -> Result<(), Broken> {
         let started = Instant::now();
+        self.reopen()?;
         self.emit()?;
         for attempt in 1.. {
             self.batch.push(ActualChange::DumpBegin);

@@ -15,7 +15,7 @@ pub(crate) mod socket;
 pub(crate) mod wire;
 mod writer;
 
-pub use events::{DUMP_PERIOD, EVENT_BUFFER};
+pub use events::{BULK_ACTIONS, DUMP_PERIOD, EVENT_BUFFER};
 pub use socket::Netns;
 
 use std::{
@@ -135,15 +135,18 @@ impl Shared {
     }
 
     fn submitted(&self, actions: usize) {
-        self.unanswered.fetch_add(actions, Ordering::AcqRel);
+        let before = self.unanswered.fetch_add(actions, Ordering::AcqRel);
+        if before < BULK_ACTIONS && before + actions >= BULK_ACTIONS {
+            self.wake();
+        }
     }
 
     fn written(&self, actions: usize) {
         self.unanswered.fetch_sub(actions, Ordering::AcqRel);
     }
 
-    fn is_writing(&self) -> bool {
-        self.unanswered.load(Ordering::Acquire) > 0
+    fn unanswered(&self) -> usize {
+        self.unanswered.load(Ordering::Acquire)
     }
 
     fn request_dump(&self) {
