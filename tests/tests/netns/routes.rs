@@ -346,7 +346,7 @@ fn one_replaced_object_moves_all_routes_without_a_gap() {
                 (sent, failed)
             })
         };
-        for n in 0..200 {
+        for n in 0..50 {
             let (via, dev) = if n % 2 == 0 { ("198.51.100.9", TWO) } else { ("192.0.2.9", ONE) };
             kernel.apply(vec![nexthop(1, via, dev, true)]);
         }
