@@ -1,0 +1,207 @@
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use meshd_core::{
+    desired::{RouteRow, TargetKey},
+    id::MaxClusters,
+    observed::{Change, ClusterChange, EndpointRow, IdentityRow, NodeAddress, NodeAddressKind, NodeRow, PeerRow},
+};
+
+use super::*;
+use crate::{pipeline::Snapshot, reconcilers::export::ExportMemory as _};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn name(text: &str) -> ClusterName {
+    text.parse().unwrap()
+}
+
+fn both() -> BTreeSet<ClusterName> {
+    [name("east"), name("west")].into()
+}
+
+fn node(cidr: &str) -> Arc<NodeRow> {
+    Arc::new(NodeRow {
+        cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
+        addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: "172.18.0.3".parse().unwrap() }].into(),
+        pod_cidrs: [cidr.parse().unwrap()].into(),
+        labels: Labels("a=b;".into()),
+    })
+}
+
+/// Two clusters with nodes, an endpoint of each family and an identity.
+fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let endpoint = EndpointRow {
+        identity: NumericIdentity(131_100),
+        host: Some("172.18.0.3".parse().unwrap()),
+        encryption_key: 255,
+        namespace: "default".into(),
+        name: "web-1".into(),
+    };
+    let peer = PeerRow { id: Some(ClusterId::new(2, MaxClusters::C255).unwrap()), ..PeerRow::default() };
+    let east = vec![
+        ClusterChange::Peer(Arc::new(peer)),
+        ClusterChange::Node("a".parse().unwrap(), Some(node("10.1.0.0/24"))),
+        ClusterChange::Node("b".parse().unwrap(), Some(node("10.1.1.0/24"))),
+        ClusterChange::Endpoint("10.1.0.10/32".parse().unwrap(), Some(endpoint.clone())),
+        ClusterChange::Endpoint("fd00:1::/64".parse().unwrap(), Some(endpoint)),
+        ClusterChange::Identity(NumericIdentity(131_100), Some(IdentityRow { labels: Labels("k8s:a=b;".into()) })),
+    ];
+    let west = vec![ClusterChange::Node("sibling".parse().unwrap(), Some(node("10.0.0.0/24")))];
+    snapshot.observed.apply(Change::Cluster(name("east"), east), NOW);
+    snapshot.observed.apply(Change::Cluster(name("west"), west), NOW);
+    let target = TargetKey { cluster: name("east"), node: "a".parse().unwrap(), ipv4: true };
+    snapshot.desired.routes.upsert("10.1.0.0/24".parse().unwrap(), Arc::new(RouteRow { target }));
+    snapshot
+}
+
+fn open(dir: &Path) -> (State, Loaded) {
+    State::open(dir, &both(), NOW).unwrap()
+}
+
+#[test]
+fn what_was_saved_comes_back_stale() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, loaded) = open(dir.path());
+    assert!(loaded.observed.clusters.is_empty() && loaded.set_aside.is_none());
+    let before = snapshot();
+    state.facts().remember_identities(&[(Labels("k8s:x=y;".into()), NumericIdentity(65_600))].into());
+    state.facts().remember_store(7);
+    assert!(state.save(&before).unwrap() > 6);
+    assert_eq!(state.save(&before).unwrap(), 0, "nothing changed");
+    drop(state);
+    let (_, loaded) = open(dir.path());
+    for cluster in both() {
+        let (old, new) = (&before.observed.clusters[&cluster], &loaded.observed.clusters[&cluster]);
+        assert!(new.nodes.diff(&old.nodes).next().is_none());
+        assert!(new.endpoints.diff(&old.endpoints).next().is_none());
+        assert!(new.identities.diff(&old.identities).next().is_none());
+        assert_eq!(new.stale_since, Some(NOW));
+        assert!(!new.is_initialized(meshd_core::observed::Kind::Nodes), "a loaded row is not a list (I4)");
+    }
+    assert_eq!(loaded.owners, [("10.1.0.0/24".parse().unwrap(), name("east"))].into());
+    assert_eq!(loaded.known_ids.keys().collect::<Vec<_>>(), [&name("east")]);
+    assert_eq!(loaded.identities.len(), 1);
+    assert_eq!(loaded.store_id, Some(7));
+    let remembered = loaded.remembered(&name("west"), &"me".parse().unwrap());
+    assert_eq!(remembered.nodes, ["sibling".parse().unwrap()].into());
+}
+
+#[test]
+fn changes_and_removals_are_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    let mut now = snapshot();
+    state.save(&now).unwrap();
+    let changes = vec![
+        ClusterChange::Node("a".parse().unwrap(), Some(node("10.1.7.0/24"))),
+        ClusterChange::Node("b".parse().unwrap(), None),
+        ClusterChange::Endpoint("10.1.0.10/32".parse().unwrap(), None),
+        ClusterChange::Identity(NumericIdentity(131_100), None),
+    ];
+    now.observed.apply(Change::Cluster(name("east"), changes), NOW);
+    now.observed.apply(Change::Cluster(name("west"), vec![ClusterChange::Drop]), NOW);
+    now.desired.routes.remove(&"10.1.0.0/24".parse().unwrap());
+    state.save(&now).unwrap();
+    drop(state);
+    let (_, loaded) = open(dir.path());
+    let east = &loaded.observed.clusters[&name("east")];
+    assert_eq!((east.nodes.len(), east.endpoints.len(), east.identities.len()), (1, 1, 0));
+    assert!(!loaded.observed.clusters.contains_key(&name("west")));
+    assert!(loaded.owners.is_empty());
+}
+
+#[test]
+fn a_cluster_that_is_dropped_and_read_again_between_two_saves_is_saved_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    let mut now = Snapshot::default();
+    let tell = |now: &mut Snapshot, node_name: &str| {
+        let change = ClusterChange::Node(node_name.parse().unwrap(), Some(node("10.1.0.0/24")));
+        now.observed.apply(Change::Cluster(name("east"), vec![change]), NOW);
+    };
+    tell(&mut now, "old");
+    state.save(&now).unwrap();
+    now.observed.apply(Change::Cluster(name("east"), vec![ClusterChange::Drop]), NOW);
+    tell(&mut now, "new");
+    state.save(&now).unwrap();
+    drop(state);
+    let (_, loaded) = open(dir.path());
+    let nodes: Vec<_> = loaded.observed.clusters[&name("east")].nodes.iter().map(|(n, _)| n.to_string()).collect();
+    assert_eq!(nodes, ["new"]);
+}
+
+#[test]
+fn clusters_that_are_no_longer_configured_are_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    state.save(&snapshot()).unwrap();
+    drop(state);
+    let (state, loaded) = State::open(dir.path(), &[name("west")].into(), NOW).unwrap();
+    assert_eq!(loaded.observed.clusters.keys().collect::<Vec<_>>(), [&name("west")]);
+    assert!(loaded.owners.is_empty() && loaded.known_ids.is_empty());
+    drop(state);
+    let (_, loaded) = open(dir.path());
+    assert_eq!(loaded.observed.clusters.len(), 1, "also on disk");
+}
+
+#[test]
+fn files_that_cannot_be_used_are_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    for (nth, content) in [b"no database at all".to_vec(), vec![0xff; 100_000]].into_iter().enumerate() {
+        fs::write(&path, &content).unwrap();
+        let (_, loaded) = open(dir.path());
+        let aside = loaded.set_aside.expect("the file was used");
+        assert!(aside.path.ends_with(format!("{FILE}.unreadable-{}", nth + 1)));
+        assert_eq!(fs::read(&aside.path).unwrap(), content);
+        assert!(loaded.observed.clusters.is_empty());
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn a_file_of_a_newer_release_is_set_aside() {
+    const NUMBERS: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("numbers");
+    let dir = tempfile::tempdir().unwrap();
+    let database = redb::Database::create(dir.path().join(FILE)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(NUMBERS).unwrap().insert("format", 99).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let (_, loaded) = open(dir.path());
+    let aside = loaded.set_aside.expect("the file was used");
+    assert!(aside.to_string().contains("a newer one wrote it"), "{aside}");
+}
+
+#[test]
+fn the_file_is_private_and_has_one_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_state, _) = open(dir.path());
+    let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(matches!(State::open(dir.path(), &both(), NOW), Err(StateError::InUse { .. })));
+}
+
+/// Saving 300,000 rows must cost little: one transaction, and as good as nothing for the next small change.
+#[test]
+fn many_rows_are_one_transaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    let mut now = Snapshot::default();
+    let endpoint = |n: u32| {
+        let ip = std::net::Ipv4Addr::from(0x0a01_0000 + n);
+        let row = EndpointRow {
+            identity: NumericIdentity(131_100 + n % 100),
+            host: Some("172.18.0.3".parse().unwrap()),
+            encryption_key: 0,
+            namespace: "default".into(),
+            name: format!("pod-{n}").into(),
+        };
+        ClusterChange::Endpoint(IpNet::from(std::net::IpAddr::V4(ip)), Some(row))
+    };
+    now.observed.apply(Change::Cluster(name("east"), (0..20_000).map(endpoint).collect()), NOW);
+    assert_eq!(state.save(&now).unwrap(), 20_000);
+    now.observed.apply(Change::Cluster(name("east"), vec![endpoint(30_000)]), NOW);
+    assert_eq!(state.save(&now).unwrap(), 1);
+}
