@@ -13,4 +13,5 @@ pub mod lifecycle;
 pub mod pipeline;
 pub mod reconcilers;
 pub mod sources;
+pub mod state;
 pub mod store;

@@ -23,7 +23,7 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition,
     WriteTransaction,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use thiserror::Error;
 
 use super::{Loaded, SetAside};
@@ -126,8 +126,11 @@ impl Disk {
             }
             Err(reason) => reason,
         };
-        let aside = set_aside(path)
-            .map_err(|error| StateError::File { action: "set aside", path: path.to_owned(), reason: error.to_string() })?;
+        let aside = set_aside(path).map_err(|error| StateError::File {
+            action: "set aside",
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         match open_database(path)? {
             Ok(database) => {
                 let disk = Self { database };
@@ -148,7 +151,9 @@ impl Disk {
             match format {
                 Some(FORMAT) => {}
                 Some(newer) if newer > FORMAT => {
-                    return Err(Unreadable(format!("it has format {newer}, and this meshd knows {FORMAT}: a newer one wrote it")));
+                    return Err(Unreadable(format!(
+                        "it has format {newer}, and this meshd knows {FORMAT}: a newer one wrote it"
+                    )));
                 }
                 Some(unknown) => return Err(Unreadable(format!("it has the unknown format {unknown}"))),
                 None => drop(numbers.insert(NUMBER_FORMAT, FORMAT)?),
@@ -167,10 +172,8 @@ impl Disk {
     /// Loads what belongs to `configured` clusters and removes what belongs to others.
     pub(super) fn load(&self, configured: &BTreeSet<ClusterName>, now: Timestamp) -> Result<Loaded, StateError> {
         let rows = |action| move |Unreadable(reason)| StateError::Rows { action, reason };
-        let mut loaded = self.read(configured, now).map_err(rows("read"))?;
+        let loaded = self.read(configured, now).map_err(rows("read"))?;
         self.forget_others(configured).map_err(rows("remove"))?;
-        // What was just applied is not news to anybody; whoever derives starts from the whole.
-        loaded.observed.take_touched();
         Ok(loaded)
     }
 
@@ -369,8 +372,7 @@ fn prefix_of(bytes: &[u8]) -> Result<IpNet, Unreadable> {
 
 /// The inner error means that the content cannot be used.
 fn open_database(path: &Path) -> Result<Result<Database, String>, StateError> {
-    let refused =
-        |reason: String| StateError::File { action: "open", path: path.to_owned(), reason };
+    let refused = |reason: String| StateError::File { action: "open", path: path.to_owned(), reason };
     let file = private_file(path).map_err(|error| refused(error.to_string()))?;
     match Builder::new().set_cache_size(CACHE_BYTES).create_file(file) {
         Ok(database) => Ok(Ok(database)),

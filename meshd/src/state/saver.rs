@@ -124,7 +124,12 @@ impl State {
     }
 
     /// Saves what the snapshots bring until `stop`, and once more then.
-    pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>, problems: Problems, stop: CancellationToken) {
+    pub async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        problems: Problems,
+        stop: CancellationToken,
+    ) {
         loop {
             let facts = self.facts.clone();
             let ended = tokio::select! {
@@ -138,7 +143,9 @@ impl State {
             match &outcome {
                 Ok(0) => {}
                 Ok(rows) => debug!(rows, "saved"),
-                Err(error) => problems.set(COMPONENT, format!("{error}; what is not saved is not known after a restart")),
+                Err(error) => {
+                    problems.set(COMPONENT, format!("{error}; what is not saved is not known after a restart"))
+                }
             }
             if ended {
                 return;
@@ -159,7 +166,8 @@ impl State {
     /// Writing waits for the disk, so it has a thread of its own.
     async fn save_in_background(mut self, snapshot: Arc<Snapshot>) -> (Self, Result<usize, StateError>) {
         let disk = self.disk.clone();
-        let (saved, owners, ids, facts) = (self.saved.clone(), self.owners.clone(), self.ids.clone(), self.facts.clone());
+        let (saved, owners, ids, facts) =
+            (self.saved.clone(), self.owners.clone(), self.ids.clone(), self.facts.clone());
         let done = spawn_blocking(move || {
             let mut copy = Self { disk, saved, owners, ids, facts };
             let outcome = copy.save(&snapshot);
