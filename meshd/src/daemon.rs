@@ -14,8 +14,10 @@ use std::{
 use anyhow::Context as _;
 use jiff::Timestamp;
 use meshd_core::{
+    clustermesh::export::{OwnState, Workload},
     derive::{LocalNode, RouteDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
+    observed::{Labels, NodeAddress, NodeAddressKind, NodeRow},
     plan::PlannerOptions,
 };
 use tokio::{
@@ -30,21 +32,27 @@ use crate::{
         server::{self, Api, Drain},
         view::DrainView,
     },
-    config::{Config, ConfigSource, host},
+    config::{self, Config, ConfigSource, host},
     kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
     lifecycle::{Problems, Tasks, hangups, notify, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
-    reconcilers::routes::{Routes, RoutesHandle},
+    reconcilers::{
+        export::{ExportHandle, ExportTimers, Exporter, WriterRole},
+        routes::{Routes, RoutesHandle},
+    },
     sources::{
         config::{self as peers, PeerSet, PeerSources},
         etcd::{EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
+    state::State,
     store::own::OwnStore,
 };
 
 /// Longest wait for tasks and the store to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the route reconciler may take to answer the watchdog.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long other nodes get to hear that a drained node is gone before its own routes go.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 /// Worker threads: the daemon waits most of its life, and every thread costs memory.
@@ -78,16 +86,21 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let listener = server::bind(&config.api.socket)
         .with_context(|| format!("failed to listen on {}", config.api.socket.display()))?;
 
+    let (peer_sources, peer_sources_rx) = watch::channel(PeerSources::from(&config));
+    let first_peers = peers::watch::read(&peer_sources.borrow(), &BTreeMap::new());
+    let configured = first_peers.peers.keys().cloned().chain([local.cluster.clone()]).collect();
+    let (state, loaded) = State::open(&config.state_dir, &configured, started)
+        .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
+    problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
     let (kernel, events) =
         LinuxRoutes::start(LinuxOptions { metric: config.routing.metric, ..LinuxOptions::default() })
             .context("failed to talk to the kernel about routes; meshd run needs CAP_NET_ADMIN")?;
     let kernel = Arc::new(kernel);
     let own_store = OwnStore::open(&config, local.name.as_str(), &problems, &mut tasks, &stop).await?;
+    let own_store = Arc::new(own_store);
 
     // ① sources
     let (changes, changes_rx) = mpsc::channel(CHANGES_MAX);
-    let (peer_sources, peer_sources_rx) = watch::channel(PeerSources::from(&config));
-    let first_peers = peers::watch::read(&peer_sources.borrow(), &BTreeMap::new());
     let (peer_set, peer_set_rx) = watch::channel(first_peers);
     tasks.spawn("peers", peers::run(peer_sources_rx, peer_set));
     let _netlink = NetlinkSource::start(Netns::current(), changes.clone(), problems.clone())
@@ -97,7 +110,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         own_store: own_store.address(),
         peers: peer_set_rx.clone(),
         changes,
-        known_ids: BTreeMap::new(),
+        known_ids: loaded.known_ids.clone(),
         timers: Default::default(),
     };
     tasks.spawn("etcd", etcd.run(stop.clone()));
@@ -106,12 +119,14 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::default()));
     let (clusters, clusters_rx) = watch::channel(BTreeSet::new());
     let (names, names_rx) = watch::channel(BTreeMap::new());
-    tasks.spawn("peer-names", follow_peers(peer_set_rx, local.cluster.clone(), clusters, names, problems.clone()));
-    let deriver = RouteDeriver::new((*local).clone(), BTreeMap::new());
-    tasks.spawn(
-        "pipeline",
-        Pipeline { changes: changes_rx, clusters: clusters_rx, snapshots, deriver, memory: () }.run(),
-    );
+    let names_task =
+        follow_peers(peer_set_rx, local.cluster.clone(), clusters, names, own_store.clone(), problems.clone());
+    tasks.spawn("peer-names", names_task);
+    let remembered = loaded.remembered(&local.cluster, &local.name);
+    let deriver = RouteDeriver::new((*local).clone(), loaded.owners);
+    let pipeline =
+        Pipeline { remembered: loaded.observed, changes: changes_rx, clusters: clusters_rx, snapshots, deriver };
+    tasks.spawn("pipeline", pipeline.run());
 
     // ③ reconcilers
     let options = PlannerOptions {
@@ -121,6 +136,19 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     };
     let (routes, routes_handle, settled) = Routes::new(options, kernel, events, snapshots_rx.clone(), problems.clone());
     tasks.spawn("routes", routes.run());
+    let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
+    let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));
+    let (exporter, export_handle) = Exporter::new(
+        own_rx,
+        own_store.address(),
+        role,
+        ExportTimers::default(),
+        remembered,
+        state.facts(),
+        problems.clone(),
+    );
+    tasks.spawn("export", exporter.run());
+    let saving = tokio::spawn(state.run(snapshots_rx.clone(), problems.clone(), stop.clone()));
 
     // what people see
     let api = Api {
@@ -131,36 +159,51 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         routes: routes_handle.clone(),
         problems: problems.clone(),
         ready: settled.clone(),
-        drain: drain(routes_handle),
+        drain: drain(routes_handle.clone(), export_handle),
         started,
     };
     tasks.spawn("api", server::serve(listener, api));
 
-    let result = main_loop(&config, source, &problems, &mut tasks, peer_sources, settled, &own_store).await;
+    let live = Live {
+        config,
+        source,
+        local,
+        peer_sources,
+        own,
+        own_store: own_store.clone(),
+        routes: routes_handle,
+        problems,
+    };
+    let result = main_loop(&live, &mut tasks, settled).await;
     notify::stopping();
     stop.cancel();
-    if timeout(STOP_DEADLINE, async {
+    let ended = timeout(STOP_DEADLINE, async {
+        if let Err(error) = saving.await {
+            warn!(%error, "the state was not saved to the end");
+        }
         tasks.stop().await;
         own_store.close().await;
-    })
-    .await
-    .is_err()
-    {
+    });
+    if ended.await.is_err() {
         warn!("some tasks did not end in time");
     }
     info!("meshd stops; routes and records stay");
     result
 }
 
-async fn main_loop(
-    config: &Config,
+/// What the main loop needs to reload the configuration and to tell that the daemon lives.
+struct Live {
+    config: Config,
     source: ConfigSource,
-    problems: &Problems,
-    tasks: &mut Tasks,
+    local: Arc<LocalNode>,
     peer_sources: watch::Sender<PeerSources>,
-    mut settled: watch::Receiver<bool>,
-    own_store: &OwnStore,
-) -> anyhow::Result<()> {
+    own: watch::Sender<Arc<OwnState>>,
+    own_store: Arc<OwnStore>,
+    routes: RoutesHandle,
+    problems: Problems,
+}
+
+async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<bool>) -> anyhow::Result<()> {
     let mut hangups = hangups().context("failed to handle SIGHUP")?;
     let stop = stop_signal();
     tokio::pin!(stop);
@@ -172,7 +215,7 @@ async fn main_loop(
             end = tasks.first_end() => anyhow::bail!("{end}"),
             _ = hangups.recv() => {
                 notify::reloading();
-                reload(config, &source, problems, &peer_sources, own_store);
+                live.reload();
                 notify::ready("running");
             }
             changed = settled.changed(), if !announced => {
@@ -182,7 +225,12 @@ async fn main_loop(
                     notify::ready("running");
                 }
             }
-            () = tick(&mut watchdog) => notify::alive(),
+            // Only a reconciler that answers is alive: it waits for the kernel and the pipeline, not for us.
+            () = tick(&mut watchdog) => if timeout(ALIVE_DEADLINE, live.routes.is_alive()).await.is_ok() {
+                notify::alive();
+            } else {
+                warn!("the route reconciler does not answer; systemd is not told that we are alive");
+            },
         }
     }
 }
@@ -194,36 +242,34 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
     }
 }
 
-/// Reads the configuration again. Peers and certificates change at once; the rest needs a restart and says so.
-fn reload(
-    running: &Config,
-    source: &ConfigSource,
-    problems: &Problems,
-    peer_sources: &watch::Sender<PeerSources>,
-    own_store: &OwnStore,
-) {
-    let new = match source.load() {
-        Ok(new) => new,
-        Err(errors) => {
-            problems.set("config", format!("the last good configuration stays in use: {errors}"));
-            return;
-        }
-    };
-    own_store.reload(&new, problems);
-    peer_sources.send_replace(PeerSources::from(&new));
-    let live = Config {
-        peers: running.peers.clone(),
-        peers_dir: running.peers_dir.clone(),
-        peers_defaults: running.peers_defaults.clone(),
-        warnings: running.warnings.clone(),
-        ..new
-    };
-    let needs_restart = live != *running;
-    problems.report(
-        "config",
-        needs_restart.then(|| "a change outside `peers` takes effect at the next restart".to_owned()),
-    );
-    info!("configuration reloaded");
+impl Live {
+    /// Reads the configuration again. Peers, workloads, users and certificates change at once; the rest needs a restart
+    /// and says so.
+    fn reload(&self) {
+        let new = match self.source.load() {
+            Ok(new) => new,
+            Err(errors) => {
+                self.problems.set("config", format!("the last good configuration stays in use: {errors}"));
+                return;
+            }
+        };
+        self.own_store.reload(&new, &self.problems);
+        self.peer_sources.send_replace(PeerSources::from(&new));
+        self.own.send_replace(Arc::new(own_state(&new, &self.local)));
+        let unchanged = self.config.clone();
+        let rest = Config {
+            peers: unchanged.peers,
+            peers_dir: unchanged.peers_dir,
+            peers_defaults: unchanged.peers_defaults,
+            workloads: unchanged.workloads,
+            warnings: unchanged.warnings,
+            ..new
+        };
+        let waits = rest != self.config;
+        let message = "a change outside `peers` and `workloads` takes effect at the next restart";
+        self.problems.report("config", waits.then(|| message.to_owned()));
+        info!("configuration reloaded");
+    }
 }
 
 fn local_node(config: &Config) -> anyhow::Result<LocalNode> {
@@ -247,6 +293,32 @@ fn own_cluster(config: &Config, local: &LocalNode) -> OwnCluster {
     }
 }
 
+/// What this node publishes.
+fn own_state(config: &Config, local: &LocalNode) -> OwnState {
+    let address = |ip: &IpAddr| NodeAddress { kind: NodeAddressKind::InternalIP, ip: *ip };
+    let row = NodeRow {
+        cluster_id: config.cluster.id,
+        addresses: local.addresses.iter().map(address).collect(),
+        pod_cidrs: local.pod_cidrs.clone().into(),
+        labels: Labels::default(),
+    };
+    let workload = |workload: &config::model::Workload| Workload {
+        namespace: workload.namespace.clone(),
+        name: workload.name.clone(),
+        addresses: workload.addresses.clone(),
+        labels: workload.labels.clone(),
+        service_account: workload.service_account.clone(),
+    };
+    OwnState {
+        cluster: local.cluster.clone(),
+        id: config.cluster.id,
+        max_clusters: config.cluster.max_clusters,
+        node: local.name.clone(),
+        row: Arc::new(row),
+        workloads: config.workloads.iter().map(workload).collect(),
+    }
+}
+
 /// Tells the pipeline which clusters there are and the API where they come from; problems of the peers directory
 /// become problems of the node.
 async fn follow_peers(
@@ -254,11 +326,13 @@ async fn follow_peers(
     own: ClusterName,
     clusters: watch::Sender<BTreeSet<ClusterName>>,
     names: watch::Sender<BTreeMap<ClusterName, String>>,
+    own_store: Arc<OwnStore>,
     problems: Problems,
 ) {
     let mut reported: BTreeSet<String> = BTreeSet::new();
     loop {
         let set = peers.borrow_and_update().clone();
+        own_store.set_remotes(set.peers.keys().cloned().collect());
         clusters.send_replace(set.peers.keys().cloned().chain([own.clone()]).collect());
         let source = |entry: &peers::PeerEntry| entry.peer.source.display().to_string();
         names.send_replace(set.peers.iter().map(|(name, entry)| (name.clone(), source(entry))).collect());
@@ -281,11 +355,15 @@ async fn follow_peers(
 }
 
 /// Takes the node out of the mesh: first its records, so that nobody sends to it any more, then its routes.
-fn drain(routes: RoutesHandle) -> Drain {
+fn drain(routes: RoutesHandle, export: ExportHandle) -> Drain {
     Arc::new(move || {
-        let routes = routes.clone();
+        let (routes, export) = (routes.clone(), export.clone());
         Box::pin(async move {
             let mut view = DrainView::default();
+            match export.drain().await {
+                Ok(keys) => view.withdrawn_keys = keys as u64,
+                Err(message) => view.errors.push(message),
+            }
             tokio::time::sleep(DRAIN_GRACE).await;
             match routes.withdraw().await {
                 Ok(Ok(count)) => view.removed_routes = count as u64,

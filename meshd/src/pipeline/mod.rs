@@ -3,7 +3,7 @@
 //! One task owns the observed and the desired tables. It takes the sources' [`Change`]s from a bounded queue, applies all
 //! that are waiting, derives once, and publishes a [`Snapshot`]. Publishing is a pointer in a `watch` channel: a slow
 //! reader sees the newest snapshot, never a queue of old ones, and a full change queue holds back the source that
-//! fills it (I9). Accepted rows and prefix owners are handed to the state directory on the way.
+//! fills it (I9).
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -39,22 +39,10 @@ pub struct Snapshot {
     pub complete: bool,
 }
 
-/// Receives what must survive a restart.
-pub trait Memory: Send + 'static {
-    /// Called with every message before it is applied.
-    fn record(&mut self, change: &Change);
-    /// Called after a derivation with the desired tables before and after.
-    fn record_owners(&mut self, before: &Desired, after: &Desired);
-}
-
-/// Remembers nothing.
-impl Memory for () {
-    fn record(&mut self, _change: &Change) {}
-    fn record_owners(&mut self, _before: &Desired, _after: &Desired) {}
-}
-
 /// The pipeline's inputs and outputs.
-pub struct Pipeline<M> {
+pub struct Pipeline {
+    /// Rows remembered from before the restart.
+    pub remembered: Observed,
     /// Messages of all sources.
     pub changes: mpsc::Receiver<Change>,
     /// Clusters that are configured now, the own one included.
@@ -63,17 +51,17 @@ pub struct Pipeline<M> {
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// Observed to desired.
     pub deriver: RouteDeriver,
-    /// What survives a restart.
-    pub memory: M,
 }
 
-impl<M: Memory> Pipeline<M> {
+impl Pipeline {
     /// Runs until every source is gone.
     pub async fn run(mut self) {
-        let mut current = Snapshot::default();
+        let mut current = Snapshot { observed: std::mem::take(&mut self.remembered), ..Snapshot::default() };
         let mut batch = Vec::with_capacity(ROUND_MAX);
         let settle_at = Instant::now() + SETTLE_AFTER;
         loop {
+            self.derive(&mut current);
+            self.snapshots.send_replace(Arc::new(current.clone()));
             let settled = self.deriver.is_settled();
             tokio::select! {
                 count = self.changes.recv_many(&mut batch, ROUND_MAX) => if count == 0 { return },
@@ -84,20 +72,19 @@ impl<M: Memory> Pipeline<M> {
                 }
             }
             for change in batch.drain(..) {
-                self.memory.record(&change);
                 current.observed.apply(change, Timestamp::now());
             }
-            current.complete = is_complete(&current.observed.clusters, &self.clusters.borrow_and_update());
-            if current.complete && !self.deriver.is_settled() {
-                info!("every configured cluster has been heard");
-                self.deriver.settle();
-            }
-            let touched = current.observed.take_touched();
-            let before = current.desired.clone();
-            self.deriver.update(&current.observed, &touched, Timestamp::now(), &mut current.desired);
-            self.memory.record_owners(&before, &current.desired);
-            self.snapshots.send_replace(Arc::new(current.clone()));
         }
+    }
+
+    fn derive(&mut self, current: &mut Snapshot) {
+        current.complete = is_complete(&current.observed.clusters, &self.clusters.borrow_and_update());
+        if current.complete && !self.deriver.is_settled() {
+            info!("every configured cluster has been heard");
+            self.deriver.settle();
+        }
+        let touched = current.observed.take_touched();
+        self.deriver.update(&current.observed, &touched, Timestamp::now(), &mut current.desired);
     }
 }
 

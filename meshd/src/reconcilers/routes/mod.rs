@@ -55,6 +55,7 @@ pub struct RouteCounts {
 }
 
 enum Question {
+    Alive(oneshot::Sender<()>),
     States(oneshot::Sender<Vec<RouteState>>),
     Counts(oneshot::Sender<RouteCounts>),
     Plan(oneshot::Sender<Vec<Action>>),
@@ -85,6 +86,12 @@ impl RoutesHandle {
     /// [`Ended`] when the daemon is stopping.
     pub async fn counts(&self) -> Result<RouteCounts, Ended> {
         self.ask(Question::Counts).await
+    }
+
+    /// Resolves when the reconciler has come round to answer.
+    pub async fn is_alive(&self) {
+        // An ended reconciler ends the daemon by itself.
+        drop(self.ask(Question::Alive).await);
     }
 
     /// What would be done now.
@@ -220,6 +227,7 @@ impl Routes {
     async fn answer(&mut self, question: Question) {
         // Whoever asked may have gone away meanwhile; that is no failure of ours.
         match question {
+            Question::Alive(reply) => drop(reply.send(())),
             Question::States(reply) => drop(reply.send(self.states())),
             Question::Counts(reply) => drop(reply.send(self.counts())),
             Question::Plan(reply) => drop(reply.send(self.planner.preview(Timestamp::now()))),

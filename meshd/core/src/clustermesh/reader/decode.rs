@@ -43,10 +43,13 @@ impl Decoder {
         changes: &mut Vec<ClusterChange>,
     ) {
         let (context, keyspace, kind) = source;
+        if is_own_node(context, keyspace, kind, skip, &record.key) {
+            return;
+        }
         let Some(value) = &record.value else {
             self.heal(&record.key, changes);
             if let Some(key) = parse_delete(context, keyspace, &record.key) {
-                withdraw(key, skip, changes);
+                changes.push(withdraw(key));
             }
             return;
         };
@@ -54,15 +57,11 @@ impl Decoder {
             Ok(accepted) => {
                 self.heal(&record.key, changes);
                 match accepted {
-                    Accepted::Node(name, row) => {
-                        if skip != Some(&name) {
-                            changes.push(ClusterChange::Node(name, Some(Arc::new(row))));
-                        }
-                    }
+                    Accepted::Node(name, row) => changes.push(ClusterChange::Node(name, Some(Arc::new(row)))),
                     Accepted::Identity(id, row) => changes.push(ClusterChange::Identity(id, Some(row))),
                     Accepted::Endpoint(prefix, row) => changes.push(ClusterChange::Endpoint(prefix, Some(row))),
                     Accepted::Service(name, row) => changes.push(ClusterChange::Service(name, Some(Arc::new(row)))),
-                    Accepted::Withdrawn(key) => withdraw(key, skip, changes),
+                    Accepted::Withdrawn(key) => changes.push(withdraw(key)),
                     Accepted::Ignored => {}
                 }
             }
@@ -90,12 +89,17 @@ impl Decoder {
     }
 }
 
-fn withdraw(key: RecordKey, skip: Option<&NodeName>, changes: &mut Vec<ClusterChange>) {
-    changes.push(match key {
-        RecordKey::Node(name) if skip == Some(&name) => return,
+/// Our own record is not judged at all: its PodCIDRs are ours, which no other record may have.
+fn is_own_node(context: &PeerContext, keyspace: Keyspace, kind: Kind, own: Option<&NodeName>, key: &[u8]) -> bool {
+    let Some(own) = own.filter(|_| kind == Kind::Nodes) else { return false };
+    parse_delete(context, keyspace, key).is_some_and(|key| matches!(key, RecordKey::Node(name) if name == *own))
+}
+
+fn withdraw(key: RecordKey) -> ClusterChange {
+    match key {
         RecordKey::Node(name) => ClusterChange::Node(name, None),
         RecordKey::Identity(id) => ClusterChange::Identity(id, None),
         RecordKey::Endpoint(prefix) => ClusterChange::Endpoint(prefix, None),
         RecordKey::Service(name) => ClusterChange::Service(name, None),
-    });
+    }
 }
