@@ -168,7 +168,7 @@ impl Node {
             };
             let fresh = || Self { origin: Some(origin.clone()), value: Tree::Table(BTreeMap::new()) };
             if depth + 1 == path.len() {
-                let value = text_value(&field.kind, text, origin).map_err(|message| at(message))?;
+                let value = text_value(&field.kind, text, origin).map_err(&at)?;
                 table.insert((*key).to_owned(), value);
                 return Ok(());
             }

@@ -1,6 +1,6 @@
 //! Workloads of nodes without Kubernetes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -33,14 +33,15 @@ impl Validator<'_> {
                     );
                 }
             }
-            if workloads.contains_key(&name) {
-                self.error(
+            match workloads.entry(name) {
+                Entry::Vacant(free) => {
+                    free.insert(workload);
+                }
+                Entry::Occupied(taken) => self.error(
                     &format!("{key}.name"),
-                    format!("workload {name} is there twice"),
+                    format!("workload {} is there twice", taken.key()),
                     "give each workload of a namespace a name of its own",
-                );
-            } else {
-                workloads.insert(name, workload);
+                ),
             }
         }
         workloads.into_values().collect()

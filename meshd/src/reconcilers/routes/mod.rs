@@ -91,7 +91,7 @@ impl RoutesHandle {
     /// Resolves when the reconciler has come round to answer.
     pub async fn is_alive(&self) {
         // An ended reconciler ends the daemon by itself.
-        drop(self.ask(Question::Alive).await);
+        let _ended = self.ask(Question::Alive).await;
     }
 
     /// What would be done now.
