@@ -1,15 +1,18 @@
 //! `meshd check`: is a configuration right?
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 use jiff::Timestamp;
+use meshd_core::id::ClusterName;
 
 use super::certificate::{self, Certificate};
 use super::failure::{Failure, print_finding};
 use super::output;
 use crate::config::model::{StoreConfig, TlsFiles};
 use crate::config::{CONFIG_FILE, Config, ConfigSource, Finding, Overrides};
+use crate::sources::config::{PeerSources, watch};
 
 /// Certificates that end sooner than this are reported.
 const EXPIRES_SOON_DAYS: i64 = 30;
@@ -33,10 +36,16 @@ impl Check {
         let config = source.load()?;
         let mut warnings = config.warnings.clone();
         warnings.extend(certificate_dates(&config, Timestamp::now()));
+        // A wrong file of the watched directory never stops the daemon, so it does not fail the check.
+        let directory = watch::read(&PeerSources::from(&config), &BTreeMap::new());
+        warnings.extend(directory.problems.into_iter().map(|problem| {
+            let hint = "the daemon reads the file again when it changes";
+            Finding::new("peers_dir", format!("{}: {}", problem.file.display(), problem.message)).hint(hint)
+        }));
         for warning in &warnings {
             print_finding("warning", warning);
         }
-        let peers: Vec<&str> = config.peers.iter().map(|peer| peer.cluster.as_str()).collect();
+        let peers: Vec<&str> = directory.peers.keys().map(ClusterName::as_str).collect();
         let peers = if peers.is_empty() { "no peers".to_owned() } else { format!("peers {}", peers.join(", ")) };
         let and = match warnings.len() {
             0 => String::new(),

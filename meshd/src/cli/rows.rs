@@ -203,3 +203,45 @@ fn optional(value: Option<impl Display>) -> String {
 fn joined(items: impl IntoIterator<Item = impl Display>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::view::{RouteMode, RowStatus};
+
+    #[test]
+    fn routes_are_columns_and_the_wide_form_has_more() {
+        let hop = |via: &str| NextHopView { via: via.parse().ok(), dev: Some("eth0".to_owned()) };
+        let done = RouteView {
+            prefix: "10.1.0.0/24".parse().unwrap(),
+            next_hops: vec![hop("172.18.0.3"), hop("172.19.0.3")],
+            mode: RouteMode::Native,
+            mtu: None,
+            cluster: "east".to_owned(),
+            node: "east-worker".to_owned(),
+            status: RowStatus::Done,
+            error: None,
+        };
+        let failed = RouteView {
+            next_hops: Vec::new(),
+            status: RowStatus::Error,
+            error: Some("172.18.0.2 is not on-link".to_owned()),
+            ..done.clone()
+        };
+        let views = [done, failed];
+        let short = routes(&views, false).into_text();
+        let lines: Vec<Vec<&str>> = short
+            .lines()
+            .map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        assert_eq!(lines[0], ["PREFIX", "VIA", "MODE", "CLUSTER", "NODE", "STATUS"]);
+        assert_eq!(
+            lines[1],
+            ["10.1.0.0/24", "172.18.0.3 dev eth0, 172.19.0.3 dev eth0", "native", "east", "east-worker", "done"]
+        );
+        assert_eq!(lines[2], ["10.1.0.0/24", "-", "native", "east", "east-worker", "error"]);
+        let wide = routes(&views, true).into_text();
+        assert!(wide.lines().next().unwrap().ends_with("STATUS   MTU   ERROR"), "{wide}");
+        assert!(wide.lines().nth(2).unwrap().ends_with("error    -     172.18.0.2 is not on-link"), "{wide}");
+    }
+}

@@ -110,6 +110,12 @@ fn a_peer_in_ciliums_directory() {
     let text = std::fs::read_to_string(files.path("peers/east")).expect("the file");
     assert!(text.starts_with("endpoints:\n- \"https://east.mesh.cilium.io:2379\"\ntrusted-ca-file: "), "{text}");
     assert_eq!(mode(&files.path("peers/east")), 0o600);
+    files.write("peers/south", "endpoints: [nowhere]\n");
+    let main = files.path("meshd.yaml");
+    let checked = run(["check".as_ref(), main.as_os_str()]).expect(0);
+    assert!(checked.stdout.contains("peers east, north, 1 warning"), "{}", checked.stdout);
+    checked.says(&["warning: peers_dir: ", "peers/south:1: endpoints[0]: \"nowhere\" is not a URL"]);
+    std::fs::remove_file(files.path("peers/south")).expect("the file is removed");
     verb(&files, &["connect", "south", "--endpoint", "http://127.0.0.1:1", "--accept-pod-cidr", "10.1.0.0/16"])
         .expect(64)
         .says(&["peers_defaults.accept"]);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use meshd_store::{AuthConfig, ServerTls, Store, StoreOptions};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair};
 use serde_json::Value;
 
@@ -213,4 +214,43 @@ fn the_page_for_people_has_cause_and_hint() {
     run(["troubleshoot", "south", "--config", path])
         .expect(64)
         .says(&["cluster south is not configured", "hint: known here: east"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_store_is_diagnosed_like_etcd() {
+    let files = std::sync::Arc::new(Files::new());
+    pki(&files, "pki");
+    files.issue("pki", "stranger", "stranger", &["--client"]);
+    let read = |name: &str| std::fs::read(files.path("pki").join(name)).expect("a file of the PKI");
+    let tls = ServerTls { cert_pem: read("server.crt"), key_pem: read("server.key"), client_ca_pem: read("ca.crt") };
+    let options = StoreOptions { auth: AuthConfig::standard("east", ["west"]), ..StoreOptions::default() };
+    let (store, _) = Store::open(options).expect("a store");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = format!("https://{}", listener.local_addr().expect("an address"));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn({
+        let store = store.clone();
+        async move { store.serve(listener, Some(tls), async { drop(stopped.await) }).await }
+    });
+    let look = |pair: &'static str| {
+        let (files, endpoint) = (std::sync::Arc::clone(&files), endpoint.clone());
+        async move {
+            let look = move || troubleshoot(&files, &endpoint, "pki/ca.crt", pair);
+            tokio::task::spawn_blocking(look).await.expect("it ends")
+        }
+    };
+    names(&look("pki/remote").await, "cluster_config", &["absent cluster-config"]);
+    names(&look("pki/stranger").await, "access", &["wrong CN"]);
+    let channel = etcd_client::Channel::Tonic(store.local_channel());
+    let mut client = etcd_client::Client::from_channel(channel, None).await.expect("a client");
+    client.put("cilium/cluster-config/east", CLUSTER_CONFIG, None).await.expect("put");
+    for kind in CANARIES {
+        client.put(format!("cilium/synced/east/cilium/state/{kind}/v1"), "now", None).await.expect("put");
+    }
+    let now = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output().expect("date").stdout;
+    client.put("cilium/.heartbeat", now.trim_ascii(), None).await.expect("put");
+    healthy(&look("pki/remote").await);
+    drop(stop);
+    serving.await.expect("the task").expect("the store");
+    store.close().await;
 }
