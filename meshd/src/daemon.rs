@@ -6,9 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::IpAddr,
-    os::unix::fs::DirBuilderExt as _,
     sync::Arc,
     time::Duration,
 };
@@ -36,7 +34,7 @@ use crate::{
     },
     config::{self, Config, ConfigSource, host},
     kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
-    lifecycle::{Problems, Tasks, hangups, notify, stop_signal},
+    lifecycle::{Problems, Tasks, hangups, log, notify, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
     reconcilers::{
         export::{ExportHandle, ExportTimers, Exporter, WriterRole},
@@ -65,6 +63,7 @@ const WORKERS: usize = 2;
 /// # Errors
 /// When a part cannot be started, or a task ends that should not.
 pub fn run(config: Config, source: ConfigSource) -> anyhow::Result<()> {
+    log::start(&config.log).context("failed to start logging")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -91,12 +90,6 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (peer_sources, peer_sources_rx) = watch::channel(PeerSources::from(&config));
     let first_peers = peers::watch::read(&peer_sources.borrow(), &BTreeMap::new());
     let configured = first_peers.peers.keys().cloned().chain([local.cluster.clone()]).collect();
-    // Systemd makes it; a daemon started by hand should not fail because nobody did.
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state_dir)
-        .with_context(|| format!("failed to make the state directory {}", config.state_dir.display()))?;
     let (state, loaded) = State::open(&config.state_dir, &configured, started)
         .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));

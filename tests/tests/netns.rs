@@ -4,6 +4,7 @@
 
 mod netns {
     mod ebpf;
+    mod faults;
     mod lab;
     mod netlink;
     mod routes;

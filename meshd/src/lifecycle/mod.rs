@@ -3,6 +3,7 @@
 //! [`Problems`] is the one list of what is wrong now; [`Tasks`] owns every task and says when one ended that should not;
 //! [`notify`] talks to systemd; [`stop_signal`] waits for the two ways to stop. Stopping withdraws nothing (I10).
 
+pub mod log;
 pub mod notify;
 mod problems;
 mod signals;

@@ -1,0 +1,311 @@
+//! Faults under a running ping: no packet may be lost (promise 1, invariant I10).
+//!
+//! Each test brings up its own west/east lab, starts `ping -i 0.01` between pods of two clusters in both directions, breaks
+//! something, waits until the mesh has dealt with it, and then asks ping for a gap in its sequence numbers.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use lab::{Lab, Node, Options, Running};
+use nix::sys::signal::Signal;
+
+const READY: Duration = Duration::from_secs(30);
+const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
+const PODS: [(&str, &str); 2] = [("west-worker-client", "10.1.1.10"), ("east-worker-client", "10.0.1.10")];
+
+/// The table of expected routes: node, then (prefix, gateway).
+const ROUTES: [(&str, [(&str, &str); 3]); 4] = [
+    (
+        "west-control-plane",
+        [("10.0.1.0/24", "172.18.0.5"), ("10.1.0.0/24", "172.18.0.3"), ("10.1.1.0/24", "172.18.0.2")],
+    ),
+    ("west-worker", [("10.0.0.0/24", "172.18.0.4"), ("10.1.0.0/24", "172.18.0.3"), ("10.1.1.0/24", "172.18.0.2")]),
+    (
+        "east-control-plane",
+        [("10.0.0.0/24", "172.18.0.4"), ("10.0.1.0/24", "172.18.0.5"), ("10.1.1.0/24", "172.18.0.2")],
+    ),
+    ("east-worker", [("10.0.0.0/24", "172.18.0.4"), ("10.0.1.0/24", "172.18.0.5"), ("10.1.0.0/24", "172.18.0.3")]),
+];
+
+/// Foreign routes that must survive everything.
+const FOREIGN: u32 = 1_000;
+
+struct Mesh {
+    lab: Lab,
+    pings: Vec<Running>,
+    foreign: BTreeSet<String>,
+}
+
+impl Mesh {
+    /// A running lab with every route in place and pings under way.
+    fn up() -> Self {
+        let options = Options { name: Some(unique_name()), ..Options::default() };
+        let lab = Lab::up("west-east", &options).expect("the lab comes up");
+        let mut mesh = Self { lab, pings: Vec::new(), foreign: BTreeSet::new() };
+        mesh.wait_for_routes();
+        mesh.add_foreign_routes();
+        mesh.start_pings();
+        mesh
+    }
+
+    fn node(&self, name: &str) -> Node {
+        self.lab.node(name).expect("the node exists")
+    }
+
+    fn add_foreign_routes(&mut self) {
+        let node = self.node("west-worker");
+        let line = |i: u32| format!("route add 100.64.{}.{}/32 via 172.18.0.4 metric {}", i / 250, i % 250, i % 3);
+        let batch: Vec<String> = (0..FOREIGN).map(line).collect();
+        let command = format!("ip -batch - <<END\n{}\nEND", batch.join("\n"));
+        node.exec(&["sh", "-c", &command]).expect("sh runs").ok().expect("foreign routes are added");
+        self.foreign = foreign(&node);
+        assert!(self.foreign.len() > FOREIGN as usize);
+    }
+
+    fn start_pings(&mut self) {
+        for (pod, target) in PODS {
+            let ping = self.node(pod).spawn(&["ping", "-n", "-O", "-i", "0.01", target]).expect("ping starts");
+            self.pings.push(ping);
+        }
+        // The fault must not meet a ping that has not begun.
+        wait("pings are answered", || {
+            self.pings.iter().all(|ping| answers(&ping.so_far().unwrap_or_default()).len() > 20)
+        });
+    }
+
+    fn wait_for_routes(&self) {
+        for (node, expected) in ROUTES {
+            let expected: BTreeSet<(String, String)> =
+                expected.iter().map(|(prefix, via)| ((*prefix).to_owned(), (*via).to_owned())).collect();
+            wait(&format!("routes of {node}"), || routes(&self.node(node)) == expected);
+        }
+    }
+
+    fn wait_healthy(&self, node: &str) {
+        self.node(node).wait_healthy(READY).unwrap_or_else(|error| panic!("{node} is not healthy: {error}"));
+    }
+
+    /// Lets the pings run a little longer, stops them and demands every answer.
+    fn finish(mut self) {
+        let before: Vec<usize> =
+            self.pings.iter().map(|ping| answers(&ping.so_far().unwrap_or_default()).len()).collect();
+        wait("pings go on", || {
+            self.pings
+                .iter()
+                .zip(&before)
+                .all(|(ping, before)| answers(&ping.so_far().unwrap_or_default()).len() > before + 50)
+        });
+        for ping in std::mem::take(&mut self.pings) {
+            let output = ping.stop(Signal::SIGINT, Duration::from_secs(5)).expect("ping ends");
+            let answers = answers(&output.stdout);
+            let last = *answers.last().expect("at least one answer");
+            let lost: Vec<u32> = (1..=last).filter(|seq| !answers.contains(seq)).collect();
+            assert!(lost.is_empty(), "{} of {last} packets lost: {lost:?}", lost.len());
+        }
+        assert_eq!(foreign(&self.node("west-worker")), self.foreign, "foreign routes were touched");
+        for (node, _) in ROUTES {
+            let log = self.lab.daemons(node).iter().map(|daemon| daemon.log().unwrap_or_default()).collect::<String>();
+            assert!(!log.contains("panicked"), "{node} panicked:\n{log}");
+        }
+        self.lab.down().expect("the lab goes down");
+    }
+}
+
+/// Tests run side by side, in several processes or in one.
+fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("faults-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Sequence numbers that were answered. A late answer after "no answer yet" counts: the packet was not lost.
+fn answers(output: &str) -> BTreeSet<u32> {
+    let answered = output.lines().filter(|line| line.contains("bytes from"));
+    answered.filter_map(|line| line.split("icmp_seq=").nth(1)?.split_whitespace().next()?.parse().ok()).collect()
+}
+
+/// Our IPv4 routes as (prefix, gateway), nexthop objects resolved.
+fn routes(node: &Node) -> BTreeSet<(String, String)> {
+    let json = |command: &[&str]| node.exec(command).expect("ip runs").json().expect("ip prints JSON");
+    let routes = json(&["ip", "-j", "-4", "route", "show", "proto", "77"]);
+    let field = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let rows = routes.as_array().cloned().unwrap_or_default();
+    rows.iter().map(|row| (field(row, "dst"), field(row, "gateway"))).collect()
+}
+
+/// Every route that is not ours, as text.
+fn foreign(node: &Node) -> BTreeSet<String> {
+    let all = node.exec(&["ip", "route", "show", "table", "all"]).expect("ip runs").ok().expect("ip succeeds");
+    all.lines().filter(|line| !line.contains("proto 77") && !line.contains("nhid 77")).map(str::to_owned).collect()
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + READY;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not within {READY:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn kill_9_and_restart_of_every_daemon_in_turn() {
+    let mesh = Mesh::up();
+    for node in NODES {
+        let daemon = mesh.node(node).daemon("meshd").expect("the daemon exists");
+        daemon.kill9().expect("killed");
+        daemon.start().expect("started");
+        mesh.wait_healthy(node);
+    }
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn the_remote_store_is_dead_for_two_minutes() {
+    let mesh = Mesh::up();
+    let daemon = mesh.node("east-control-plane").daemon("meshd").expect("the daemon exists");
+    daemon.kill9().expect("killed");
+    std::thread::sleep(Duration::from_secs(120));
+    mesh.wait_for_routes();
+    daemon.start().expect("started");
+    mesh.wait_healthy("east-control-plane");
+    mesh.wait_healthy("west-worker");
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn the_store_is_restarted_in_an_orderly_way() {
+    let mesh = Mesh::up();
+    let daemon = mesh.node("east-control-plane").daemon("meshd").expect("the daemon exists");
+    daemon.restart().expect("restarted");
+    for node in NODES {
+        mesh.wait_healthy(node);
+    }
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn the_store_is_replaced_by_an_empty_one() {
+    let mesh = Mesh::up();
+    let node = mesh.node("east-control-plane");
+    let store_id = |node: &Node| {
+        let peers = node.exec(&["meshd", "get", "peers", "-o", "json"]).expect("meshd runs").json().expect("JSON");
+        peers[0]["store_id"].as_str().unwrap_or_default().to_owned()
+    };
+    let before = store_id(&mesh.node("west-worker"));
+    let daemon = node.daemon("meshd").expect("the daemon exists");
+    daemon.kill9().expect("killed");
+    node.exec(&["sh", "-c", "rm /var/lib/meshd/store.redb"]).expect("rm runs").ok().expect("the data file is removed");
+    daemon.start().expect("started");
+    wait("west reads the new store", || {
+        let now = store_id(&mesh.node("west-worker"));
+        !now.is_empty() && now != before
+    });
+    for node in NODES {
+        mesh.wait_healthy(node);
+    }
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn a_node_starts_while_a_peer_is_down() {
+    let mesh = Mesh::up();
+    let remote = mesh.node("east-control-plane").daemon("meshd").expect("the daemon exists");
+    let local = mesh.node("west-worker").daemon("meshd").expect("the daemon exists");
+    remote.kill9().expect("killed");
+    local.kill9().expect("killed");
+    local.start().expect("started");
+    wait("west-worker answers with its remembered routes", || {
+        let status = mesh.node("west-worker").exec(&["meshd", "status", "-o", "json"]).expect("meshd runs");
+        serde_json::from_str::<serde_json::Value>(&status.stdout)
+            .is_ok_and(|status| status["routes"]["installed"] == 3 && status["peers"][0]["stale_since"].is_string())
+    });
+    mesh.wait_for_routes();
+    remote.start().expect("started");
+    mesh.wait_healthy("east-control-plane");
+    mesh.wait_healthy("west-worker");
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn a_spare_link_bounces() {
+    let mesh = Mesh::up();
+    let node = mesh.node("west-worker");
+    let run = |command: &str| node.exec(&["sh", "-c", command]).expect("sh runs").ok().expect("ip succeeds");
+    run(
+        "ip link add spare0 type veth peer name spare1 && ip addr add 192.0.2.1/24 dev spare0 && ip link set spare1 up",
+    );
+    for _ in 0..5 {
+        run("ip link set spare0 up");
+        run("ip link set spare0 down");
+    }
+    run("ip link del spare0");
+    mesh.wait_healthy("west-worker");
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn a_reload_by_sighup() {
+    let mesh = Mesh::up();
+    for node in NODES {
+        mesh.node(node).daemon("meshd").expect("the daemon exists").reload().expect("reloaded");
+    }
+    wait("every daemon has read its configuration again", || {
+        NODES.iter().all(|node| {
+            let daemon = mesh.node(node).daemon("meshd").expect("the daemon exists");
+            daemon.log().unwrap_or_default().contains("configuration reloaded")
+        })
+    });
+    for node in NODES {
+        mesh.wait_healthy(node);
+    }
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn an_upgrade_in_place() {
+    let mesh = Mesh::up();
+    let old = lab::catalog::meshd().expect("meshd is built");
+    let folder = tempfile::tempdir().expect("a folder for the new binary");
+    let new: PathBuf = folder.path().join("meshd-new");
+    std::fs::copy(&old, &new).expect("the binary is copied");
+    for name in NODES {
+        let node = mesh.node(name);
+        node.use_meshd(&new).expect("the binary is replaced");
+        node.daemon("meshd").expect("the daemon exists").restart().expect("restarted");
+        mesh.wait_healthy(name);
+    }
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
+#[test]
+fn routes_changed_by_hand_are_back_within_a_second() {
+    let mesh = Mesh::up();
+    let node = mesh.node("west-worker");
+    let damages = [
+        "ip route del 10.1.0.0/24 proto 77",
+        "ip route replace 10.1.0.0/24 via 172.18.0.4 proto 77 metric 77",
+        "ip route del 10.0.0.0/24 && ip route del 10.1.1.0/24",
+        "ip nexthop flush proto 77",
+    ];
+    let expected: BTreeSet<(String, String)> = routes(&node);
+    for damage in damages {
+        let at = Instant::now();
+        node.exec(&["sh", "-c", damage]).expect("sh runs").ok().unwrap_or_else(|error| panic!("{damage}: {error}"));
+        wait("the repair", || routes(&node) == expected);
+        let took = at.elapsed();
+        println!("repaired after `{damage}`: {took:?}");
+        assert!(took < Duration::from_secs(1), "{damage}: {took:?}");
+    }
+    mesh.finish();
+}
