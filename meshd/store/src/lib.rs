@@ -24,8 +24,9 @@
 
 pub mod auth;
 mod disk;
-pub mod disk_format;
+
 pub mod engine;
+pub mod fuzzing;
 mod server;
 mod store;
 mod watch;

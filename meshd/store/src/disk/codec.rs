@@ -8,7 +8,7 @@ const HEAD_BYTES: usize = 1 + 8 + 8 + 8 + 4;
 
 /// Why bytes are not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CodecError {
+pub(crate) enum CodecError {
     /// Fewer bytes than the head and the key need.
     #[error("record is cut short")]
     Short,
@@ -22,7 +22,7 @@ pub enum CodecError {
 
 /// The bytes of a record.
 #[must_use]
-pub fn encode(record: &Record) -> Vec<u8> {
+pub(crate) fn encode(record: &Record) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + record.key.len() + record.value.len());
     bytes.push(LAYOUT);
     bytes.extend_from_slice(&record.create.0.to_le_bytes());
@@ -39,7 +39,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
 ///
 /// # Errors
 /// If the bytes are not a record that [`encode`] writes.
-pub fn decode(position: Position, bytes: &[u8]) -> Result<Record, CodecError> {
+pub(crate) fn decode(position: Position, bytes: &[u8]) -> Result<Record, CodecError> {
     let (layout, rest) = bytes.split_first().ok_or(CodecError::Short)?;
     if *layout != LAYOUT {
         return Err(CodecError::Layout(*layout));

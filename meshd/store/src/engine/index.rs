@@ -166,23 +166,31 @@ impl KeyIndex {
 
     /// Number of keys in `span` that existed at `revision`.
     pub(super) fn count(&self, span: &KeySpan, revision: Revision) -> usize {
+        self.count_visiting(span, revision).0
+    }
+
+    /// The count, and how many keys had to be looked at for it.
+    fn count_visiting(&self, span: &KeySpan, revision: Revision) -> (usize, usize) {
         let first = self.chunk_of(&span.start);
-        let mut total = 0;
+        let (mut total, mut visited) = (0, 0);
         for (offset, chunk) in self.chunks.iter().skip(first).enumerate() {
             let from = if offset == 0 { chunk.lower_bound(&span.start) } else { 0 };
-            let to = span.end.as_deref().map_or(chunk.entries.len(), |end| chunk.lower_bound(end));
-            let whole = from == 0 && to == chunk.entries.len();
+            // Only the last chunk of the span can end inside.
+            let last = span.end.as_deref().filter(|end| chunk.entries.last().is_some_and(|entry| &*entry.key >= *end));
+            let to = last.map_or(chunk.entries.len(), |end| chunk.lower_bound(end));
+            let whole = from == 0 && last.is_none();
             total += if whole && chunk.changed <= revision {
                 chunk.live
             } else {
                 let inside = chunk.entries.get(from..to).unwrap_or_default();
+                visited += inside.len();
                 inside.iter().filter(|entry| entry.live_at(revision).is_some()).count()
             };
-            if to < chunk.entries.len() {
+            if last.is_some() {
                 break;
             }
         }
-        total
+        (total, visited)
     }
 
     fn entry(&self, key: &[u8]) -> Option<&Entry> {
@@ -270,6 +278,27 @@ mod tests {
                 assert_eq!(index.count(&span(from, to), Revision(revision)), walked, "{from}..{to} at {revision}");
             }
         }
+    }
+
+    #[test]
+    fn a_count_looks_only_at_what_changed_and_at_the_borders() {
+        let mut index = KeyIndex::default();
+        for key in 0..350_000 {
+            index.insert(record(key, 2, true));
+        }
+        for key in (0..1_000).map(|number| number * 17) {
+            index.insert(record(key, 3, true));
+        }
+        index.insert(record(200_000, 4, false));
+        let borders = 2 * CHUNK_KEYS_MAX;
+        for revision in [2, 3] {
+            let (total, visited) = index.count_visiting(&span(1_234, 349_000), Revision(revision));
+            assert_eq!(total, 349_000 - 1_234);
+            assert!(visited <= borders + CHUNK_KEYS_MAX, "{visited} keys were looked at");
+        }
+        let (total, visited) = index.count_visiting(&span(1_234, 349_000), Revision(4));
+        assert_eq!(total, 349_000 - 1_234 - 1);
+        assert!(visited <= borders, "{visited} keys were looked at");
     }
 
     #[test]

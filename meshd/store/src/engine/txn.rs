@@ -93,6 +93,7 @@ impl Engine {
         let mut responses = Vec::with_capacity(ops.len());
         for op in ops {
             if let Some(PbTxnOpRequest::RequestRange(range)) = &op.request {
+                self.check_txn_revision(range.revision, newest)?;
                 let answer = self.range_as_of(range, newest)?;
                 responses.push(response_op(PbTxnOpResponse::ResponseRange(answer.to_wire())));
             }
@@ -177,12 +178,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Inside a transaction a negative revision is one from before the history, while a Range alone takes it for "now".
+    fn check_txn_revision(&self, asked: i64, newest: Revision) -> Result<(), EngineError> {
+        if asked != 0 && asked < self.compacted.0 {
+            return Err(EngineError::Compacted);
+        }
+        self.readable(asked, newest).map(|_| ())
+    }
+
     fn check_ranges(&self, request: &PbTxnRequest, path: &mut impl Iterator<Item = bool>) -> Result<(), EngineError> {
         for op in branch(request, path.next().unwrap_or(false)) {
             match &op.request {
                 Some(PbTxnOpRequest::RequestTxn(nested)) => self.check_ranges(nested, path)?,
                 Some(PbTxnOpRequest::RequestRange(range)) => {
-                    self.readable(range.revision, self.revision)?;
+                    self.check_txn_revision(range.revision, self.revision)?;
                 }
                 Some(PbTxnOpRequest::RequestPut(_) | PbTxnOpRequest::RequestDeleteRange(_)) | None => {}
             }

@@ -67,6 +67,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Buffer of a connection inside the process.
 const LOCAL_BUFFER_BYTES: usize = 64 << 10;
+/// What a stream of such a connection may hold unread, and all streams together. The second is much larger, so that a
+/// watch that is not read does not hold up the answers to requests.
+const LOCAL_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const LOCAL_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 impl Shared {
     /// The header of an answer.
@@ -164,7 +168,10 @@ pub(crate) fn local_channel(shared: &Arc<Shared>) -> Channel {
             Ok(TokioIo::new(client))
         }
     });
-    Endpoint::from_static("http://store.local").connect_with_connector_lazy(connector)
+    Endpoint::from_static("http://store.local")
+        .initial_stream_window_size(LOCAL_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(LOCAL_CONNECTION_WINDOW_BYTES)
+        .connect_with_connector_lazy(connector)
 }
 
 async fn accept(

@@ -1,0 +1,5 @@
+//! See `meshd_store::fuzzing::transaction`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| meshd_store::fuzzing::transaction(data));
