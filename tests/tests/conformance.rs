@@ -1,10 +1,12 @@
-//! The embedded store against what it claims to be: the same requests to a real etcd, `etcdctl`, restarts and faults.
+//! Stores, readers and writers against the real thing: the embedded store beside a real etcd, the reader and the exporter
+//! against both, and records that a Cilium control plane wrote.
 //!
 //! Needs Debian's `etcd-server` and `etcd-client`; servers listen on loopback ports of the system's choice and are
 //! ended by the handle that started them.
 
 mod conformance {
     mod certificates;
+    mod clustermesh;
     mod differential;
     mod embedded;
     mod etcd;
