@@ -87,6 +87,8 @@ pub enum RpcFailure {
     Compacted,
     /// The answer is larger than we read: ask for less.
     TooLarge,
+    /// The lease a record was to hang on does not exist any more: take another one.
+    LeaseGone,
     /// The store answers, and says no to this one thing.
     Refused(String),
     /// The connection is of no use any more.
@@ -108,6 +110,7 @@ impl RpcFailure {
         match status.code() {
             Code::OutOfRange if message.contains("has been compacted") => Self::Compacted,
             Code::OutOfRange if message.contains("message length too large") => Self::TooLarge,
+            Code::NotFound if message.contains("lease not found") => Self::LeaseGone,
             Code::PermissionDenied => Self::Refused(format!(
                 "{} (the user named by the CN of our certificate needs a role that may read this)",
                 plain(message)
@@ -128,6 +131,7 @@ impl RpcFailure {
         match self {
             Self::Compacted => "the revision has been compacted",
             Self::TooLarge => "the answer is too large",
+            Self::LeaseGone => "the lease has run out",
             Self::Refused(reason) | Self::Lost(reason) => reason,
         }
     }
@@ -193,6 +197,8 @@ mod tests {
         assert_eq!(failure(Code::OutOfRange, compacted), RpcFailure::Compacted);
         let large = "Error, decoded message length too large: found 9 bytes, the limit is: 4 bytes";
         assert_eq!(failure(Code::OutOfRange, large), RpcFailure::TooLarge);
+        let lease = "etcdserver: requested lease not found";
+        assert_eq!(failure(Code::NotFound, lease), RpcFailure::LeaseGone);
         let denied = failure(Code::PermissionDenied, "etcdserver: permission denied");
         assert!(matches!(&denied, RpcFailure::Refused(text) if text.starts_with("permission denied (")), "{denied:?}");
         let future = "etcdserver: mvcc: required revision is a future revision";

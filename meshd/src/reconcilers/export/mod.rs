@@ -56,6 +56,8 @@ const COMPONENT: &str = "export";
 const QUESTIONS_MAX: usize = 8;
 /// Attempts to create identities before the round goes on without the rest.
 const CLAIM_ROUNDS_MAX: usize = 8;
+/// Attempts to write with new leases within one round.
+const LEASE_ATTEMPTS_MAX: usize = 3;
 /// First and longest pause before connecting again. Short, because siblings that see a new store late delay its canaries.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 
@@ -112,6 +114,8 @@ pub struct ExportStatus {
     pub connected: bool,
     /// This node writes for the cluster.
     pub writer: bool,
+    /// Nodes of our cluster that have a record.
+    pub nodes: usize,
     /// Every record we want in the store.
     pub records: BTreeMap<Arc<str>, RowStatus>,
     /// Numbers of our workloads' labels.
@@ -183,7 +187,9 @@ impl From<RpcFailure> for SessionEnd {
     fn from(failure: RpcFailure) -> Self {
         match failure {
             RpcFailure::Refused(reason) => Self::Refused(reason),
-            RpcFailure::Compacted | RpcFailure::TooLarge => Self::Lost(failure.text().to_owned()),
+            RpcFailure::Compacted | RpcFailure::TooLarge | RpcFailure::LeaseGone => {
+                Self::Lost(failure.text().to_owned())
+            }
             RpcFailure::Lost(reason) => Self::Lost(reason),
         }
     }
@@ -374,6 +380,7 @@ impl<M: ExportMemory> Exporter<M> {
             others.remove(&own.node);
             Withhold::new(others, self.start.elapsed())
         });
+        self.leases.keep(&client).await?;
         for lease in scope.removable(&actual).iter().map(|(_, held)| held.lease).collect::<BTreeSet<_>>() {
             self.leases.adopt(&client, lease).await?;
         }
@@ -450,14 +457,21 @@ impl<M: ExportMemory> Exporter<M> {
         session.due.retry = None;
         let mut errors = self.claim_identities(session).await?;
         let desired = self.desired(session);
-        let alive: BTreeSet<i64> = self.leases.alive().collect();
-        for ops in plan(&desired, &session.actual, &session.scope, &alive) {
-            debug!(ops = ops.len(), "changing the own store");
-            self.carry_out(session, &desired, ops, &mut errors).await?;
-            if !errors.is_empty() {
-                // What comes later must not be there without what comes before.
+        for _ in 0..LEASE_ATTEMPTS_MAX {
+            let alive: BTreeSet<i64> = self.leases.alive().collect();
+            let mut lease_gone = false;
+            for ops in plan(&desired, &session.actual, &session.scope, &alive) {
+                debug!(ops = ops.len(), "changing the own store");
+                lease_gone = self.carry_out(session, &desired, ops, &mut errors).await?;
+                if lease_gone || !errors.is_empty() {
+                    // What comes later must not be there without what comes before.
+                    break;
+                }
+            }
+            if !lease_gone {
                 break;
             }
+            self.leases.keep(&session.client).await?;
         }
         if !errors.is_empty() {
             session.due.retry = Some(Instant::now() + self.timers.retry);
@@ -505,13 +519,14 @@ impl<M: ExportMemory> Exporter<M> {
         Ok(errors)
     }
 
+    /// Carries out one part of a plan; true when a lease turned out to be gone.
     async fn carry_out(
         &mut self,
         session: &mut Session,
         desired: &Desired,
         ops: Vec<Op>,
         errors: &mut BTreeMap<Arc<str>, String>,
-    ) -> Result<(), SessionEnd> {
+    ) -> Result<bool, SessionEnd> {
         let puts = ops.iter().filter(|op| matches!(op, Op::Put(_))).count();
         let held = session.actual.keys_per_lease();
         let mut leases = self.leases.assign(&session.client, &held, puts).await?.into_iter();
@@ -526,17 +541,19 @@ impl<M: ExportMemory> Exporter<M> {
                 Op::Delete { key, revision } => Some(Write::Delete { key, revision }),
             })
             .collect();
+        let mut lease_gone = false;
         for (key, outcome) in ops::write_all(&session.client, writes).await {
             match outcome {
                 Ok(held) => session.actual.observe(&session.scope, desired, &key, held),
                 Err(RpcFailure::Lost(reason)) => return Err(SessionEnd::Lost(reason)),
+                Err(RpcFailure::LeaseGone) => lease_gone = true,
                 Err(failure) => {
                     warn!(%key, reason = failure.text(), "failed to write a record");
                     errors.insert(key, failure.text().to_owned());
                 }
             }
         }
-        Ok(())
+        Ok(lease_gone)
     }
 
     async fn drain(&mut self, session: &mut Session) -> Result<usize, String> {
@@ -605,6 +622,7 @@ impl<M: ExportMemory> Exporter<M> {
         let status = ExportStatus {
             connected: true,
             writer: session.election.is_writer(&own.node, &session.follower),
+            nodes: session.actual.nodes.len(),
             records: keys.map(|key| (key.clone(), row(key))).collect(),
             identities: self.allocator.known().clone(),
             waiting: desired.labels.iter().filter(|labels| self.allocator.number(labels).is_none()).cloned().collect(),

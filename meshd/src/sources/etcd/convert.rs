@@ -43,7 +43,7 @@ pub(super) fn page(target: Target, answer: Result<PbRangeResponse, RpcFailure>) 
         Err(RpcFailure::Compacted) => Input::ListCompacted(target),
         Err(RpcFailure::TooLarge) => Input::PageTooLarge(target),
         Err(RpcFailure::Refused(reason)) => Input::Refused(target, reason.into()),
-        Err(RpcFailure::Lost(reason)) => Input::Lost(reason.into()),
+        Err(failure @ (RpcFailure::Lost(_) | RpcFailure::LeaseGone)) => Input::Lost(failure.text().into()),
     }
 }
 

@@ -268,6 +268,7 @@ async fn a_lost_store_is_filled_again_with_the_same_numbers_and_canaries_wait_fo
     assert!(!second.handle.status().borrow().writer);
     assert_eq!(first.identities(), second.identities(), "one number for the same labels");
     let numbers = first.identities();
+    first.wait("the sibling is not seen", |status| status.nodes == 2).await;
     // The second node is slow to come back to the new store.
     drop(second);
     etcd.replace(&pki, &["west"]).await;
