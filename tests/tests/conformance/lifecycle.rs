@@ -34,6 +34,12 @@ fn watch_request(key: &str, range_end: &str, start_revision: i64) -> PbWatchRequ
     PbWatchRequest { request_union: Some(union) }
 }
 
+/// The client returns a watch before the store has it; what is written in between would be missed.
+async fn created(watch: &mut etcd_client::WatchStream) {
+    let response = tokio::time::timeout(DEADLINE, watch.message()).await.unwrap().unwrap().unwrap();
+    assert!(response.created(), "{response:?}");
+}
+
 #[tokio::test]
 async fn a_restart_is_not_a_loss() {
     let folder = tempfile::tempdir().unwrap();
@@ -186,6 +192,7 @@ async fn a_lease_that_runs_out_takes_its_keys_along() {
     let (store, _) = Store::open(on_disk(&folder.path().join("store.redb"))).unwrap();
     let mut client = local(&store).await;
     let mut watch = client.watch("leased", None).await.unwrap();
+    created(&mut watch).await;
     client.lease_grant(2, Some(LeaseGrantOptions::new().with_id(5))).await.unwrap();
     client.lease_grant(30, Some(LeaseGrantOptions::new().with_id(6))).await.unwrap();
     client.put("leased", "x", Some(PutOptions::new().with_lease(5))).await.unwrap();
@@ -311,6 +318,7 @@ async fn a_large_write_is_told_in_fragments() {
     }
     let options = WatchOptions::new().with_prefix().with_fragment().with_prev_key();
     let mut watch = client.watch("k/", Some(options)).await.unwrap();
+    created(&mut watch).await;
     // On a connection of its own: unread events may fill the window of the first one.
     let mut other = Client::connect([embedded.address.to_string()], None).await.unwrap();
     other.delete("k/", Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
