@@ -120,8 +120,10 @@ impl PrefixOwners {
             let mut displaced = Vec::new();
             let verdict = self.consider(&claim, rank, &mut displaced);
             verdicts.insert(claim, verdict);
-            for (loser, rank) in displaced {
-                queue.insert((true, rank, loser), ());
+            // What the losers held is free where the winner does not take it: others may have waited for that.
+            let freed: Vec<IpNet> = displaced.iter().map(|(loser, _)| loser.prefix).collect();
+            for (loser, rank) in displaced.into_iter().chain(self.waiting_over(&freed)) {
+                queue.insert((!self.is_remembered(&loser), rank, loser), ());
             }
         }
         verdicts
@@ -282,6 +284,19 @@ mod tests {
             assert_eq!(last[&low], Verdict::Granted);
             assert_eq!(refused(&last[&high]), Some("b"));
         }
+    }
+
+    #[test]
+    fn who_waited_for_a_displaced_prefix_gets_what_the_winner_leaves() {
+        let (narrow, wide, half) =
+            (claim("10.1.0.0/24", "d", "n"), claim("10.1.0.0/16", "c", "n"), claim("10.1.128.0/17", "b", "n"));
+        let mut owners = owners();
+        owners.update(&[], vec![(narrow.clone(), id(4))]);
+        let verdicts = owners.update(&[], vec![(wide.clone(), id(3))]);
+        assert_eq!(refused(&verdicts[&narrow]), Some("c"));
+        let verdicts = owners.update(&[], vec![(half, id(2))]);
+        assert_eq!(refused(&verdicts[&wide]), Some("b"));
+        assert_eq!(verdicts[&narrow], Verdict::Granted);
     }
 
     #[test]
