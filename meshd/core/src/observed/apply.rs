@@ -11,7 +11,7 @@ use super::{
     RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
-    clustermesh::Accept,
+    clustermesh::{Accept, RecordKey},
     id::{ClusterName, IfIndex, NodeName, NumericIdentity},
     table::{Sweep, Sync, Table, Upsert},
 };
@@ -50,6 +50,8 @@ pub enum ClusterChange {
     Service(ServiceName, Option<Arc<ServiceRow>>),
     /// What the cluster may claim from now on: rows that were accepted under a wider list are dropped.
     Accept(Accept),
+    /// The record of this row is there but was refused: what an earlier record said stays, also at the end of a list.
+    Kept(RecordKey),
     /// A refused record by store key, or (`None`) the key is fine or gone now.
     Rejected(Arc<str>, Option<RejectedRow>),
     /// The cluster is no longer configured: forget all of it.
@@ -203,6 +205,7 @@ impl Observed {
                     let gone = tables.narrow(&accept);
                     touched.extend(gone.into_iter().map(|node| (cluster.clone(), node)));
                 }
+                ClusterChange::Kept(key) => tables.mark(&key),
                 ClusterChange::Rejected(key, Some(row)) => tables.refuse(key, row),
                 ClusterChange::Rejected(key, None) => {
                     tables.rejected.remove(&key);
@@ -312,6 +315,16 @@ impl ClusterTables {
             }
         }
         Vec::new()
+    }
+
+    /// Marks a row as told by the list under way, whatever its value.
+    fn mark(&mut self, key: &RecordKey) {
+        match key {
+            RecordKey::Node(name) => self.nodes_sync.mark(name),
+            RecordKey::Identity(id) => self.identities_sync.mark(id),
+            RecordKey::Endpoint(prefix) => self.endpoints_sync.mark(prefix),
+            RecordKey::Service(name) => self.services_sync.mark(name),
+        }
     }
 
     /// Removes rows outside `accept`; returns the nodes among them.

@@ -73,6 +73,8 @@ impl Decoder {
                 }
                 let row = RejectedRow { kind: Some(kind), reason: refused.reason, since: wall };
                 changes.push(ClusterChange::Rejected(key, Some(row)));
+                // Fail static: a record that cannot be believed does not take back what was believed before.
+                changes.extend(refused.key.map(ClusterChange::Kept));
             }
         }
     }

@@ -16,14 +16,14 @@
 //!   told twice. A compaction in between starts that list again; rows stay until the new list is complete (I4).
 //! - Nothing is ever removed because the store is silent. Rows become stale and stay. They are dropped only when the
 //!   cluster comes back under another cluster id, and by whoever removes the peer.
-//! - Refused records (I12) are told as rows; the reader remembers a bounded number of them to tell when they heal.
+//! - Refused records (I12) are told as rows; the reader remembers a bounded number of them to tell when they heal. What a
+//!   record said before it was refused stays, in a watch and in a list ([`ClusterChange::Kept`]).
 //! - The heartbeat watchdog finds a store that answers pings but whose control plane is dead (section 2.4).
 //!
 //! The own cluster is read the same way ([`Settings::is_own`]): siblings appear through the store they share with us.
 //!
 //! What is ugly: a reader cannot know whether another peer uses the same cluster id, so it asks ([`Command::Claim`])
-//! and waits for [`Input::Claimed`]. And a record that was good and is refused in a relist is swept, while the same
-//! refusal in a watch keeps the old row; Cilium's readers behave like this too.
+//! and waits for [`Input::Claimed`].
 
 mod backoff;
 mod decode;

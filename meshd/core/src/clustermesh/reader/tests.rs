@@ -175,7 +175,7 @@ fn rows(out: &Output) -> Vec<String> {
         .iter()
         .filter_map(|change| {
             Some(match change {
-                ClusterChange::Peer(_) => return None,
+                ClusterChange::Peer(_) | ClusterChange::Kept(_) => return None,
                 ClusterChange::Node(name, Some(_)) => format!("+{name}"),
                 ClusterChange::Node(name, None) => format!("-{name}"),
                 ClusterChange::Rejected(key, row) => {

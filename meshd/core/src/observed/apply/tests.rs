@@ -53,6 +53,23 @@ fn a_relist_removes_what_is_gone_and_says_which_nodes() {
 }
 
 #[test]
+fn a_row_whose_record_is_refused_outlives_a_relist_and_does_not_appear_from_nothing() {
+    let mut observed = Observed::default();
+    apply(&mut observed, vec![ClusterChange::Node(node("a"), row("10.1.0.0/24"))]);
+    apply(
+        &mut observed,
+        vec![
+            ClusterChange::ListBegin(Kind::Nodes),
+            ClusterChange::Kept(RecordKey::Node(node("a"))),
+            ClusterChange::Kept(RecordKey::Node(node("b"))),
+            ClusterChange::ListEnd(Kind::Nodes),
+        ],
+    );
+    let names: Vec<_> = observed.clusters[&cluster()].nodes.iter().map(|(name, _)| name.to_string()).collect();
+    assert_eq!(names, ["a"]);
+}
+
+#[test]
 fn a_broken_list_keeps_every_row() {
     let mut observed = Observed::default();
     apply(&mut observed, vec![ClusterChange::Node(node("a"), row("10.1.0.0/24")), ClusterChange::Stale(NOW)]);
