@@ -1,0 +1,8 @@
+//! Laws of the pure core, checked on random inputs.
+
+mod properties {
+    mod derive;
+    mod owners;
+    mod plan;
+    mod table;
+}
