@@ -8,8 +8,11 @@ mod routes;
 
 use std::process::ExitCode;
 
+/// Measures and reports.
+type Benchmark = fn() -> anyhow::Result<report::Report>;
+
 /// Name and body of every benchmark.
-const ALL: [(&str, fn() -> anyhow::Result<report::Report>); 1] = [("routes", routes::run)];
+const ALL: [(&str, Benchmark); 1] = [("routes", routes::run)];
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();

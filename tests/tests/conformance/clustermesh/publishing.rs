@@ -27,9 +27,12 @@ use super::{
     world::{DEADLINE, Node, name, nodes, own, peer, timers},
 };
 
+/// Identities and store id.
+type Facts = (BTreeMap<Labels, NumericIdentity>, Option<u64>);
+
 /// What an exporter remembered.
 #[derive(Debug, Clone, Default)]
-struct Memory(Arc<Mutex<(BTreeMap<Labels, NumericIdentity>, Option<u64>)>>);
+struct Memory(Arc<Mutex<Facts>>);
 
 impl ExportMemory for Memory {
     fn remember_identities(&mut self, known: &BTreeMap<Labels, NumericIdentity>) {

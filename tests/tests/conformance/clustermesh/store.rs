@@ -184,8 +184,7 @@ impl Etcd {
         for (role, permissions) in [("remote", remote), ("local", local), ("node", node)] {
             root.role_add(role).await.unwrap();
             for permission in permissions {
-                let granted: RoleGrantPermissionResponse = root.role_grant_permission(role, permission).await.unwrap();
-                drop(granted);
+                let _: RoleGrantPermissionResponse = root.role_grant_permission(role, permission).await.unwrap();
             }
         }
         let node_user = format!("node-{cluster}");
