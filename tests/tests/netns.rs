@@ -4,8 +4,13 @@
 
 mod netns {
     mod ebpf;
+    mod etcd;
     mod faults;
+    mod ipv6;
     mod lab;
+    mod mesh;
+    mod meshes;
     mod netlink;
+    mod refusals;
     mod routes;
 }
