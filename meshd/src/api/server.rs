@@ -187,13 +187,15 @@ impl Api {
         let mut problem = |component: String, message: String, since: Option<Timestamp>| {
             problems.push(ProblemView { component, message, since: since.unwrap_or(self.started) });
         };
-        for peer in peers.iter().filter(|peer| !peer.ready) {
-            let message = peer.problem.clone().unwrap_or_else(|| "not ready yet".to_owned());
-            problem(format!("peer/{}", peer.cluster), message, peer.last_failure.or(peer.stale_since));
+        for peer in peers {
+            let Some(message) = peer_problem(peer) else { continue };
+            let row = snapshot.observed.clusters.iter().find(|(name, _)| name.as_str() == peer.cluster);
+            let at = row.and_then(|(_, tables)| Some(tables.peer.as_deref()?.problem.as_ref()?.at));
+            problem(format!("peer/{}", peer.cluster), message, at.or(peer.stale_since));
         }
         let own = snapshot.observed.clusters.get(&self.local.cluster);
         match own.and_then(|tables| tables.peer.as_deref()) {
-            Some(row) if row.is_ready() => {}
+            Some(row) if row.is_ready() && row.problem.is_none() => {}
             row => {
                 let failure = row.and_then(|row| row.problem.as_ref());
                 let message = failure.map_or("the own store was not read yet".to_owned(), |f| f.message.to_string());
@@ -216,6 +218,16 @@ impl Api {
             }
         }
         problems
+    }
+}
+
+/// What `status` says about a peer. One that is read completely can have a problem too: a cluster-config that has become
+/// impossible, for instance, while what was read under the old one is kept.
+fn peer_problem(peer: &super::view::PeerView) -> Option<String> {
+    match &peer.problem {
+        Some(problem) => Some(problem.clone()),
+        None if peer.ready => None,
+        None => Some("not ready yet".to_owned()),
     }
 }
 
@@ -271,4 +283,24 @@ async fn metrics_text(State(api): State<Api>) -> Result<impl IntoResponse, Refus
     let text =
         metrics::render(&status).map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ready_peer_can_have_a_problem() {
+        let row = |ready, problem: Option<&str>| {
+            let value = serde_json::json!({
+                "cluster": "east", "id": 2, "connected": true, "ready": ready, "nodes": 2, "endpoints": 2, "identities": 1,
+                "services": 0, "reconnections": 0, "last_failure": null, "problem": problem,
+            });
+            serde_json::from_value(value).expect("a peer")
+        };
+        assert_eq!(peer_problem(&row(true, None)), None);
+        assert_eq!(peer_problem(&row(true, Some("own id"))).as_deref(), Some("own id"));
+        assert_eq!(peer_problem(&row(false, Some("no canary"))).as_deref(), Some("no canary"));
+        assert_eq!(peer_problem(&row(false, None)).as_deref(), Some("not ready yet"));
+    }
 }

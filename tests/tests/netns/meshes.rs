@@ -74,7 +74,14 @@ impl Mesh {
 
     /// Demands the expected routes now.
     pub(super) fn assert_routes(&self) {
-        for (node, expected) in self.expected {
+        for (node, _) in self.expected {
+            self.assert_routes_of(&[node]);
+        }
+    }
+
+    /// Demands the expected routes of these nodes now.
+    pub(super) fn assert_routes_of(&self, nodes: &[&str]) {
+        for (node, expected) in self.expected.iter().filter(|(node, _)| nodes.contains(node)) {
             assert_eq!(self.routes(node), pairs(expected), "routes of {node}");
         }
     }
