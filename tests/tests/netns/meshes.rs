@@ -105,14 +105,20 @@ impl Mesh {
         self.daemon(node).log().unwrap_or_default()
     }
 
-    /// What a read verb of `meshd` answers on a node; the answer counts also when the command ends with 1, as `status`
-    /// of a node with problems does.
+    /// What `meshd` answers on a node, asked until the daemon answers at all. An answer counts also when the command ends
+    /// with 1, as `status` of a node with problems does.
     pub(super) fn ask(&self, node: &str, words: &[&str]) -> Value {
         let command: Vec<&str> = ["meshd"].iter().chain(words).chain(&["-o", "json"]).copied().collect();
-        let output = self.node(node).exec(&command).expect("meshd runs");
-        serde_json::from_str(&output.stdout).unwrap_or_else(|error| {
-            panic!("{command:?} on {node}: {error}: {}{}; its log:\n{}", output.stdout, output.stderr, self.log(node))
-        })
+        let mut answer = Value::Null;
+        let mut said = String::new();
+        let answered = eventually(|| {
+            let output = self.node(node).exec(&command).expect("meshd runs");
+            let parsed = serde_json::from_str(&output.stdout);
+            said = output.stdout + &output.stderr;
+            parsed.map(|json| answer = json).is_ok()
+        });
+        assert!(answered, "{command:?} on {node}: {said}; its log:\n{}", self.log(node));
+        answer
     }
 
     /// Takes the lab down after a look for panics.
