@@ -61,6 +61,9 @@ pub struct RoutePlanner {
     dumped: bool,
     dirty_targets: BTreeSet<TargetKey>,
     dirty_routes: BTreeSet<IpNet>,
+    /// After a first load all desired routes from this one on are still to be looked at, and to be entered in
+    /// `by_target`: a million of them must not wait in a set before the first one is planned.
+    scan: Option<IpNet>,
     /// Actual routes and nexthops nobody wants: candidates for deletion.
     surplus_routes: BTreeSet<ActualKey>,
     surplus_nexthops: BTreeSet<NexthopId>,
@@ -92,6 +95,7 @@ impl RoutePlanner {
             dumped: false,
             dirty_targets: BTreeSet::new(),
             dirty_routes: BTreeSet::new(),
+            scan: None,
             surplus_routes: BTreeSet::new(),
             surplus_nexthops: BTreeSet::new(),
             retired: BTreeSet::new(),
@@ -108,24 +112,10 @@ impl RoutePlanner {
     /// also routes that nobody in this run ever wanted may be deleted (I4).
     pub fn set_desired(&mut self, desired: &Desired, complete: bool) {
         let old = std::mem::replace(&mut self.desired, desired.clone());
-        for diff in self.desired.routes.diff(&old.routes) {
-            let prefix = *diff.key();
-            if let RowDiff::Removed(_, row) | RowDiff::Changed(_, row, _) = &diff
-                && let Some(prefixes) = self.by_target.get_mut(&row.target)
-            {
-                prefixes.remove(&prefix);
-                if prefixes.is_empty() {
-                    self.by_target.remove(&row.target);
-                }
-            }
-            if let RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) = &diff {
-                self.by_target.entry(row.target.clone()).or_default().insert(prefix);
-                self.retired.remove(&prefix);
-            } else if !self.prune_all {
-                self.retired.insert(prefix);
-            }
-            self.route_failures.remove(&prefix);
-            self.dirty_routes.insert(prefix);
+        if old.routes.is_empty() {
+            self.scan_all();
+        } else {
+            self.take_route_changes(&old);
         }
         for diff in self.desired.targets.diff(&old.targets) {
             self.target_failures.remove(diff.key());
@@ -168,7 +158,8 @@ impl RoutePlanner {
         let mut actions = Vec::new();
         self.plan_targets(now, &mut actions);
         self.plan_routes(now, &mut actions);
-        if self.dirty_routes.is_empty() && self.dirty_targets.is_empty() {
+        self.plan_scan(now, &mut actions);
+        if self.scan.is_none() && self.dirty_routes.is_empty() && self.dirty_targets.is_empty() {
             self.plan_deletions(&mut actions);
         }
         (actions, self.next_wakeup())
@@ -213,7 +204,7 @@ impl RoutePlanner {
     /// True when the planner has seen a complete dump and nothing is left to do now.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.dumped && self.dirty_routes.is_empty() && self.dirty_targets.is_empty()
+        self.dumped && self.scan.is_none() && self.dirty_routes.is_empty() && self.dirty_targets.is_empty()
     }
 
     /// State of a desired route; `since` of an error is when it was first seen.
@@ -269,6 +260,36 @@ impl RoutePlanner {
         routes.chain(groups.chain(hops).map(|(id, _)| Action::DeleteNexthop { id: *id })).collect()
     }
 
+    /// All desired routes are to be looked at.
+    fn scan_all(&mut self) {
+        self.scan = self.desired.routes.iter().next().map(|(prefix, _)| *prefix);
+        self.retired.retain(|prefix| !self.desired.routes.contains(prefix));
+        self.route_failures.retain(|prefix, _| !self.desired.routes.contains(prefix));
+    }
+
+    fn take_route_changes(&mut self, old: &Desired) {
+        let desired = self.desired.clone();
+        for diff in desired.routes.diff(&old.routes) {
+            let prefix = *diff.key();
+            if let RowDiff::Removed(_, row) | RowDiff::Changed(_, row, _) = &diff
+                && let Some(prefixes) = self.by_target.get_mut(&row.target)
+            {
+                prefixes.remove(&prefix);
+                if prefixes.is_empty() {
+                    self.by_target.remove(&row.target);
+                }
+            }
+            if let RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) = &diff {
+                self.by_target.entry(row.target.clone()).or_default().insert(prefix);
+                self.retired.remove(&prefix);
+            } else if !self.prune_all {
+                self.retired.insert(prefix);
+            }
+            self.route_failures.remove(&prefix);
+            self.dirty_routes.insert(prefix);
+        }
+    }
+
     fn key(&self, prefix: IpNet) -> ActualKey {
         ActualKey { prefix, table: self.options.table, metric: self.options.metric }
     }
@@ -286,7 +307,7 @@ impl RoutePlanner {
         }
         if !self.dumped {
             self.dumped = true;
-            self.dirty_routes.extend(self.desired.routes.iter().map(|(prefix, _)| *prefix));
+            self.scan_all();
             self.dirty_targets.extend(self.desired.targets.iter().map(|(key, _)| key.clone()));
         }
         self.find_surplus();
@@ -531,28 +552,51 @@ impl RoutePlanner {
         while actions.len() < PLAN_ACTIONS_MAX {
             let Some(prefix) = self.dirty_routes.pop_first() else { break };
             let key = self.key(prefix);
-            let Some(row) = self.desired.routes.get(&prefix) else {
-                if self.routes.contains_key(&key) {
-                    self.surplus_routes.insert(key);
+            match self.desired.routes.get(&prefix).cloned() {
+                Some(row) => actions.extend(self.plan_route(key, &row, now)),
+                None => {
+                    if self.routes.contains_key(&key) {
+                        self.surplus_routes.insert(key);
+                    }
                 }
-                continue;
-            };
-            self.surplus_routes.remove(&key);
-            let Some(target) = self.desired.targets.get(&row.target) else { continue };
-            let actual = self.routes.get(&key);
-            let Some(via) = self.wanted_via(&row.target, target) else {
-                let over = self.held.get(&row.target).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
-                if over && actual.is_some() {
-                    actions.push(Action::DeleteRoute { key });
-                }
-                continue;
-            };
-            if actual.is_some_and(|actual| actual.regular && actual.via == via) {
-                self.route_failures.remove(&prefix);
-                continue;
             }
-            actions.push(Action::PutRoute { key, via, replace: actual.is_some() });
         }
+    }
+
+    /// Goes on with the look at all desired routes.
+    fn plan_scan(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let Some(from) = self.scan else { return };
+        let routes = self.desired.routes.clone();
+        let mut rest = routes.range_from(&from);
+        while actions.len() < PLAN_ACTIONS_MAX {
+            let Some((prefix, row)) = rest.next() else { break };
+            match self.by_target.get_mut(&row.target) {
+                Some(prefixes) => {
+                    prefixes.insert(*prefix);
+                }
+                None => {
+                    self.by_target.insert(row.target.clone(), BTreeSet::from([*prefix]));
+                }
+            }
+            actions.extend(self.plan_route(self.key(*prefix), row, now));
+        }
+        self.scan = rest.next().map(|(prefix, _)| *prefix);
+    }
+
+    /// What is to be done for one desired route.
+    fn plan_route(&mut self, key: ActualKey, row: &RouteRow, now: Timestamp) -> Option<Action> {
+        self.surplus_routes.remove(&key);
+        let target = self.desired.targets.get(&row.target)?;
+        let actual = self.routes.get(&key);
+        let Some(via) = self.wanted_via(&row.target, target) else {
+            let over = self.held.get(&row.target).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
+            return (over && actual.is_some()).then_some(Action::DeleteRoute { key });
+        };
+        if actual.is_some_and(|actual| actual.regular && actual.via == via) {
+            self.route_failures.remove(&key.prefix);
+            return None;
+        }
+        Some(Action::PutRoute { key, via, replace: actual.is_some() })
     }
 
     fn plan_deletions(&mut self, actions: &mut Vec<Action>) {
