@@ -245,7 +245,7 @@ async fn meet(sides: &[Side; 2], context: &str) {
     }
 }
 
-async fn run(seed: u64, operations: usize, sides: &mut [Side; 2], store: &Store) {
+async fn run(seed: u64, operations: usize, sides: &mut [Side; 2], etcd: &Etcd, store: &Store) {
     let mut generator = Generator::new(seed);
     for number in 0..operations {
         let newest = store.status().revision.0;
@@ -260,7 +260,10 @@ async fn run(seed: u64, operations: usize, sides: &mut [Side; 2], store: &Store)
                 meet(sides, &context).await;
             }
             // A watch of ours reads the history when it is served, etcd's has its events queued: let both catch up first.
-            Operation::Compact(_) => meet(sides, &context).await,
+            Operation::Compact(_) => {
+                etcd.watches_are_synced().await;
+                meet(sides, &context).await;
+            }
             _ => {}
         }
         let (reference, ours) = ask(sides, &operation).await;
@@ -305,7 +308,7 @@ async fn random_operations_have_the_answers_of_etcd() {
     for seed in seeds() {
         // New streams for each seed, so that watch ids start anew.
         let mut sides = [Side::new(reference.clone()), Side::new(ours.clone())];
-        run(seed, operations(), &mut sides, &embedded.store).await;
+        run(seed, operations(), &mut sides, &etcd, &embedded.store).await;
         told += sides[1].told().values().map(Vec::len).sum::<usize>();
     }
     assert!(told > 0 || seeds().is_empty(), "no watch was told anything");

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// How long etcd may take to elect itself.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -42,6 +44,27 @@ impl Etcd {
         }
         etcd
     }
+
+    /// Waits until no watch has history to catch up with. etcd looks at such watches every 100 ms, and one it has not
+    /// looked at yet is cancelled by a compaction although it had nothing to be told.
+    pub(super) async fn watches_are_synced(&self) {
+        let started = Instant::now();
+        while unsynced_watches(self.address).await != 0 {
+            assert!(started.elapsed() < START_DEADLINE, "etcd's watches do not catch up");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// etcd's own count of watches that have history to catch up with.
+async fn unsynced_watches(address: SocketAddr) -> u64 {
+    const GAUGE: &str = "etcd_debugging_mvcc_slow_watcher_total ";
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let gauge = text.lines().find_map(|line| line.strip_prefix(GAUGE));
+    gauge.expect("etcd counts its slow watches").trim().parse().unwrap()
 }
 
 impl Drop for Etcd {
