@@ -13,8 +13,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use meshd_core::{
     clustermesh::{
         Accept, Interner, Key, Keyspace, PeerContext, Record, accept_upsert,
-        allocation::{Workload, workload_labels},
         cluster_config::{self, ConfigExpectations, OwnConfig},
+        export::{Actual, Allocator, Workload, workload_labels},
         heartbeat, identity, ip,
         keys::KeyKind,
         node::{self, NodeExtras},
@@ -198,19 +198,29 @@ fn our_workload_labels_are_those_of_the_recorded_identity() {
     let vectors = vectors(include_str!("vectors/clustermesh-state.jsonl"));
     let recorded = vectors.iter().find(|vector| vector.key.contains("/identities/v1/id/")).expect("an identity");
     let cluster: ClusterName = "c1".parse().expect("a name");
-    let labels = BTreeMap::from([("app".to_owned(), "echo".to_owned())]);
-    let namespace_labels = BTreeMap::new();
-    let workload = Workload {
-        cluster: &cluster,
-        namespace: "demo",
-        namespace_labels: &namespace_labels,
-        service_account: None,
-        labels: &labels,
-    };
-    let ours = workload_labels(&workload).expect("labels");
+    let workload = workload(BTreeMap::from([("app".to_owned(), "echo".to_owned())]));
+    let ours = workload_labels(&cluster, &workload).expect("labels");
     // The recorder's namespace carried no label of its own; ours always names itself, as Kubernetes does.
     let name = "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=demo;";
     assert_eq!(ours.0.replace(name, ""), recorded.value);
+}
+
+fn workload(labels: BTreeMap<String, String>) -> Workload {
+    let (namespace, name) = ("demo".to_owned(), "echo-0".to_owned());
+    Workload { namespace, name, addresses: Vec::new(), labels, service_account: String::new() }
+}
+
+#[test]
+fn labels_get_the_same_number_in_every_build() {
+    let labels = Labels("k8s:app=worker;k8s:io.cilium.k8s.policy.cluster=edge;".into());
+    // These numbers are in stores out there.
+    for (id, max, number) in
+        [(1, MaxClusters::C255, 96_424), (7, MaxClusters::C255, 489_640), (1, MaxClusters::C511, 37_544)]
+    {
+        let range = identity::allocatable(ClusterId::new(id, max).expect("an id"), max);
+        let claims = Allocator::new(range, BTreeMap::new()).settle(&[labels.clone()].into(), &Actual::default());
+        assert_eq!(claims.iter().map(|claim| claim.id.0).collect::<Vec<_>>(), [number]);
+    }
 }
 
 fn any_ip() -> impl Strategy<Value = IpAddr> {
@@ -315,15 +325,7 @@ proptest! {
     #[test]
     fn identities_survive(labels in collection::btree_map("[a-z][a-z0-9./_-]{0,20}", "[ -:<-~é]{0,20}", 0..6)) {
         let cluster = own().cluster;
-        let none = BTreeMap::new();
-        let workload = Workload {
-            cluster: &cluster,
-            namespace: "demo",
-            namespace_labels: &none,
-            service_account: Some("robot"),
-            labels: &labels,
-        };
-        let row = IdentityRow { labels: workload_labels(&workload).expect("labels") };
+        let row = IdentityRow { labels: workload_labels(&cluster, &workload(labels)).expect("labels") };
         let number = NumericIdentity(458_790);
         for keyspace in [Keyspace::State, Keyspace::Cache] {
             let record = read(keyspace, &Key::identity(keyspace, &cluster, number), &identity::encode(&row.labels));

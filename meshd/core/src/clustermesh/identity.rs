@@ -1,5 +1,7 @@
 //! Identity records: the labels behind a number (wire contract section 1.5). The value is label text, not JSON.
 
+use std::ops::RangeInclusive;
+
 use super::{
     context::PeerContext,
     labels,
@@ -7,7 +9,7 @@ use super::{
     rejection::{Excerpt, Rejection},
 };
 use crate::{
-    id::NumericIdentity,
+    id::{ClusterId, MaxClusters, NumericIdentity},
     observed::{IdentityRow, Labels},
 };
 
@@ -17,6 +19,16 @@ pub const IDENTITY_LABELS_MAX: usize = 256;
 pub const CLUSTER_LABEL: &str = "io.cilium.k8s.policy.cluster";
 /// Source the cluster label must have.
 pub const CLUSTER_LABEL_SOURCE: &str = "k8s";
+
+/// Local numbers below this are never allocated: with the cluster's bits masked off they would read as reserved.
+const LOCAL_MIN: u32 = 256;
+
+/// The numbers a cluster gives to its own identities. Readers accept its whole range, from the lowest number on.
+#[must_use]
+pub fn allocatable(id: ClusterId, max_clusters: MaxClusters) -> RangeInclusive<u32> {
+    let range = id.identity_range(max_clusters);
+    range.start() + LOCAL_MIN..=*range.end()
+}
 
 /// Reads and checks an identity record.
 ///

@@ -76,19 +76,6 @@ pub(super) fn from_map<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>
     Ok(Labels(written.into()))
 }
 
-/// Labels of our own making, all of one source; checked like foreign ones, because their text came from a configuration.
-pub(super) fn from_workload(source: &str, set: &BTreeMap<String, &str>, limit: usize) -> Result<Labels, Rejection> {
-    let mut written = String::new();
-    for (key, value) in set {
-        if key.contains([';', ':', '=']) || value.contains(';') {
-            let problem = "a label cannot hold a semicolon, nor its key a colon or an equals sign";
-            return Err(Rejection::Label { label: Excerpt::new(&format!("{key}={value}")), problem });
-        }
-        push(&mut written, source, key, value);
-    }
-    parse(&written, limit)
-}
-
 fn check_text_len(size: usize) -> Result<(), Rejection> {
     if size > LABELS_TEXT_MAX {
         return Err(Rejection::Oversized { size, limit: LABELS_TEXT_MAX });

@@ -15,7 +15,6 @@
 //! may trust every row.
 
 mod address;
-pub mod allocation;
 pub mod cluster_config;
 mod context;
 pub mod endpointslice;

@@ -28,6 +28,7 @@ use meshd_core::{
     clustermesh::{
         Accept, Key, Keyspace, PeerContext,
         export::{Actual, Allocator, Desired, Op, OwnState, Scope, Withhold, plan},
+        identity,
     },
     id::{NodeName, NumericIdentity},
     observed::Labels,
@@ -252,7 +253,7 @@ impl<M: ExportMemory> Exporter<M> {
         let (status, status_rx) = watch::channel(Arc::default());
         let allocator = {
             let own = own.borrow();
-            Allocator::new(own.id.identity_range(own.max_clusters), remembered.identities)
+            Allocator::new(identity::allocatable(own.id, own.max_clusters), remembered.identities)
         };
         let exporter = Self {
             own,
