@@ -29,8 +29,8 @@ use crate::{
 };
 use ops::Round;
 
-/// Rounds the kernel may be working on at the same time.
-const ROUNDS_IN_FLIGHT: usize = 2;
+/// Rounds that may wait at the kernel: enough work for it while this task waits for a processor.
+pub const ROUNDS_IN_FLIGHT: usize = 4;
 /// Questions that may wait.
 const QUESTIONS_MAX: usize = 16;
 

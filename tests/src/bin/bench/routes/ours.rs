@@ -14,7 +14,7 @@ use meshd::{
         ActualEvents, KernelRoutes as _,
         linux::{LinuxOptions, LinuxRoutes},
     },
-    reconcilers::routes::actual,
+    reconcilers::routes::{ROUNDS_IN_FLIGHT, actual},
 };
 use meshd_core::{
     desired::{Desired, Hop, RouteMode, RouteRow, Target, TargetKey},
@@ -25,8 +25,6 @@ use tokio::{runtime, time::timeout};
 
 use super::{Family, LINK};
 
-/// As many rounds as the reconciler keeps at the kernel.
-const ROUNDS_IN_FLIGHT: usize = 2;
 /// The slowest machine confirms a million routes within this.
 const DEADLINE: Duration = Duration::from_secs(120);
 
