@@ -31,11 +31,14 @@ const ROUTES: [(&str, [(&str, &str); 3]); 4] = [
     ("east-worker", [("10.0.0.0/24", "172.18.0.4"), ("10.0.1.0/24", "172.18.0.5"), ("10.1.0.0/24", "172.18.0.3")]),
 ];
 
+/// Lines of each log a failed test shows.
+const LOG_TAIL: usize = 40;
 /// Foreign routes that must survive everything.
 const FOREIGN: u32 = 1_000;
 
 struct Mesh {
-    lab: Lab,
+    /// Gone once the lab was taken down.
+    lab: Option<Lab>,
     pings: Vec<Running>,
     foreign: BTreeSet<String>,
 }
@@ -52,14 +55,18 @@ impl Mesh {
     fn up_quiet() -> Self {
         let options = Options { name: Some(unique_name()), ..Options::default() };
         let lab = Lab::up("west-east", &options).expect("the lab comes up");
-        let mut mesh = Self { lab, pings: Vec::new(), foreign: BTreeSet::new() };
+        let mut mesh = Self { lab: Some(lab), pings: Vec::new(), foreign: BTreeSet::new() };
         mesh.wait_for_routes();
         mesh.add_foreign_routes();
         mesh
     }
 
+    fn lab(&self) -> &Lab {
+        self.lab.as_ref().expect("the lab is up")
+    }
+
     fn node(&self, name: &str) -> Node {
-        self.lab.node(name).expect("the node exists")
+        self.lab().node(name).expect("the node exists")
     }
 
     fn add_foreign_routes(&mut self) {
@@ -114,11 +121,31 @@ impl Mesh {
         }
         assert_eq!(foreign(&self.node("west-worker")), self.foreign, "foreign routes were touched");
         for (node, _) in ROUTES {
-            let log = self.lab.daemons(node).iter().map(|daemon| daemon.log().unwrap_or_default()).collect::<String>();
-            assert!(!log.contains("panicked"), "{node} panicked:\n{log}");
+            let log = log(self.lab(), node);
+            assert!(log.contains("meshd starts"), "{node} has no log");
+            assert!(!log.contains("panicked") && !log.contains(" ERROR "), "{node} says:\n{log}");
         }
-        self.lab.down().expect("the lab goes down");
+        let lab = self.lab.take().expect("the lab is up");
+        lab.down().expect("the lab goes down");
     }
+}
+
+impl Drop for Mesh {
+    /// A failed test says what the daemons said.
+    fn drop(&mut self) {
+        let Some(lab) = self.lab.as_ref().filter(|_| std::thread::panicking()) else { return };
+        for node in NODES {
+            let log = log(lab, node);
+            let tail: Vec<&str> = log.lines().rev().take(LOG_TAIL).collect();
+            println!("{node}:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+/// Everything the daemons of a node said.
+fn log(lab: &Lab, node: &str) -> String {
+    let node = lab.node(node).expect("the node exists");
+    node.daemons().iter().map(|daemon| daemon.log().unwrap_or_default()).collect()
 }
 
 /// Tests run side by side, in several processes or in one.
