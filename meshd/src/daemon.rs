@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -34,7 +35,7 @@ use crate::{
     },
     config::{self, Config, ConfigSource, host},
     kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
-    lifecycle::{Problems, Tasks, hangups, log, notify, stop_signal},
+    lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
     reconcilers::{
         export::{ExportHandle, ExportTimers, Exporter, WriterRole},
@@ -45,7 +46,7 @@ use crate::{
         etcd::{EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
-    state::State,
+    state::{State, StateError},
     store::own::OwnStore,
 };
 
@@ -84,13 +85,16 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     for warning in &config.warnings {
         warn!(%warning, "configuration");
     }
-    let listener = server::bind(&config.api.socket)
+    let listener = once_free(|| server::bind(&config.api.socket), |error| error.kind() == io::ErrorKind::AddrInUse)
+        .await
         .with_context(|| format!("failed to listen on {}", config.api.socket.display()))?;
 
     let (peer_sources, peer_sources_rx) = watch::channel(PeerSources::from(&config));
     let first_peers = peers::watch::read(&peer_sources.borrow(), &BTreeMap::new());
     let configured = first_peers.peers.keys().cloned().chain([local.cluster.clone()]).collect();
-    let (state, loaded) = State::open(&config.state_dir, &configured, started)
+    let open = || State::open(&config.state_dir, &configured, started);
+    let (state, loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
+        .await
         .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
     let (kernel, events) =

@@ -5,10 +5,12 @@
 
 pub mod log;
 pub mod notify;
+mod predecessor;
 mod problems;
 mod signals;
 mod tasks;
 
+pub use predecessor::once_free;
 pub use problems::Problems;
 pub use signals::{hangups, stop_signal};
 pub use tasks::Tasks;

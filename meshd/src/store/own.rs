@@ -1,10 +1,16 @@
 //! The store of our own cluster: served by this process, or a real etcd, or a sibling's.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Mutex, sync::PoisonError};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::Context as _;
 use meshd_core::id::ClusterName;
-use meshd_store::{AuthConfig, OpenReport, ServerTls, Store, StoreOptions, User};
+use meshd_store::{AuthConfig, OpenReport, ServerTls, Store, StoreError, StoreOptions, User};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,7 +21,7 @@ use crate::{
         Config,
         model::{StoreConfig, StoreUser, TlsFiles, UserRole},
     },
-    lifecycle::{Problems, Tasks},
+    lifecycle::{Problems, Tasks, once_free},
 };
 
 /// Component name in `status`.
@@ -63,21 +69,24 @@ impl OwnStore {
         };
         let remotes: BTreeSet<ClusterName> = config.peers.iter().map(|peer| peer.cluster.clone()).collect();
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let (store, report) = Store::open(StoreOptions {
+        let options = StoreOptions {
             data_file: Some(config.state_dir.join(DATA_FILE)),
             member_name: member.to_owned(),
             client_urls: vec![format!("{scheme}://{listen}")],
             auth: auth(&config.cluster.name, users, &remotes),
             ..StoreOptions::default()
-        })
-        .context("failed to open the embedded store")?;
+        };
+        let in_use = |error: &StoreError| matches!(error, StoreError::DataFileInUse { .. });
+        let opened = once_free(|| Store::open(options.clone()), in_use).await;
+        let (store, report) = opened.context("failed to open the embedded store")?;
         match &report.history_lost {
             Some(loss) => warn!(?loss, cluster_id = report.cluster_id, "the embedded store starts without history"),
             None => info!(keys = report.keys, revision = ?report.revision, "the embedded store is open"),
         }
         let server_tls = tls.as_ref().map(read_tls).transpose()?;
-        let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("failed to listen on {listen} for the store"))?;
+        let listener = once_free(|| listen_on(listen), |error| error.kind() == io::ErrorKind::AddrInUse)
+            .await
+            .with_context(|| format!("failed to listen on {listen} for the store"))?;
         let (serving, stop, problems) = (store.clone(), stop.clone(), problems.clone());
         tasks.spawn("store", async move {
             let ended = serving.serve(listener, server_tls, stop.clone().cancelled_owned()).await;
@@ -165,6 +174,12 @@ fn auth(cluster: &ClusterName, users: &[StoreUser], remotes: &BTreeSet<ClusterNa
         config.add_user(User::new(user.name.clone(), role));
     }
     config
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 fn read_tls(files: &TlsFiles) -> anyhow::Result<ServerTls> {
