@@ -167,11 +167,12 @@ fn service(data: &[u8]) {
     }
 }
 
-/// A slice: after an odd first byte the message itself, else zstd frames.
+/// A slice: after a first byte that four divides zstd frames, else the message itself, which is faster. Compressing
+/// what was accepted is slower still and done for one first byte only.
 fn endpointslice(data: &[u8]) {
     let Some((first, data)) = data.split_first() else { return };
     for ctx in contexts() {
-        let read = match first % 2 {
+        let read = match first % 4 {
             0 => endpointslice::accept(ctx, "demo", "echo-x", data),
             _ => endpointslice::accept_message(ctx, "demo", "echo-x", data),
         };
@@ -179,7 +180,7 @@ fn endpointslice(data: &[u8]) {
             Ok(slice) => {
                 let message = endpointslice::encode_message(&ctx.cluster, &slice);
                 assert_eq!(endpointslice::accept_message(ctx, "demo", "echo-x", &message).as_ref(), Ok(&slice));
-                if first % 2 == 0 {
+                if *first == 0 {
                     let value = endpointslice::encode(&ctx.cluster, &slice);
                     assert_eq!(endpointslice::accept(ctx, "demo", "echo-x", &value), Ok(slice));
                 }
