@@ -6,8 +6,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     net::IpAddr,
+    os::unix::fs::DirBuilderExt as _,
     sync::Arc,
     time::Duration,
 };
@@ -92,6 +93,12 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (peer_sources, peer_sources_rx) = watch::channel(PeerSources::from(&config));
     let first_peers = peers::watch::read(&peer_sources.borrow(), &BTreeMap::new());
     let configured = first_peers.peers.keys().cloned().chain([local.cluster.clone()]).collect();
+    // Systemd makes it; a daemon started by hand should not fail because nobody did.
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.state_dir)
+        .with_context(|| format!("failed to make the state directory {}", config.state_dir.display()))?;
     let open = || State::open(&config.state_dir, &configured, started);
     let (state, loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
         .await
