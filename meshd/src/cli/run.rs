@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::failure::{Failure, print_finding};
+use super::failure::Failure;
 use super::options::ConfigOptions;
 use crate::config::{Config, ConfigSource};
 
@@ -26,9 +26,6 @@ impl Run {
             source.flags.push(("api.socket".to_owned(), socket, "--socket".to_owned()));
         }
         let config = source.load()?;
-        for warning in &config.warnings {
-            print_finding("warning", warning);
-        }
         daemon(config, source).map_err(|error| Failure::new(error.as_ref()))
     }
 }

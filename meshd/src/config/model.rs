@@ -170,8 +170,6 @@ pub struct Workload {
 pub struct ApiConfig {
     /// Path of the unix socket.
     pub socket: PathBuf,
-    /// Where metrics are served over HTTP.
-    pub metrics: Option<SocketAddr>,
 }
 
 /// What is logged.

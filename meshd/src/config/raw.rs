@@ -280,8 +280,8 @@ section! {
     RawApi {
         /// The socket of the command line. Its folder is made if it is missing.
         socket: Option<FilePath> = "/run/meshd/meshd.sock",
-        /// Where Prometheus reads metrics over HTTP, in addition to the socket.
-        metrics: Option<SocketText> = "none",
+        /// Prometheus metrics over TCP; the socket serves them at `/metrics`.
+        metrics: Option<Unsupported> = "",
         /// The web page.
         web: Option<Unsupported> = "",
     }

@@ -51,7 +51,6 @@ impl<'a> Validator<'a> {
         let workloads = self.workloads(raw.workloads.r#static, own);
         let routing = self.routing(raw.routing);
         let log = self.log(raw.log);
-        let metrics = raw.api.metrics.and_then(|text| self.socket_address("api.metrics", text.as_str()));
         let path_or = |validator: &Self, path: Option<FilePath>, default: &str| {
             path.map_or_else(|| PathBuf::from(default), |path| validator.path(&path))
         };
@@ -65,7 +64,7 @@ impl<'a> Validator<'a> {
             include: raw.include.map(|path| self.path(&path)),
             routing,
             workloads,
-            api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET), metrics },
+            api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET) },
             state_dir: path_or(self, raw.state_dir, STATE_DIR),
             log,
             node,
