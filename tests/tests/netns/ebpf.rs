@@ -11,7 +11,6 @@ use meshd_core::id::IfIndex;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
-    unistd::geteuid,
 };
 
 /// Octets of an echo request as `ping` makes it, in its frame: Ethernet, IPv4, ICMP, data.
@@ -75,12 +74,9 @@ fn thread_namespace() -> File {
     File::open("/proc/thread-self/ns/net").expect("open the namespace")
 }
 
-/// Runs a test in namespaces of its own, or says why not.
+/// Runs a test in namespaces of its own.
 fn in_namespaces(test: impl FnOnce(&Pair) + Send + 'static) {
-    if !geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
-        return;
-    }
+    tests::need_root();
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
         let peer = thread_namespace();

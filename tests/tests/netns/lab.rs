@@ -73,15 +73,6 @@ impl Small {
     }
 }
 
-/// Whether this test can run; says why not.
-fn is_root() -> bool {
-    let is_root = nix::unistd::geteuid().is_root();
-    if !is_root {
-        eprintln!("skipped: network namespaces need root");
-    }
-    is_root
-}
-
 /// What a lab could leave behind in the namespaces of the host.
 #[derive(Debug, PartialEq, Eq)]
 struct Host {
@@ -161,9 +152,7 @@ fn run_lab(arguments: &[&str]) -> std::process::Output {
 
 #[test]
 fn nodes_reach_each_other_and_only_each_other() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let lab = small.up();
     let (b, pod) = (lab.node("b").unwrap(), lab.node("a-pod").unwrap());
@@ -181,9 +170,7 @@ fn nodes_reach_each_other_and_only_each_other() {
 
 #[test]
 fn each_node_has_its_own_world() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let lab = small.up();
     let (a, b) = (lab.node("a").unwrap(), lab.node("b").unwrap());
@@ -210,9 +197,7 @@ fn each_node_has_its_own_world() {
 
 #[test]
 fn daemons_start_stop_and_are_remembered() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let lab = small.up();
     let daemon = lab.node("a").unwrap().daemon("sh").unwrap();
@@ -237,9 +222,7 @@ fn daemons_start_stop_and_are_remembered() {
 
 #[test]
 fn commands_report_how_they_ended() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let lab = small.up();
     let b = lab.node("b").unwrap();
@@ -261,9 +244,7 @@ fn commands_report_how_they_ended() {
 
 #[test]
 fn two_labs_of_one_topology_do_not_meet() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let (one, two) = (Small::new(), Small::new());
     let (first, second) = (one.up(), two.up());
     assert!(matches!(
@@ -282,9 +263,7 @@ fn two_labs_of_one_topology_do_not_meet() {
 
 #[test]
 fn nothing_stays_after_down() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let before = Host::now(&small.name);
     let lab = small.up();
@@ -304,9 +283,7 @@ fn nothing_stays_after_down() {
 
 #[test]
 fn nothing_stays_of_a_lab_that_does_not_come_up() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let before = Host::now(&small.name);
     for (good, bad) in [
@@ -341,9 +318,7 @@ fn start_up(small: &Small) -> Child {
 
 #[test]
 fn down_works_after_up_was_killed_at_any_moment() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let before = Host::now(&small.name);
     let folder = Path::new("/run/meshd-lab").join(&small.name);
@@ -367,9 +342,7 @@ fn down_works_after_up_was_killed_at_any_moment() {
 
 #[test]
 fn without_control_groups_the_recorded_processes_are_ended() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let small = Small::new();
     let before = Host::now(&small.name);
     let binary = lab_command().get_program().to_owned();
@@ -391,9 +364,7 @@ fn without_control_groups_the_recorded_processes_are_ended() {
 
 #[test]
 fn west_and_east_come_up_with_links_addresses_and_certificates() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     let name = format!("west-east-{}", std::process::id());
     let before = Host::now(&name);
     let started = Instant::now();
@@ -436,9 +407,7 @@ fn every_topology_can_be_found_by_name() {
 
 #[test]
 fn every_configuration_of_a_node_is_accepted() {
-    if !is_root() {
-        return;
-    }
+    tests::need_root();
     for topology in ["west-east", "west-east-etcd", "single-l2-ipv6"] {
         let name = format!("check-{topology}-{}", std::process::id());
         let options = Options { name: Some(name), daemons: false, ..Options::default() };
@@ -453,13 +422,7 @@ fn every_configuration_of_a_node_is_accepted() {
 
 #[test]
 fn real_etcd_lets_peers_read_and_nodes_write() {
-    if !is_root() {
-        return;
-    }
-    if Command::new("etcdctl").arg("version").output().is_err() {
-        eprintln!("skipped: etcd-server and etcd-client are not installed");
-        return;
-    }
+    tests::need_root();
     let name = format!("etcd-{}", std::process::id());
     let lab = Lab::up("west-east-etcd", &Options { name: Some(name), ..Options::default() }).unwrap();
     let etcdctl = |user: &str, server: &str, arguments: &[&str]| {

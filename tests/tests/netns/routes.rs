@@ -28,10 +28,7 @@ use meshd_core::{
     id::{IfIndex, Metric, NexthopId, TableId},
     plan::{Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia},
 };
-use nix::{
-    sched::{CloneFlags, unshare},
-    unistd::geteuid,
-};
+use nix::sched::{CloneFlags, unshare};
 use tokio::{runtime, time::timeout};
 
 /// Whatever is waited for comes well before this.
@@ -138,12 +135,9 @@ pub(super) fn shell(line: &str) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Runs a test in a namespace of its own, or says why not.
+/// Runs a test in a namespace of its own.
 pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    if !geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
-        return;
-    }
+    tests::need_root();
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
         shell(
