@@ -31,6 +31,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::{
+        scrape,
         server::{self, Api, Drain},
         view::DrainView,
     },
@@ -174,6 +175,9 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         drain: drain(routes_handle.clone(), export_handle),
         started,
     };
+    if let Some(address) = config.api.metrics {
+        tasks.spawn("metrics", scrape::serve(address, server::metrics_router(api.clone()), problems.clone()));
+    }
     tasks.spawn("api", server::serve(listener, api));
 
     let live = Live {

@@ -3,6 +3,7 @@
 //! Each test works in network namespaces of its own and needs root for them.
 
 mod netns {
+    mod alone;
     mod ebpf;
     mod etcd;
     mod faults;

@@ -1,6 +1,8 @@
-//! The unix-socket HTTP API: what the command line asks and what scripts may ask.
+//! The unix-socket HTTP API: what the command line asks and what scripts may ask. Metrics are also served over TCP where
+//! the configuration says so.
 
 pub mod answers;
 pub mod metrics;
+pub mod scrape;
 pub mod server;
 pub mod view;

@@ -1,7 +1,7 @@
 //! The unix-socket HTTP API.
 //!
 //! Read paths answer from the last published snapshot and never block the pipeline. The socket is readable and writable
-//! for root only; there is no other listener unless `api.metrics` names one.
+//! for root only; `api.metrics` opens a TCP listener for `/metrics` alone (`scrape.rs`).
 
 use std::{
     collections::BTreeMap,
@@ -136,6 +136,14 @@ fn router(api: Api) -> Router {
         .route("/v1/drain", post(drain))
         .route("/metrics", get(metrics_text))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".to_owned()) })
+        .with_state(api)
+}
+
+/// What is served over TCP.
+pub fn metrics_router(api: Api) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "only /metrics is served here\n") })
         .with_state(api)
 }
 

@@ -170,6 +170,8 @@ pub struct Workload {
 pub struct ApiConfig {
     /// Path of the unix socket.
     pub socket: PathBuf,
+    /// Where metrics are served over TCP, if anywhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What is logged.

@@ -280,8 +280,10 @@ section! {
     RawApi {
         /// The socket of the command line. Its folder is made if it is missing.
         socket: Option<FilePath> = "/run/meshd/meshd.sock",
-        /// Prometheus metrics over TCP; the socket serves them at `/metrics`.
-        metrics: Option<Unsupported> = "",
+        /// Where metrics for Prometheus are served over TCP as well, without encryption, at `/metrics`. Everybody who
+        /// reaches the address may read them, so write `127.0.0.1:9962` where the collector runs on the node. The socket
+        /// serves them in any case.
+        metrics: Option<SocketText> = "nowhere",
         /// The web page.
         web: Option<Unsupported> = "",
     }

@@ -99,6 +99,7 @@ fn the_smallest_configuration_has_the_defaults() {
     assert_eq!(config.routing.metric.0, 77);
     assert_eq!(config.state_dir, PathBuf::from("/var/lib/meshd"));
     assert_eq!(config.api.socket, PathBuf::from("/run/meshd/meshd.sock"));
+    assert_eq!(config.api.metrics, None);
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.peers, Vec::new());
     assert_eq!(config.warnings, Vec::new());
@@ -213,6 +214,8 @@ fn every_kind_of_mistake_is_named_with_line_key_and_hint() {
             vec!["belongs to workload default/a"],
         ),
         (format!("{BASE}workloads: {{static: [{{name: A, addresses: [10.0.1.1]}}]}}\n"), vec!["\"A\" is not a name"]),
+        (format!("{BASE}api: {{metrics: 9962}}\n"), vec!["\"9962\" is not an address with a port", "127.0.0.1:9962"]),
+        (format!("{BASE}api: {{metrics: \"127.0.0.1:0\"}}\n"), vec!["port 0 is a different one"]),
         // later versions
         (format!("{BASE}bgp: {{asn: 64512}}\n"), vec!["4: bgp: not supported by this version", "remove bgp"]),
         (format!("{BASE}services: {{enabled: true}}\n"), vec!["services: not supported"]),
@@ -224,6 +227,17 @@ fn every_kind_of_mistake_is_named_with_line_key_and_hint() {
     ] {
         expect_one(&main, &words);
     }
+}
+
+#[test]
+fn metrics_for_everybody_are_a_warning() {
+    let load = |address: &str| Files::new(&format!("{BASE}api: {{metrics: \"{address}\"}}\n")).load().unwrap();
+    let config = load("127.0.0.1:9962");
+    assert_eq!((config.api.metrics, config.warnings), ("127.0.0.1:9962".parse().ok(), Vec::new()));
+    let config = load("[::]:9962");
+    assert_eq!(config.api.metrics, "[::]:9962".parse().ok());
+    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].to_string().contains("can read the metrics"), "{}", config.warnings[0]);
 }
 
 #[test]

@@ -9,13 +9,14 @@ mod store;
 mod values;
 mod workloads;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use meshd_core::id::{Metric, ROUTE_METRIC};
 
 use super::error::Finding;
 use super::model::{Accept, ApiConfig, Config, LogConfig, RoutingConfig};
-use super::raw::{FilePath, LogFormat, RawConfig, RawLog, RawRouting, RoutingMode};
+use super::raw::{FilePath, LogFormat, RawConfig, RawLog, RawRouting, RoutingMode, SocketText};
 
 /// Where the state is kept unless `state_dir` says otherwise.
 const STATE_DIR: &str = "/var/lib/meshd";
@@ -50,6 +51,7 @@ impl<'a> Validator<'a> {
         let store = self.store(raw.store, cluster_name, &peers);
         let workloads = self.workloads(raw.workloads.r#static, own);
         let routing = self.routing(raw.routing);
+        let metrics = self.metrics(raw.api.metrics.as_ref());
         let log = self.log(raw.log);
         let path_or = |validator: &Self, path: Option<FilePath>, default: &str| {
             path.map_or_else(|| PathBuf::from(default), |path| validator.path(&path))
@@ -64,7 +66,7 @@ impl<'a> Validator<'a> {
             include: raw.include.map(|path| self.path(&path)),
             routing,
             workloads,
-            api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET) },
+            api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET), metrics },
             state_dir: path_or(self, raw.state_dir, STATE_DIR),
             log,
             node,
@@ -110,6 +112,20 @@ impl<'a> Validator<'a> {
             nexthop_objects: raw.nexthop_objects.unwrap_or(true),
             metric: Metric(metric),
         }
+    }
+
+    fn metrics(&mut self, text: Option<&SocketText>) -> Option<SocketAddr> {
+        let address = self.socket_address("api.metrics", text?.as_str(), "127.0.0.1:9962 or [::1]:9962")?;
+        if address.port() == 0 {
+            self.error("api.metrics", "port 0 is a different one at each start", "write a port such as 9962");
+        } else if !address.ip().is_loopback() {
+            self.warn(
+                "api.metrics",
+                format!("everybody who reaches {address} can read the metrics"),
+                "listen on 127.0.0.1:9962, or let a firewall decide who reaches it",
+            );
+        }
+        Some(address)
     }
 
     fn log(&mut self, raw: RawLog) -> LogConfig {

@@ -34,7 +34,7 @@ impl Validator<'_> {
             StoreMode::Embedded => {
                 self.only_with("store.endpoints", !raw.endpoints.is_empty(), "etcd");
                 let text = raw.listen.as_ref().map_or(LISTEN, SocketText::as_str);
-                let listen = self.socket_address("store.listen", text)?;
+                let listen = self.socket_address("store.listen", text, "0.0.0.0:2379 or [::]:2379")?;
                 if raw.tls.is_none() && !listen.ip().is_loopback() {
                     self.error(
                         "store.tls",

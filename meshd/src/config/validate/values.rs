@@ -76,15 +76,12 @@ impl Validator<'_> {
         prefixes
     }
 
-    pub(super) fn socket_address(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+    pub(super) fn socket_address(&mut self, key: &str, text: &str, example: &str) -> Option<SocketAddr> {
         match text.parse() {
             Ok(address) => Some(address),
             Err(_) => {
-                self.error(
-                    key,
-                    format!("{text:?} is not an address with a port"),
-                    "write for instance 0.0.0.0:2379 or [::]:2379",
-                );
+                let message = format!("{text:?} is not an address with a port");
+                self.error(key, message, format!("write for instance {example}"));
                 None
             }
         }
