@@ -125,17 +125,18 @@ impl Follower {
         Ok(actual)
     }
 
-    /// Waits for news, takes in what has arrived.
+    /// Waits for news, takes in what has arrived; true when something that matters changed.
     pub(super) async fn news(
         &mut self,
         actual: &mut Actual,
         scope: &Scope,
         desired: &Desired,
-    ) -> Result<(), SessionEnd> {
+    ) -> Result<bool, SessionEnd> {
+        let mut changed = false;
         let mut message = self.stream.message().await;
         for _ in 0..MESSAGES_MAX {
             match message {
-                Ok(Some(news)) => self.take_in_message(actual, scope, desired, news)?,
+                Ok(Some(news)) => changed |= self.take_in_message(actual, scope, desired, news)?,
                 Ok(None) => return Err(SessionEnd::lost("the store ended the watch stream")),
                 Err(error) => return Err(SessionEnd::from(RpcFailure::of(&error))),
             }
@@ -144,7 +145,7 @@ impl Follower {
                 None => break,
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     fn take_in_message(
@@ -153,7 +154,7 @@ impl Follower {
         scope: &Scope,
         desired: &Desired,
         message: WatchResponse,
-    ) -> Result<(), SessionEnd> {
+    ) -> Result<bool, SessionEnd> {
         let message = message.0;
         check_store_id(self.store_id, message.header.map_or(0, |header| header.cluster_id))?;
         let range = usize::try_from(message.watch_id - 1).ok().and_then(|nth| self.ranges.get(nth));
@@ -164,17 +165,18 @@ impl Follower {
             let reason = cancel_reason(&message.cancel_reason);
             if range.is_some_and(|range| range.optional) {
                 self.election_refused = Some(reason);
-                return Ok(());
+                return Ok(true);
             }
             return Err(SessionEnd::Refused(reason));
         }
+        let mut changed = false;
         for event in message.events {
             if let Some(kv) = event.kv {
                 let deleted = event.r#type == EVENT_DELETE;
-                take_in(actual, scope, desired, self.election.as_deref(), &mut self.elected, kv, deleted);
+                changed |= take_in(actual, scope, desired, self.election.as_deref(), &mut self.elected, kv, deleted);
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Keeps the stream's request side open as long as the session lives.
@@ -234,19 +236,19 @@ fn take_in(
     elected: &mut Option<(String, i64)>,
     kv: PbKeyValue,
     deleted: bool,
-) {
+) -> bool {
     // A key that is not text is none of ours.
-    let Ok(key) = std::str::from_utf8(&kv.key) else { return };
+    let Ok(key) = std::str::from_utf8(&kv.key) else { return false };
     if election == Some(key) {
         *elected = (!deleted).then(|| (String::from_utf8_lossy(&kv.value).into_owned(), kv.lease));
-        return;
+        return true;
     }
     let held = if deleted {
         Err(kv.mod_revision)
     } else {
         Ok(Held { value: kv.value.into(), lease: kv.lease, revision: kv.mod_revision })
     };
-    actual.observe(scope, desired, key, held);
+    actual.observe(scope, desired, key, held)
 }
 
 async fn list(client: &Client, range: &Range) -> Result<Listed, RpcFailure> {

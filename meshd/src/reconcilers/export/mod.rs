@@ -18,6 +18,7 @@ mod writer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
@@ -208,6 +209,8 @@ pub struct Exporter<M> {
     status: watch::Sender<Arc<ExportStatus>>,
     allocator: Allocator,
     known_nodes: BTreeSet<NodeName>,
+    /// Why no canaries are written, and into which store; outlives a connection.
+    withhold: Option<(u64, Withhold)>,
     store_id: Option<u64>,
     leases: Leases,
     drained: bool,
@@ -222,7 +225,6 @@ struct Session {
     actual: Actual,
     election: Election,
     collector: Collector,
-    withhold: Option<Withhold>,
     due: Due,
 }
 
@@ -266,6 +268,7 @@ impl<M: ExportMemory> Exporter<M> {
             status,
             allocator,
             known_nodes: remembered.nodes,
+            withhold: None,
             store_id: remembered.store_id,
             leases: Leases::default(),
             drained: false,
@@ -318,44 +321,51 @@ impl<M: ExportMemory> Exporter<M> {
 
     async fn session(&mut self) -> SessionEnd {
         match self.session_inner().await {
-            Ok(()) => SessionEnd::Stopped,
+            Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn session_inner(&mut self) -> Result<(), SessionEnd> {
+    async fn session_inner(&mut self) -> Result<Infallible, SessionEnd> {
         let mut session = self.open().await?;
         loop {
             self.duties(&mut session).await?;
             self.round(&mut session).await?;
-            let wake = session.due.next(session.withhold.as_ref().map(|withhold| self.start + withhold.until()));
             let desired = self.desired(&session);
-            tokio::select! {
-                news = session.follower.news(&mut session.actual, &session.scope, &desired) => {
-                    news?;
-                    if !session.follower.is_open() {
-                        return Err(SessionEnd::lost("the watch stream was closed"));
-                    }
-                }
-                changed = self.own.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    let own = self.own.borrow_and_update().clone();
-                    if session.scope.addresses != scope(&own).addresses {
-                        // Which address records are ours changed with them.
-                        session.scope = scope(&own);
-                        session.actual = session.follower.relist(&session.scope, &desired).await?;
-                    }
-                }
-                // Without anybody left to ask, the branch is off.
-                Some(Question::Drain(answer)) = self.questions.recv() => {
-                    let outcome = self.drain(&mut session).await;
-                    let _gone = answer.send(outcome);
-                }
-                () = sleep_until(wake) => {}
-            }
+            while !self.wait(&mut session, &desired).await? {}
         }
+    }
+
+    /// Waits for the next thing to happen; false when it changes nothing, as when records of other nodes come and go.
+    async fn wait(&mut self, session: &mut Session, desired: &Desired) -> Result<bool, SessionEnd> {
+        let wake = session.due.next(self.withhold.as_ref().map(|(_, withhold)| self.start + withhold.until()));
+        tokio::select! {
+            news = session.follower.news(&mut session.actual, &session.scope, desired) => {
+                let changed = news?;
+                if !session.follower.is_open() {
+                    return Err(SessionEnd::lost("the watch stream was closed"));
+                }
+                return Ok(changed);
+            }
+            changed = self.own.changed() => {
+                if changed.is_err() {
+                    return Err(SessionEnd::Stopped);
+                }
+                let own = self.own.borrow_and_update().clone();
+                if session.scope.addresses != scope(&own).addresses {
+                    // Which address records are ours changed with them.
+                    session.scope = scope(&own);
+                    session.actual = session.follower.relist(&session.scope, desired).await?;
+                }
+            }
+            // Without anybody left to ask, the branch is off.
+            Some(Question::Drain(answer)) = self.questions.recv() => {
+                let outcome = self.drain(session).await;
+                let _gone = answer.send(outcome);
+            }
+            () = sleep_until(wake) => {}
+        }
+        Ok(true)
     }
 
     async fn open(&mut self) -> Result<Session, SessionEnd> {
@@ -373,14 +383,7 @@ impl<M: ExportMemory> Exporter<M> {
             self.store_id = Some(store_id);
             self.memory.remember_store(store_id);
         }
-        // Canaries that are there already have been seen by readers: withholding them would change nothing.
-        let has_canaries =
-            actual.records.keys().any(|key| matches!(Key::parse(key.as_bytes()), Ok(Key::Canary { .. })));
-        let withhold = (is_new && !has_canaries).then(|| {
-            let mut others = self.known_nodes.clone();
-            others.remove(&own.node);
-            Withhold::new(others, self.start.elapsed())
-        });
+        self.withhold = self.withhold(&own, &actual, store_id, is_new);
         self.leases.keep(&client).await?;
         for lease in scope.removable(&actual).iter().map(|(_, held)| held.lease).collect::<BTreeSet<_>>() {
             self.leases.adopt(&client, lease).await?;
@@ -388,7 +391,23 @@ impl<M: ExportMemory> Exporter<M> {
         self.problems.clear(COMPONENT);
         let election = Election::new(self.role, &own.cluster);
         let due = Due::new(&self.timers, self.role);
-        Ok(Session { client, scope, follower, actual, election, collector: Collector::default(), withhold, due })
+        Ok(Session { client, scope, follower, actual, election, collector: Collector::default(), due })
+    }
+
+    /// Whether canaries must wait in this store.
+    fn withhold(&mut self, own: &OwnState, actual: &Actual, store_id: u64, is_new: bool) -> Option<(u64, Withhold)> {
+        // Canaries that are there have been seen by readers already: withholding them would change nothing.
+        if actual.records.keys().any(|key| matches!(Key::parse(key.as_bytes()), Ok(Key::Canary { .. }))) {
+            return None;
+        }
+        // A connection that ends does not start the time again.
+        if let Some(waiting) = self.withhold.take().filter(|(store, _)| *store == store_id) {
+            return Some(waiting);
+        }
+        let mut others = self.known_nodes.clone();
+        others.remove(&own.node);
+        let is_needed = is_new || !others.is_subset(&actual.nodes);
+        is_needed.then(|| (store_id, Withhold::new(others, self.start.elapsed())))
     }
 
     /// Carries out the periodic duties that are due.
@@ -439,19 +458,22 @@ impl<M: ExportMemory> Exporter<M> {
             Desired::of(&own, |labels| self.allocator.confirmed(labels, &session.actual))
         };
         if session.election.is_writer(&own.node, &session.follower) {
-            desired.add_writer(&own, session.withhold.is_none());
+            desired.add_writer(&own, self.withhold.is_none());
         }
         desired
     }
 
     /// Brings the store to what is desired, as far as it goes now.
     async fn round(&mut self, session: &mut Session) -> Result<(), SessionEnd> {
-        let waiting_over =
-            session.withhold.as_ref().is_some_and(|withhold| withhold.is_over(&session.actual, self.start.elapsed()));
-        if waiting_over {
-            session.withhold = None;
+        if self.withhold.as_ref().is_some_and(|(_, withhold)| withhold.is_over(&session.actual, self.start.elapsed())) {
+            self.withhold = None;
         }
-        self.known_nodes.extend(session.actual.nodes.iter().cloned());
+        if self.withhold.is_none() {
+            self.known_nodes.clone_from(&session.actual.nodes);
+        } else {
+            // Nodes that are still awaited stay known.
+            self.known_nodes.extend(session.actual.nodes.iter().cloned());
+        }
         if session.due.retry.is_some_and(|due| Instant::now() < due) {
             return Ok(());
         }
@@ -545,7 +567,7 @@ impl<M: ExportMemory> Exporter<M> {
         let mut lease_gone = false;
         for (key, outcome) in ops::write_all(&session.client, writes).await {
             match outcome {
-                Ok(held) => session.actual.observe(&session.scope, desired, &key, held),
+                Ok(held) => drop::<bool>(session.actual.observe(&session.scope, desired, &key, held)),
                 Err(RpcFailure::Lost(reason)) => return Err(SessionEnd::Lost(reason)),
                 Err(RpcFailure::LeaseGone) => lease_gone = true,
                 Err(failure) => {
@@ -586,13 +608,10 @@ impl<M: ExportMemory> Exporter<M> {
             return Some(refused.to_string());
         }
         let own = self.own.borrow();
-        session.withhold.as_ref().filter(|_| session.election.is_writer(&own.node, &session.follower)).and_then(
-            |withhold| {
-                // A first start is no problem; missing nodes are.
-                let waits_for_nodes = withhold.until() > self.start.elapsed() + meshd_core::clustermesh::export::SETTLE;
-                waits_for_nodes.then(|| withhold.reason(&own.cluster, &session.actual))
-            },
-        )
+        // Settling for a moment is no problem; missing nodes are.
+        let (_, withhold) = self.withhold.as_ref().filter(|(_, withhold)| withhold.awaits_nodes())?;
+        let is_writer = session.election.is_writer(&own.node, &session.follower);
+        is_writer.then(|| withhold.reason(&own.cluster, &session.actual))
     }
 
     fn publish_status(&self, session: &Session, desired: &Desired, errors: &BTreeMap<Arc<str>, String>) {
@@ -628,7 +647,7 @@ impl<M: ExportMemory> Exporter<M> {
             identities: self.allocator.known().clone(),
             waiting: desired.labels.iter().filter(|labels| self.allocator.number(labels).is_none()).cloned().collect(),
             refused: desired.refused.iter().map(ToString::to_string).collect(),
-            withheld: session.withhold.as_ref().map(|withhold| withhold.reason(&own.cluster, &session.actual)),
+            withheld: self.withhold.as_ref().map(|(_, withhold)| withhold.reason(&own.cluster, &session.actual)),
         };
         if status != *before {
             self.status.send_replace(Arc::new(status));

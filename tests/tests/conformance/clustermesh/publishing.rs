@@ -282,6 +282,13 @@ async fn a_lost_store_is_filled_again_with_the_same_numbers_and_canaries_wait_fo
     wait_keys(&mut root, "cilium/cluster-config/", |keys| keys.len() == 1).await;
     assert!(keys(&mut root, "cilium/synced/").await.is_empty());
     assert_eq!(first.identities(), numbers);
+    // A connection that ends meanwhile changes nothing: the store is no longer new to this node, but still not complete.
+    relay.cut().await;
+    first.wait("still connected", |status| !status.connected).await;
+    relay.restore();
+    first.wait("canaries are no longer withheld", |status| status.connected && waits(status)).await;
+    first.done().await;
+    assert!(keys(&mut root, "cilium/synced/").await.is_empty());
     let _second = Publisher::start(state("n2", 3, &[]), second_address, WriterRole::Elected, Remembered::default());
     wait_keys(&mut root, "cilium/synced/c1/", |keys| keys.len() == 4).await;
     first.done().await;

@@ -50,8 +50,8 @@ pub struct Actual {
 
 impl Actual {
     /// Takes in a key as listed or watched; `None` when it was deleted, with the revision of the deletion. Late news about
-    /// a record that was changed since are passed over.
-    pub fn observe(&mut self, scope: &Scope, desired: &Desired, key: &str, held: Result<Held, i64>) {
+    /// a record that was changed since are passed over. True when something that matters here changed.
+    pub fn observe(&mut self, scope: &Scope, desired: &Desired, key: &str, held: Result<Held, i64>) -> bool {
         let revision = match &held {
             Ok(held) => held.revision,
             Err(deleted) => *deleted,
@@ -59,27 +59,22 @@ impl Actual {
         match Key::parse(key.as_bytes()) {
             Ok(Key::Identity { cluster: None, id }) => {
                 if self.identities.get(&id).is_some_and(|known| known.revision > revision) {
-                    return;
+                    return false;
                 }
-                match held {
-                    Ok(held) => drop(self.identities.insert(id, held)),
-                    Err(_) => drop(self.identities.remove(&id)),
-                }
-                return;
+                return match held {
+                    Ok(held) => self.identities.insert(id, held.clone()) != Some(held),
+                    Err(_) => self.identities.remove(&id).is_some(),
+                };
             }
             Ok(Key::Node { keyspace: Keyspace::State, cluster, node }) => {
                 if cluster != scope.context.cluster.as_str() {
-                    return;
+                    return false;
                 }
-                let Ok(node) = node.parse::<NodeName>() else { return };
+                let Ok(node) = node.parse::<NodeName>() else { return false };
                 let is_own = node == scope.node;
-                if held.is_ok() {
-                    self.nodes.insert(node);
-                } else {
-                    self.nodes.remove(&node);
-                }
+                let changed = if held.is_ok() { self.nodes.insert(node) } else { self.nodes.remove(&node) };
                 if !is_own {
-                    return;
+                    return changed;
                 }
             }
             Ok(Key::Endpoint { cluster: None, prefix }) => {
@@ -88,9 +83,8 @@ impl Actual {
                     && !desired.waiting.contains(key)
                     && !scope.is_ours(prefix, key, &held.value)
                 {
-                    // It was ours and another node has it now.
-                    self.records.remove(key);
-                    return;
+                    // If it was ours, another node has it now.
+                    return self.records.remove(key).is_some();
                 }
             }
             Ok(Key::Heartbeat | Key::ClusterConfig { .. } | Key::Canary { .. }) => {}
@@ -103,14 +97,14 @@ impl Actual {
                 | Key::ServiceExport { .. }
                 | Key::EndpointSlice { .. },
             )
-            | Err(_) => return,
+            | Err(_) => return false,
         }
         if self.records.get(key).is_some_and(|known| known.revision > revision) {
-            return;
+            return false;
         }
         match held {
-            Ok(held) => drop(self.records.insert(key.into(), held)),
-            Err(_) => drop(self.records.remove(key)),
+            Ok(held) => self.records.insert(key.into(), held.clone()) != Some(held),
+            Err(_) => self.records.remove(key).is_some(),
         }
     }
 
@@ -202,6 +196,12 @@ impl Withhold {
     #[must_use]
     pub fn is_over(&self, actual: &Actual, now: Duration) -> bool {
         now >= self.until || (!self.awaited.is_empty() && self.awaited.is_subset(&actual.nodes))
+    }
+
+    /// True when it is nodes that are waited for, not only a moment.
+    #[must_use]
+    pub fn awaits_nodes(&self) -> bool {
+        !self.awaited.is_empty()
     }
 
     /// When the time is over.
