@@ -194,7 +194,9 @@ impl PrefixOwners {
         }
         for prefix in self.foreign_overlaps(claim) {
             let grant = self.grants.get(&prefix)?;
-            let outranked = rank == OWN_RANK || (!self.settled && !grant.firm && (firm || rank < grant.rank));
+            // Nothing displaces our own cluster, or the two would displace each other for ever.
+            let yields = !self.settled && !grant.firm && grant.rank != OWN_RANK;
+            let outranked = rank == OWN_RANK || (yields && (firm || rank < grant.rank));
             if !outranked {
                 return Some((prefix, grant.cluster.clone()));
             }
@@ -325,6 +327,19 @@ mod tests {
             assert_eq!(refused(&last[&b]), Some("c"));
             let verdicts = owners.update(std::slice::from_ref(&a), vec![]);
             assert_eq!(verdicts[&b], Verdict::Granted, "the waiting node follows");
+        }
+    }
+
+    #[test]
+    fn the_own_cluster_outranks_even_what_was_remembered() {
+        let (theirs, ours) = (claim("10.1.0.0/24", "c", "n"), claim("10.1.0.0/24", "own", "m"));
+        let remembered = BTreeMap::from([(theirs.prefix, theirs.cluster.clone())]);
+        for order in [[(&theirs, id(3)), (&ours, id(9))], [(&ours, id(9)), (&theirs, id(3))]] {
+            let mut owners = PrefixOwners::new("own".parse().unwrap(), &[], remembered.clone());
+            for (claim, id) in order {
+                owners.update(&[], vec![(claim.clone(), id)]);
+            }
+            assert_eq!(owners.holder(&ours.prefix).unwrap().0.as_str(), "own");
         }
     }
 

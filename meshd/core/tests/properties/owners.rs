@@ -47,14 +47,17 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-fn owners() -> PrefixOwners {
-    PrefixOwners::new(cluster(1), &["10.1.192.0/18".parse().expect("a prefix")], BTreeMap::new())
+fn reserved() -> IpNet {
+    "10.1.192.0/18".parse().expect("a prefix")
 }
 
 proptest! {
     #[test]
-    fn grants_never_overlap_and_nobody_waits_without_a_reason(steps in prop::collection::vec(step(), 1..40)) {
-        let mut owners = owners();
+    fn grants_never_overlap_and_nobody_waits_without_a_reason(
+        remembered in prop::collection::btree_map(prefix(), (1u32..5).prop_map(cluster), 0..4),
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let mut owners = PrefixOwners::new(cluster(1), &[reserved()], remembered);
         let mut live: BTreeMap<Claim, ClusterId> = BTreeMap::new();
         let mut verdicts: BTreeMap<Claim, Verdict> = BTreeMap::new();
         for step in steps {
@@ -73,7 +76,7 @@ proptest! {
             }
             let granted: Vec<(IpNet, ClusterName)> = owners.granted().map(|(p, c)| (p, c.clone())).collect();
             for (prefix, owner) in &granted {
-                prop_assert!(!overlap(prefix, &"10.1.192.0/18".parse().unwrap()), "{prefix} is reserved");
+                prop_assert!(!overlap(prefix, &reserved()), "{prefix} is reserved");
                 for (other, another) in &granted {
                     prop_assert!(owner == another || !overlap(prefix, other), "{prefix} of {owner} and {other} of {another}");
                 }
@@ -82,7 +85,7 @@ proptest! {
                 prop_assert!(live.contains_key(&holding), "{holding:?} holds what it does not claim");
             }
             for claim in live.keys() {
-                let reserved = overlap(&claim.prefix, &"10.1.192.0/18".parse().unwrap());
+                let reserved = overlap(&claim.prefix, &reserved());
                 let foreign = granted.iter().any(|(p, owner)| *owner != claim.cluster && overlap(p, &claim.prefix));
                 let held = owners.holder(&claim.prefix).is_some_and(|(owner, _)| *owner == claim.cluster);
                 prop_assert!(held || reserved || foreign, "{claim:?} waits for nothing");
@@ -106,7 +109,7 @@ proptest! {
             shuffled.swap(at, other);
         }
         let grants = |batches: Vec<Vec<(Claim, ClusterId)>>| {
-            let mut owners = owners();
+            let mut owners = PrefixOwners::new(cluster(1), &[reserved()], BTreeMap::new());
             for batch in batches {
                 owners.update(&[], batch);
             }
