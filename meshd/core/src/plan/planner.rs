@@ -73,6 +73,9 @@ pub struct RoutePlanner {
     /// Nexthop objects written whose notification has not come yet: not written again meanwhile. Never a reason to prune.
     sent: BTreeMap<NexthopId, ActualNexthop>,
     held: BTreeMap<TargetKey, Timestamp>,
+    /// Routes over a target that was held too long, whose deletion was planned and is not answered yet: not deleted again
+    /// meanwhile.
+    withdrawing: BTreeSet<IpNet>,
     /// What routes to a target referred to when it was planned last.
     planned_via: BTreeMap<TargetKey, RouteVia>,
     route_failures: BTreeMap<IpNet, Failure>,
@@ -102,6 +105,7 @@ impl RoutePlanner {
             prune_all: false,
             sent: BTreeMap::new(),
             held: BTreeMap::new(),
+            withdrawing: BTreeSet::new(),
             planned_via: BTreeMap::new(),
             route_failures: BTreeMap::new(),
             target_failures: BTreeMap::new(),
@@ -149,7 +153,8 @@ impl RoutePlanner {
         }
     }
 
-    /// The next actions, in order, and when to ask again although nothing changed. Empty when actual is as desired.
+    /// The next actions, in order, and when to ask again although nothing changed. Empty when actual is as desired. `now` is
+    /// what waits are measured by, so it must not follow a clock that somebody sets.
     pub fn plan(&mut self, now: Timestamp) -> (Vec<Action>, Option<Timestamp>) {
         if !self.dumped {
             return (Vec::new(), None);
@@ -183,6 +188,7 @@ impl RoutePlanner {
     pub fn refused(&mut self, action: &Action, message: &str, now: Timestamp) {
         match action {
             Action::PutRoute { key, .. } | Action::DeleteRoute { key } => {
+                self.withdrawing.remove(&key.prefix);
                 let failure = next_failure(self.route_failures.get(&key.prefix), message, now);
                 self.route_failures.insert(key.prefix, failure);
             }
@@ -297,6 +303,7 @@ impl RoutePlanner {
     fn end_dump(&mut self) {
         let Some((routes, nexthops)) = self.dump.take() else { return };
         self.sent.clear();
+        self.withdrawing.clear();
         let gone: Vec<ActualKey> = self.routes.keys().filter(|key| !routes.contains(key)).copied().collect();
         for key in gone {
             self.observe_route(key, None);
@@ -332,6 +339,9 @@ impl RoutePlanner {
             }
             None => self.routes.remove(&key),
         };
+        if key == self.key(key.prefix) {
+            self.withdrawing.remove(&key.prefix);
+        }
         if let Some(ActualRoute { via: RouteVia::Object(id), .. }) = old {
             self.release(id);
         }
@@ -474,19 +484,23 @@ impl RoutePlanner {
         }
         let over = self.held.iter().filter(|(_, since)| **since + WITHDRAW_HOLD <= now).map(|(key, _)| key.clone());
         for target in over.collect::<Vec<_>>() {
-            let prefixes = self.by_target.get(&target).into_iter().flatten();
-            let installed = prefixes.filter(|prefix| self.routes.contains_key(&self.key(**prefix)));
-            self.dirty_routes.extend(installed.copied().collect::<Vec<_>>());
+            let due: Vec<IpNet> = self.to_withdraw(&target).collect();
+            self.dirty_routes.extend(due);
         }
+    }
+
+    /// Installed routes over a held target that wait for nothing but the end of the hold: a deletion under way is waited
+    /// for, a refused one has a time of its own.
+    fn to_withdraw(&self, target: &TargetKey) -> impl Iterator<Item = IpNet> {
+        let waits = |prefix: &IpNet| self.withdrawing.contains(prefix) || self.route_failures.contains_key(prefix);
+        let prefixes = self.by_target.get(target).into_iter().flatten().copied();
+        prefixes.filter(move |prefix| self.routes.contains_key(&self.key(*prefix)) && !waits(prefix))
     }
 
     fn next_wakeup(&self) -> Option<Timestamp> {
         let routes = self.route_failures.values().map(|f| f.retry_at);
         let targets = self.target_failures.values().map(|f| f.retry_at);
-        let holds = |key: &TargetKey| {
-            let prefixes = self.by_target.get(key).into_iter().flatten();
-            prefixes.into_iter().any(|prefix| self.routes.contains_key(&self.key(*prefix)))
-        };
+        let holds = |key: &TargetKey| self.to_withdraw(key).next().is_some();
         let held = self.held.iter().filter(|(key, _)| holds(key)).map(|(_, since)| *since + WITHDRAW_HOLD);
         routes.chain(targets).chain(held).min()
     }
@@ -590,7 +604,8 @@ impl RoutePlanner {
         let actual = self.routes.get(&key);
         let Some(via) = self.wanted_via(&row.target, target) else {
             let over = self.held.get(&row.target).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
-            return (over && actual.is_some()).then_some(Action::DeleteRoute { key });
+            let due = over && actual.is_some() && self.withdrawing.insert(key.prefix);
+            return due.then_some(Action::DeleteRoute { key });
         };
         if actual.is_some_and(|actual| actual.regular && actual.via == via) {
             self.route_failures.remove(&key.prefix);

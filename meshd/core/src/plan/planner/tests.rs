@@ -327,6 +327,38 @@ fn a_route_outlives_a_short_loss_of_its_next_hop_and_goes_after_the_hold() {
 }
 
 #[test]
+fn a_route_without_a_next_hop_is_deleted_once_and_a_refusal_is_retried_with_growing_waits() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    desired.targets.upsert(target("a"), broken());
+    planner.set_desired(&desired, true);
+    let wake = planner.plan(at(0)).1.unwrap();
+    assert_eq!(planner.preview(wake).len(), 1, "a preview comes to an end although the kernel says nothing");
+    let (first, again) = planner.plan(wake);
+    assert_eq!(first.len(), 1);
+    assert_eq!(again, None, "the answer of the kernel is waited for");
+    assert_eq!(planner.plan(wake).0, []);
+    planner.refused(&first[0], "ENOMEM", wake);
+    let (actions, retry) = planner.plan(wake);
+    assert_eq!(actions, []);
+    assert_eq!(retry, Some(wake + RETRY_MIN));
+    let (second, _) = planner.plan(wake + RETRY_MIN);
+    assert_eq!(second, first);
+    planner.refused(&second[0], "ENOMEM", wake + RETRY_MIN);
+    assert_eq!(planner.plan(wake + RETRY_MIN).1, Some(wake + RETRY_MIN * 3));
+    // A dump that still holds the route forgets the deletion under way.
+    planner.plan(wake + RETRY_MIN * 3);
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    settle(&mut planner, &mut kernel, wake + RETRY_MAX * 2);
+    assert_eq!(planner.actual_routes(), 0);
+}
+
+#[test]
 fn routes_of_ours_with_another_metric_are_surplus() {
     let mut kernel = Kernel::default();
     let mut planner = start(&kernel, true);
