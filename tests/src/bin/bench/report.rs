@@ -11,6 +11,8 @@ use serde::Serialize;
 pub(crate) enum Better {
     /// Rates.
     Higher,
+    /// Times and sizes.
+    Lower,
 }
 
 /// One measured figure: ours, the peers', and the best that can be had on this machine.
@@ -101,7 +103,9 @@ impl Report {
 
 impl std::fmt::Display for Figure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:<24} ours {:>9.0} {}", self.name, self.ours, self.unit)?;
+        // Small figures need their decimals.
+        let decimals = if self.ours < 100.0 { 2 } else { 0 };
+        write!(f, "{:<24} ours {:>9.decimals$} {}", self.name, self.ours, self.unit)?;
         if let Some(limit) = self.limit {
             write!(f, "   bare loop {limit:>9.0} (x{:.2})", self.ours / limit)?;
         }
