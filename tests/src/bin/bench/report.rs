@@ -5,6 +5,9 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::Context as _;
 use serde::Serialize;
 
+/// The target of a figure that is only watched.
+pub(crate) const NO_TARGET: &str = "none";
+
 /// Which way is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,6 +114,9 @@ impl std::fmt::Display for Figure {
         }
         for (peer, value) in &self.peers {
             write!(f, "   {peer} {value:>9.0} (x{:.2})", self.ours / value)?;
+        }
+        if self.target == NO_TARGET {
+            return write!(f, "   no target");
         }
         write!(f, "   target {}: {}", self.target, if self.met { "met" } else { "not met" })
     }

@@ -1,8 +1,12 @@
 //! What a process has used so far, as the kernel counts it.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::Context as _;
+use nix::{
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
 
 /// Processor time and memory of a process.
 #[derive(Debug, Clone, Copy)]
@@ -15,14 +19,8 @@ pub(super) struct Usage {
 impl Usage {
     /// Of the process with this number.
     pub(super) fn of(pid: u32) -> anyhow::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // Fields after the name in parentheses; user and system time are the 12th and 13th of them.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |nth: usize| -> anyhow::Result<f64> {
-            let field = fields.get(nth).with_context(|| format!("/proc/{pid}/stat has too few fields"))?;
-            Ok(field.parse()?)
-        };
-        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
+        let cpu = Duration::from(clock_gettime(clock)?);
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let mib = |name: &str| -> anyhow::Result<f64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -30,10 +28,6 @@ impl Usage {
             let kib: f64 = kib.with_context(|| format!("/proc/{pid}/status has no {name}"))?.parse()?;
             Ok(kib / 1024.0)
         };
-        Ok(Self {
-            cpu_s: (ticks(11)? + ticks(12)?) / per_second as f64,
-            peak_rss_mib: mib("VmHWM:")?,
-            rss_mib: mib("VmRSS:")?,
-        })
+        Ok(Self { cpu_s: cpu.as_secs_f64(), peak_rss_mib: mib("VmHWM:")?, rss_mib: mib("VmRSS:")? })
     }
 }
