@@ -24,11 +24,10 @@ may local read cilium/cache/ --prefix=true
 may local read cilium/cluster-config/ --prefix=true
 may local read cilium/synced/ --prefix=true
 
-# Nodes of the cluster read everything and write its state; the elected one also its configuration, heartbeat and canaries.
+# Nodes of the cluster write its state; the elected one also its configuration, heartbeat and canaries. The same
+# permissions as in docs/guides/real-etcd.md, so that the tests of this topology show that they are enough.
 role node
-may node read cilium/ --prefix=true
 may node readwrite cilium/.heartbeat --prefix=true
-may node readwrite cilium/.initlock/ --prefix=true
 may node readwrite cilium/state/ --prefix=true
 may node readwrite "cilium/cluster-config/$CLUSTER"
 may node readwrite "cilium/synced/$CLUSTER/" --prefix=true

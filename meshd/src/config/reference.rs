@@ -34,6 +34,8 @@ Sources, later ones win:
    commas, lists of tables as JSON;
 4. flags: `--set SECTION.KEY=VALUE` and the named ones of `meshd run --help`.
 
+How to set up a real etcd for `store.mode: etcd`: [guides/real-etcd.md](../guides/real-etcd.md).
+
 Unknown keys are errors. A key set to `null` is a key that is not there. Relative paths start at the folder of the main
 file. `SIGHUP` reads everything again; a configuration with errors is reported and the running one stays.
 

@@ -112,7 +112,7 @@ impl RpcFailure {
             Code::OutOfRange if message.contains("message length too large") => Self::TooLarge,
             Code::NotFound if message.contains("lease not found") => Self::LeaseGone,
             Code::PermissionDenied => Self::Refused(format!(
-                "{} (the user named by the CN of our certificate needs a role that may read this)",
+                "{} (the user named by the CN of our certificate needs a role for this key)",
                 plain(message)
             )),
             Code::InvalidArgument if message.contains("user name is empty") => Self::Refused(
@@ -141,7 +141,7 @@ impl RpcFailure {
 #[must_use]
 pub fn cancel_reason(reason: &str) -> String {
     if reason.to_lowercase().contains("permission denied") || reason.contains("PermissionDenied") {
-        format!("{} (the user named by the CN of our certificate needs a role that may read this)", plain(reason))
+        format!("{} (the user named by the CN of our certificate needs a role for this key)", plain(reason))
     } else {
         plain(reason).to_owned()
     }

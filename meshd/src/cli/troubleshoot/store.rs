@@ -122,6 +122,13 @@ impl Reader<'_> {
                     ),
                 )
             }
+            Code::PermissionDenied | Code::Unauthenticated if self.target.own_store => Diagnosis::new(
+                detail,
+                format!("missing RBAC role: the store does not know the user {name}, or gives it no role for {key}"),
+                format!(
+                    "as root of that etcd: etcdctl user get {name}, and etcdctl role get of its role; the permissions nodes need are in docs/guides/real-etcd.md"
+                ),
+            ),
             Code::PermissionDenied | Code::Unauthenticated
                 if key.starts_with(keys::CLUSTER_CONFIG_PREFIX) || key.starts_with(keys::SYNCED_PREFIX) =>
             {
