@@ -49,7 +49,14 @@ use crate::{
     observed::{ClusterChange, Kind},
 };
 
-/// Records asked for in one page. Cilium asks for 256; the larger page saves round trips and was measured to be fast.
+/// Records asked for in one page. etcd counts the rest of the range again for every page, so small pages cost it more than
+/// their round trips. Median of 7 lists of 25,000 node records (13 MiB) over loopback, on a busy machine of two cores, with
+/// pages of 100, 256, 500, 1,000, 2,000 and 5,000:
+///
+/// - etcd 3.4.23: 2314, 1115, 522, 362, 248 and 263 ms;
+/// - the embedded store: 306, 134, 140, 128, 119 and 182 ms.
+///
+/// A page of 2,000 node records is 1 MiB, which is also what a reader holds of a list at one time. Cilium asks for 256.
 pub const PAGE_LIMIT: u32 = 2_000;
 /// Refused records a reader remembers by key; more are told but not healed one by one.
 pub const REJECTED_KEYS_MAX: usize = crate::observed::Limits::REJECTED;
