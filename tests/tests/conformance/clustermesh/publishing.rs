@@ -14,7 +14,7 @@ use meshd::{
     store::StoreAddress,
 };
 use meshd_core::{
-    clustermesh::export::{OwnState, Workload},
+    clustermesh::export::{DATA_LEASE_TTL, LEASE_KEYS_MAX, OwnState, Workload},
     id::{ClusterId, MaxClusters, NumericIdentity},
     observed::{Labels, NodeAddress, NodeAddressKind, NodeRow},
     table::RowState,
@@ -100,6 +100,16 @@ impl Publisher {
             collect: Duration::from_millis(300),
             ..ExportTimers::default()
         };
+        Self::start_with(timers, state, address, role, remembered)
+    }
+
+    fn start_with(
+        timers: ExportTimers,
+        state: OwnState,
+        address: StoreAddress,
+        role: WriterRole,
+        remembered: Remembered,
+    ) -> Self {
         let (own, own_rx) = watch::channel(Arc::new(state));
         let memory = Memory::default();
         let problems = Problems::default();
@@ -371,6 +381,63 @@ async fn a_lost_lease_is_replaced() {
     };
     wait_keys(&mut root, "cilium/", is_back).await;
     publisher.done().await;
+}
+
+/// Leases of some keys with how many of them each has.
+fn per_lease(keys: &BTreeMap<String, i64>) -> BTreeMap<i64, usize> {
+    keys.values().fold(BTreeMap::new(), |mut counts, lease| {
+        *counts.entry(*lease).or_default() += 1;
+        counts
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_records_share_a_few_leases_and_a_lost_one_takes_only_its_own() {
+    const RECORDS: usize = 2_500;
+    const IPS: &str = "cilium/state/ip/";
+    let pki = Pki::new();
+    let (store, _) = embedded(&pki, "c1", &[], None).await;
+    let mut root = local(&store).await;
+    let timers = ExportTimers { keepalive: Duration::from_millis(500), ..ExportTimers::default() };
+    let mut own = state("n1", 2, &[("web", "10.1.2.10")]);
+    let address = |n: usize| format!("fd00:1::{n:x}").parse().expect("an address");
+    own.workloads[0].addresses = (1..=RECORDS).map(address).collect();
+    let own_address = StoreAddress::Local(store.local_channel());
+    let granted = Instant::now();
+    let publisher = Publisher::start_with(timers, own, own_address, WriterRole::Host, Remembered::default());
+    publisher.done().await;
+    let before = keys(&mut root, IPS).await;
+    assert_eq!(before.len(), RECORDS);
+    let leases = per_lease(&keys(&mut root, "cilium/").await.into_iter().filter(|(_, lease)| *lease != 0).collect());
+    assert_eq!(leases.len(), 3, "{leases:?}");
+    assert!(leases.values().all(|count| *count <= LEASE_KEYS_MAX), "{leases:?}");
+
+    // Each lease is kept alive: long after it was granted it has nearly all of its time left.
+    const LONG: Duration = Duration::from_secs(4);
+    tokio::time::sleep(LONG.saturating_sub(granted.elapsed())).await;
+    let full = i64::try_from(DATA_LEASE_TTL.as_secs()).expect("a small number");
+    for lease in leases.keys() {
+        let answer = root.lease_time_to_live(*lease, None).await.unwrap();
+        assert_eq!(answer.granted_ttl(), full);
+        assert!(answer.ttl() >= full - 2, "lease {lease:x} was not kept alive: {} of {full} s left", answer.ttl());
+    }
+
+    // The one with the most records goes, and its records come back on another one; nobody else's is written.
+    let answer = root.get(IPS, Some(GetOptions::new().with_prefix())).await.unwrap();
+    let revisions = |answer: &etcd_client::GetResponse| -> BTreeMap<String, i64> {
+        answer.kvs().iter().map(|kv| (kv.key_str().unwrap().to_owned(), kv.mod_revision())).collect()
+    };
+    let old = revisions(&answer);
+    let (lost, count) = leases.iter().max_by_key(|(_, count)| **count).map(|(l, c)| (*l, *c)).expect("three leases");
+    assert!(count > RECORDS / 4);
+    root.lease_revoke(lost).await.unwrap();
+    let after = wait_keys(&mut root, IPS, |now| now.len() == RECORDS && now.values().all(|lease| *lease != lost)).await;
+    publisher.done().await;
+    let new = revisions(&root.get(IPS, Some(GetOptions::new().with_prefix())).await.unwrap());
+    let rewritten: BTreeSet<&String> = new.keys().filter(|key| new[*key] != old[*key]).collect();
+    let expected: BTreeSet<&String> = before.keys().filter(|key| before[*key] == lost).collect();
+    assert_eq!(rewritten, expected);
+    assert!(per_lease(&after).values().all(|count| *count <= LEASE_KEYS_MAX), "{:?}", per_lease(&after));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
