@@ -92,15 +92,23 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         .with_context(|| format!("failed to listen on {}", config.api.socket.display()))?;
 
     let (peer_sources, peer_sources_rx) = watch::channel(PeerSources::from(&config));
-    let first_peers = peers::watch::read(&peer_sources.borrow(), &BTreeMap::new());
-    let configured = first_peers.peers.keys().cloned().chain([local.cluster.clone()]).collect();
     // Systemd makes it; a daemon started by hand should not fail because nobody did.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&config.state_dir)
         .with_context(|| format!("failed to make the state directory {}", config.state_dir.display()))?;
-    let open = || State::open(&config.state_dir, &configured, started);
+    let mut first_peers = PeerSet::default();
+    let open = || {
+        // Which of them are configured can depend on which there are: see `PeerSet::kept`.
+        let configured = |remembered: &BTreeSet<ClusterName>| {
+            let remembered = remembered.iter().filter(|name| **name != local.cluster).cloned().collect();
+            let before = peers::Before { remembered, ..peers::Before::default() };
+            first_peers = peers::watch::read(&peer_sources.borrow(), &before);
+            first_peers.clusters().chain([&local.cluster]).cloned().collect()
+        };
+        State::open(&config.state_dir, configured, started)
+    };
     let (state, loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
         .await
         .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
@@ -115,7 +123,9 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     // ① sources
     let (changes, changes_rx) = mpsc::channel(CHANGES_MAX);
     let (peer_set, peer_set_rx) = watch::channel(first_peers);
-    tasks.spawn("peers", peers::run(peer_sources_rx, peer_set));
+    let remembered_clusters: BTreeSet<ClusterName> =
+        loaded.observed.clusters.keys().filter(|name| **name != local.cluster).cloned().collect();
+    tasks.spawn("peers", peers::run(peer_sources_rx, remembered_clusters.clone(), peer_set));
     let _netlink = NetlinkSource::start(Netns::current(), changes.clone(), problems.clone())
         .context("failed to follow links, addresses and routes")?;
     let etcd = EtcdSource {
@@ -124,6 +134,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         peers: peer_set_rx.clone(),
         changes,
         known_ids: loaded.known_ids.clone(),
+        remembered: remembered_clusters,
         timers: Default::default(),
     };
     tasks.spawn("etcd", etcd.run(stop.clone()));
@@ -348,10 +359,10 @@ async fn follow_peers(
     let mut reported: BTreeSet<String> = BTreeSet::new();
     loop {
         let set = peers.borrow_and_update().clone();
-        own_store.set_remotes(set.peers.keys().cloned().collect());
-        clusters.send_replace(set.peers.keys().cloned().chain([own.clone()]).collect());
-        let source = |entry: &peers::PeerEntry| entry.peer.source.display().to_string();
-        names.send_replace(set.peers.iter().map(|(name, entry)| (name.clone(), source(entry))).collect());
+        own_store.set_remotes(set.clusters().cloned().collect());
+        clusters.send_replace(set.clusters().cloned().chain([own.clone()]).collect());
+        let sources = set.peers.iter().map(|(name, entry)| (name, &entry.peer.source)).chain(&set.kept);
+        names.send_replace(sources.map(|(name, source)| (name.clone(), source.display().to_string())).collect());
         let now: BTreeMap<String, String> = set
             .problems
             .iter()

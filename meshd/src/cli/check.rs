@@ -1,6 +1,5 @@
 //! `meshd check`: is a configuration right?
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -12,7 +11,7 @@ use super::failure::{Failure, print_finding};
 use super::output;
 use crate::config::model::{StoreConfig, TlsFiles};
 use crate::config::{CONFIG_FILE, Config, ConfigSource, Finding, Overrides};
-use crate::sources::config::{PeerSources, watch};
+use crate::sources::config::{Before, PeerSources, watch};
 
 /// Certificates that end sooner than this are reported.
 const EXPIRES_SOON_DAYS: i64 = 30;
@@ -37,7 +36,7 @@ impl Check {
         let mut warnings = config.warnings.clone();
         warnings.extend(certificate_dates(&config, Timestamp::now()));
         // A wrong file of the watched directory never stops the daemon, so it does not fail the check.
-        let directory = watch::read(&PeerSources::from(&config), &BTreeMap::new());
+        let directory = watch::read(&PeerSources::from(&config), &Before::default());
         warnings.extend(directory.problems.into_iter().map(|problem| {
             let hint = "the daemon reads the file again when it changes";
             Finding::new("peers_dir", format!("{}: {}", problem.file.display(), problem.message)).hint(hint)

@@ -169,6 +169,24 @@ impl Disk {
         Ok(())
     }
 
+    /// Every cluster that has nodes or prefixes here, so routes.
+    pub(super) fn clusters(&self) -> Result<BTreeSet<ClusterName>, StateError> {
+        let read = || -> Result<BTreeSet<ClusterName>, Unreadable> {
+            let transaction = self.database.begin_read()?;
+            let mut names = BTreeSet::new();
+            for entry in transaction.open_table(NODES)?.iter()? {
+                let (key, _) = entry?;
+                insert(&mut names, key.value().0)?;
+            }
+            for entry in transaction.open_table(OWNERS)?.iter()? {
+                let (_, owner) = entry?;
+                insert(&mut names, owner.value())?;
+            }
+            Ok(names)
+        };
+        read().map_err(|Unreadable(reason)| StateError::Rows { action: "read", reason })
+    }
+
     /// Loads what belongs to `configured` clusters and removes what belongs to others.
     pub(super) fn load(&self, configured: &BTreeSet<ClusterName>, now: Timestamp) -> Result<Loaded, StateError> {
         let rows = |action| move |Unreadable(reason)| StateError::Rows { action, reason };
@@ -289,6 +307,14 @@ impl Disk {
         transaction.commit()?;
         Ok(count)
     }
+}
+
+/// Adds a name; looks before it makes one, because there is one cluster and many rows.
+fn insert(names: &mut BTreeSet<ClusterName>, name: &str) -> Result<(), Unreadable> {
+    if !names.contains(name) {
+        names.insert(name.parse()?);
+    }
+    Ok(())
 }
 
 fn write_cluster(

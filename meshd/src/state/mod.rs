@@ -86,15 +86,21 @@ impl Loaded {
 }
 
 impl State {
-    /// Opens the file in `dir`, or creates it, and loads what it holds of the `configured` clusters; rows of others are
-    /// removed. `now` is since when the rows are stale.
+    /// Opens the file in `dir`, or creates it, and loads what it holds of the clusters that are configured; rows of others
+    /// are removed. `configured` answers which those are, and is told which clusters the file knows. `now` is since when
+    /// the rows are stale.
     ///
     /// # Errors
     /// [`StateError`] when the file is in use, or cannot be created, read or renamed.
-    pub fn open(dir: &Path, configured: &BTreeSet<ClusterName>, now: Timestamp) -> Result<(Self, Loaded), StateError> {
+    pub fn open(
+        dir: &Path,
+        configured: impl FnOnce(&BTreeSet<ClusterName>) -> BTreeSet<ClusterName>,
+        now: Timestamp,
+    ) -> Result<(Self, Loaded), StateError> {
         let path = dir.join(FILE);
         let (disk, set_aside) = disk::Disk::open(&path)?;
-        let mut loaded = disk.load(configured, now)?;
+        let configured = configured(&disk.clusters()?);
+        let mut loaded = disk.load(&configured, now)?;
         loaded.set_aside = set_aside;
         let saver = Self::new(Arc::new(disk), &loaded);
         Ok((saver, loaded))

@@ -1,15 +1,26 @@
 //! One daemon by itself in a namespace: what needs no second node.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use meshd_store::{Store, StoreOptions};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
+use tokio::{net::TcpListener, runtime};
 
-use super::{meshes::eventually, routes::in_namespace};
+use super::{
+    meshes::eventually,
+    routes::{in_namespace, shell},
+};
 
 /// Where metrics are served.
 const METRICS: &str = "127.0.0.1:9962";
@@ -23,8 +34,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts with an embedded store on loopback; `more` is added to the configuration.
-    fn start(more: &str) -> Self {
+    /// Starts with an embedded store on loopback; `more` is added to the configuration, whose folder is `prepared` first.
+    fn start(more: &str, prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let config = format!(
             "cluster: {{name: west, id: 1}}
@@ -34,21 +45,28 @@ state_dir: state
 api: {{socket: socket, metrics: \"{METRICS}\"}}
 {more}"
         );
-        std::fs::write(folder.path().join("meshd.yaml"), config).expect("the configuration is written");
-        let log = std::fs::File::create(folder.path().join("log")).expect("a log");
-        let process = Command::new(lab::catalog::meshd().expect("meshd is built"))
-            .args(["run", "--config"])
-            .arg(folder.path().join("meshd.yaml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("meshd starts");
-        Self { process, folder }
+        fs::write(folder.path().join("meshd.yaml"), config).expect("the configuration is written");
+        prepare(folder.path());
+        Self { process: run(folder.path()), folder }
+    }
+
+    /// Ends the daemon in an orderly way.
+    fn stop(&mut self) {
+        let pid = Pid::from_raw(self.process.id().try_into().expect("a process id"));
+        kill(pid, Signal::SIGTERM).expect("told to stop");
+        assert!(eventually(|| self.process.try_wait().expect("a child").is_some()), "it does not end: {}", self.log());
+    }
+
+    fn start_again(&mut self) {
+        self.process = run(self.folder.path());
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// What `meshd status` answers; null before the daemon answers.
@@ -64,6 +82,19 @@ api: {{socket: socket, metrics: \"{METRICS}\"}}
     fn until(&self, what: &str, holds: impl FnMut() -> bool) {
         assert!(eventually(holds), "{what}: not in time; status {:#}; log:\n{}", self.status(), self.log());
     }
+}
+
+/// Starts the binary; what it says is appended to the file `log`.
+fn run(folder: &Path) -> Child {
+    let log = fs::File::options().create(true).append(true).open(folder.join("log")).expect("a log");
+    Command::new(lab::catalog::meshd().expect("meshd is built"))
+        .args(["run", "--config"])
+        .arg(folder.join("meshd.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("meshd starts")
 }
 
 impl Drop for Daemon {
@@ -87,7 +118,7 @@ fn get(path: &str) -> String {
 #[test]
 fn metrics_are_served_over_tcp_and_nothing_else_is() {
     in_namespace(|| {
-        let daemon = Daemon::start("");
+        let daemon = Daemon::start("", |_| {});
         daemon.until("a healthy node in its metrics", || get("/metrics").contains("\nmeshd_healthy 1\n"));
         let answer = get("/metrics");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -103,7 +134,7 @@ fn metrics_are_served_over_tcp_and_nothing_else_is() {
 fn an_address_of_metrics_that_is_taken_is_a_problem_and_no_more() {
     in_namespace(|| {
         let taken = std::net::TcpListener::bind(METRICS).expect("a port");
-        let daemon = Daemon::start("");
+        let daemon = Daemon::start("", |_| {});
         let problem = || {
             let status = daemon.status();
             let list = status["problems"].as_array().cloned().unwrap_or_default();
@@ -113,5 +144,93 @@ fn an_address_of_metrics_that_is_taken_is_a_problem_and_no_more() {
         daemon.until("everything else works", || daemon.status()["problems"].as_array().is_some_and(|l| l.len() == 1));
         drop(taken);
         daemon.until("the address is tried again", || get("/metrics").contains("meshd_healthy") && problem().is_none());
+    });
+}
+
+/// Where the store of the remote cluster listens, and the file that says so in the peers directory.
+const EAST: &str = "127.0.0.1:3379";
+const EAST_FILE: &str = "endpoints: [\"http://127.0.0.1:3379\"]\n";
+/// What the remote cluster says of itself.
+const EAST_RECORDS: [(&str, &str); 3] = [
+    ("cilium/.heartbeat", "2026-01-01T00:00:00Z"),
+    ("cilium/cluster-config/east", r#"{"id":2,"capabilities":{}}"#),
+    (
+        "cilium/state/nodes/v1/east/b",
+        r#"{"Name":"b","Cluster":"east","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"192.0.2.9"}],
+            "IPv4AllocCIDR":{"IP":"10.1.0.0","Mask":"////AA=="}}"#,
+    ),
+];
+
+/// A store of the remote cluster in the namespace of the calling thread; it ends with the runtime.
+fn east() -> runtime::Runtime {
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (store, _) = Store::open(StoreOptions::default()).expect("a store in memory");
+        let listener = TcpListener::bind(EAST).await.expect("a port");
+        tokio::spawn(async move { store.serve(listener, None, std::future::pending()).await });
+    });
+    for (key, value) in EAST_RECORDS {
+        shell(&format!("ETCDCTL_API=3 etcdctl --endpoints http://{EAST} put -- {key} '{value}'"));
+    }
+    runtime
+}
+
+#[test]
+fn clusters_of_an_unreadable_peers_directory_are_kept() {
+    in_namespace(|| {
+        let _east = east();
+        let more = "peers_dir: peers
+peers_defaults: {accept: {pod_cidrs: [10.1.0.0/16], node_cidrs: [192.0.2.0/24]}}
+";
+        let mut daemon = Daemon::start(more, |folder| {
+            fs::create_dir(folder.join("peers")).expect("a peers directory");
+            fs::write(folder.join("peers/east"), EAST_FILE).expect("a peer");
+        });
+        let route = || !shell("ip route show proto 77 10.1.0.0/24").is_empty();
+        let east = |status: &Value| status["peers"].as_array().and_then(|peers| peers.first()).cloned();
+        let is_ready = |status: &Value| east(status).is_some_and(|peer| peer["ready"] == true);
+        daemon.until("a route to east", || route() && is_ready(&daemon.status()));
+        daemon.stop();
+
+        // A file where the directory should be, as a mount that is not there yet would look: nobody says that east is gone.
+        let (peers, aside) = (daemon.path("peers"), daemon.path("aside"));
+        fs::rename(&peers, &aside).expect("renamed");
+        fs::write(&peers, "").expect("a file");
+        daemon.start_again();
+        let is_kept = |status: &Value| {
+            let kept =
+                |peer: Value| peer["problem"].as_str().is_some_and(|text| text.contains("what is remembered stays"));
+            east(status).is_some_and(kept) && status["routes"]["installed"] == 1 && status["health"] == "degraded"
+        };
+        let has_problem = |status: &Value, words: &str| {
+            status["problems"].as_array().is_some_and(|list| {
+                list.iter().any(|row| row["message"].as_str().is_some_and(|message| message.contains(words)))
+            })
+        };
+        daemon.until("east is kept", || {
+            let status = daemon.status();
+            is_kept(&status) && has_problem(&status, "failed to read the peers directory")
+        });
+        assert!(route());
+
+        // A file that is wrong says no more.
+        fs::write(aside.join("east"), "endpoints: [").expect("written");
+        fs::remove_file(&peers).expect("removed");
+        fs::rename(&aside, &peers).expect("renamed");
+        daemon.until("east is still kept", || {
+            let status = daemon.status();
+            is_kept(&status) && has_problem(&status, "what is remembered of the cluster stays")
+        });
+        assert!(route());
+
+        // A good file connects, and a directory without one is an order.
+        fs::write(peers.join("east"), EAST_FILE).expect("written");
+        daemon.until("east is read again", || {
+            let status = daemon.status();
+            is_ready(&status) && status["problems"] == serde_json::json!([])
+        });
+        assert!(route());
+        fs::remove_file(peers.join("east")).expect("removed");
+        daemon.until("the route goes with the peer", || !route() && east(&daemon.status()).is_none());
     });
 }

@@ -23,7 +23,7 @@ use super::options::{ConfigOptions, Format, OutputOptions};
 use super::output;
 use crate::config::Config;
 use crate::config::model::{Endpoint, Peer, StoreConfig, TlsFiles};
-use crate::sources::config::{PeerSources, watch};
+use crate::sources::config::{Before, PeerSources, watch};
 use report::{Diagnosis, Report};
 
 /// Find out why a remote cluster cannot be read: names, TCP, TLS, certificates, rights, clocks, content
@@ -61,7 +61,7 @@ impl Troubleshoot {
         for warning in &config.warnings {
             print_finding("warning", warning);
         }
-        let peers = watch::read(&PeerSources::from(&config), &BTreeMap::new());
+        let peers = watch::read(&PeerSources::from(&config), &Before::default());
         let mut targets: Vec<Target> = own_store(&config).into_iter().collect();
         targets.extend(peers.peers.values().map(|entry| remote(&config, &entry.peer)));
         let mut broken: Vec<Report> = peers.problems.iter().map(broken_file).collect();

@@ -17,6 +17,10 @@
 //!
 //! A file that cannot be read any more keeps the peer it described before and becomes a problem: a typing mistake
 //! must not take a cluster's routes away. Removing the file removes the peer.
+//!
+//! After a restart there is no peer from before, only rows that were remembered. A remembered cluster whose file, or the
+//! whole directory, cannot be read is *kept*: it is not connected to, but nothing of it is forgotten until somebody
+//! can tell that it is gone.
 
 pub mod convert;
 pub mod watch;
@@ -29,6 +33,7 @@ use meshd_core::id::ClusterName;
 use crate::config::Config;
 use crate::config::model::{Accept, Peer};
 
+pub use convert::Before;
 pub use watch::run;
 
 /// What decides which peers there are.
@@ -60,8 +65,18 @@ impl From<&Config> for PeerSources {
 pub struct PeerSet {
     /// By name.
     pub peers: BTreeMap<ClusterName, PeerEntry>,
+    /// Remembered clusters that may still be configured, where that cannot be read, with the file or directory it should
+    /// be in.
+    pub kept: BTreeMap<ClusterName, PathBuf>,
     /// For `status`, by file.
     pub problems: Vec<PeerProblem>,
+}
+
+impl PeerSet {
+    /// Every cluster whose rows stay: those to connect to and those that are only kept.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterName> {
+        self.peers.keys().chain(self.kept.keys())
+    }
 }
 
 /// A remote cluster and its certificates.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::convert::{self, DirectoryFile};
+use super::convert::{self, Before, Described, DirectoryFile};
 use super::{PeerEntry, PeerProblem, PeerSet, PeerSources};
 use crate::config::model::Peer;
 use crate::config::tls;
@@ -31,14 +31,19 @@ const EVENT_BYTES: usize = 4096;
 
 /// Keeps `out` at the peers that `sources` and the directory describe; ends when either channel is closed.
 ///
-/// The first set is sent after the first reading, also when it is empty.
-pub async fn run(mut sources: watch::Receiver<PeerSources>, out: watch::Sender<PeerSet>) {
+/// The first set is sent after the first reading, also when it is empty. `remembered` are the clusters of which rows are
+/// left from before the restart.
+pub async fn run(
+    mut sources: watch::Receiver<PeerSources>,
+    remembered: BTreeSet<ClusterName>,
+    out: watch::Sender<PeerSet>,
+) {
     let mut watches = Watches::new();
-    let mut known = BTreeMap::new();
+    let mut known = Before { peers: BTreeMap::new(), remembered };
     loop {
         let now = sources.borrow_and_update().clone();
         // Watched first, read after: what changes in between wakes us again.
-        watches.set(folders(&now, &known));
+        watches.set(folders(&now, &known.peers));
         let Ok((set, read)) = tokio::task::spawn_blocking({
             let known = known.clone();
             move || (read(&now, &known), now)
@@ -48,8 +53,10 @@ pub async fn run(mut sources: watch::Receiver<PeerSources>, out: watch::Sender<P
             warn!("reading the peers directory was cancelled");
             return;
         };
-        known = set.peers.iter().map(|(name, entry)| (name.clone(), entry.peer.clone())).collect();
-        watches.set(folders(&read, &known));
+        // What was not kept is configured, and known from now on, or it is gone, and its rows with it.
+        known.remembered.retain(|name| set.kept.contains_key(name));
+        known.peers = set.peers.iter().map(|(name, entry)| (name.clone(), entry.peer.clone())).collect();
+        watches.set(folders(&read, &known.peers));
         publish(&out, set);
         tokio::select! {
             changed = sources.changed() => if changed.is_err() { return },
@@ -63,27 +70,29 @@ pub async fn run(mut sources: watch::Receiver<PeerSources>, out: watch::Sender<P
 
 /// Reads everything once, as [`run`] does.
 #[must_use]
-pub fn read(sources: &PeerSources, before: &BTreeMap<ClusterName, Peer>) -> PeerSet {
-    let mut unread = Vec::new();
+pub fn read(sources: &PeerSources, before: &Before) -> PeerSet {
+    let mut unread = None;
     let files = match &sources.peers_dir {
         Some(folder) => read_folder(folder).unwrap_or_else(|error| {
-            unread.push(PeerProblem {
-                file: folder.clone(),
-                cluster: None,
-                message: format!("failed to read the peers directory: {error}"),
-            });
+            unread = Some((folder, error));
             // Not knowing the files is not knowing that they are gone.
-            kept(before, folder)
+            unreadable(&before.peers, folder)
         }),
         None => Vec::new(),
     };
-    let (peers, mut problems) = convert::peers(sources, &files, before);
-    problems.extend(unread);
+    let Described { peers, mut kept, mut problems } = convert::peers(sources, &files, before);
+    if let Some((folder, error)) = unread {
+        let remembered = before.remembered.iter().filter(|name| **name != sources.own && !peers.contains_key(*name));
+        kept.extend(remembered.map(|name| (name.clone(), folder.clone())));
+        let and = if kept.is_empty() { "" } else { "; what is remembered of its clusters stays" };
+        let message = format!("failed to read the peers directory: {error}{and}");
+        problems.push(PeerProblem { file: folder.clone(), cluster: None, message });
+    }
     let entry = |(name, peer): (ClusterName, Peer)| {
         let certificates = peer.tls.as_ref().map(tls::digest);
         (name, PeerEntry { peer, certificates })
     };
-    PeerSet { peers: peers.into_iter().map(entry).collect(), problems }
+    PeerSet { peers: peers.into_iter().map(entry).collect(), kept, problems }
 }
 
 fn publish(out: &watch::Sender<PeerSet>, set: PeerSet) {
@@ -103,7 +112,7 @@ fn publish(out: &watch::Sender<PeerSet>, set: PeerSet) {
 }
 
 /// The files of peers we know, as unreadable ones, which keeps them.
-fn kept(before: &BTreeMap<ClusterName, Peer>, folder: &Path) -> Vec<DirectoryFile> {
+fn unreadable(before: &BTreeMap<ClusterName, Peer>, folder: &Path) -> Vec<DirectoryFile> {
     before
         .values()
         .filter(|peer| peer.source.parent() == Some(folder))
@@ -264,7 +273,7 @@ mod tests {
             };
             let (sources, sources_rx) = watch::channel(sources);
             let (out, peers) = watch::channel(PeerSet::default());
-            tokio::spawn(run(sources_rx, out));
+            tokio::spawn(run(sources_rx, remembered(), out));
             Self { folder, sources, peers }
         }
 
@@ -276,6 +285,11 @@ mod tests {
             let set = timeout(DEADLINE, self.peers.wait_for(condition)).await;
             set.unwrap_or_else(|_| panic!("not within the deadline: {what}")).unwrap().clone()
         }
+    }
+
+    /// One cluster that no test configures.
+    fn remembered() -> BTreeSet<ClusterName> {
+        ["old".parse().unwrap()].into()
     }
 
     fn names(set: &PeerSet) -> Vec<&str> {
@@ -336,11 +350,32 @@ mod tests {
         let mut case = Case::start("peers");
         let set = case.until("missing", |set| !set.problems.is_empty()).await;
         assert!(set.problems[0].message.contains("failed to read the peers directory"));
+        assert_eq!(set.kept.keys().collect::<Vec<_>>(), remembered().iter().collect::<Vec<_>>());
         fs::create_dir(case.folder.path().join("peers")).unwrap();
-        case.until("there", |set| set.problems.is_empty()).await;
+        let set = case.until("there", |set| set.problems.is_empty()).await;
+        assert!(set.kept.is_empty(), "an empty directory says that the cluster is gone");
         case.write("peers/east", EAST);
         case.until("added", |set| names(set) == ["east"]).await;
         case.sources.send_modify(|sources| sources.peers_dir = None);
         case.until("not configured any more", |set| set.peers.is_empty()).await;
+    }
+    #[tokio::test]
+    async fn a_remembered_cluster_is_kept_until_its_file_is_good_or_gone() {
+        let mut case = Case::start("");
+        case.write("north", EAST);
+        // The first reading found nothing, so the cluster is gone for good.
+        case.until("read", |set| names(set) == ["north"] && set.kept.is_empty()).await;
+        case.write("old", "endpoints: [");
+        case.until("broken and unknown", |set| !set.problems.is_empty() && set.kept.is_empty()).await;
+
+        let folder = tempfile::tempdir().unwrap();
+        let sources = PeerSources { peers_dir: Some(folder.path().into()), ..case.sources.borrow().clone() };
+        let before = Before { peers: BTreeMap::new(), remembered: remembered() };
+        // A link to itself: root may read everything else.
+        symlink("old", folder.path().join("old")).unwrap();
+        let set = read(&sources, &before);
+        assert!(set.kept.contains_key("old") && set.problems.len() == 1, "{set:?}");
+        fs::remove_file(folder.path().join("old")).unwrap();
+        assert_eq!(read(&sources, &before), PeerSet::default());
     }
 }

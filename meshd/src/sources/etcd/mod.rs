@@ -26,9 +26,10 @@ mod convert;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     panic::AssertUnwindSafe,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -94,6 +95,8 @@ pub struct EtcdSource {
     pub changes: mpsc::Sender<Change>,
     /// Ids that clusters of the state directory had.
     pub known_ids: BTreeMap<ClusterName, ClusterId>,
+    /// Remote clusters that have rows from the state directory.
+    pub remembered: BTreeSet<ClusterName>,
     /// Times of the protocol.
     pub timers: Timers,
 }
@@ -153,7 +156,7 @@ impl EtcdSource {
         running.insert(own.clone(), self.spawn(&shared, &own, None, self.own_store.clone(), Duration::ZERO));
         loop {
             let peers = self.peers.borrow_and_update().clone();
-            self.reconcile(&shared, &mut running, &peers.peers).await;
+            self.reconcile(&shared, &mut running, &peers).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.peers.changed() => if changed.is_err() {
@@ -168,7 +171,7 @@ impl EtcdSource {
     fn shared(&self) -> Shared {
         let peers = self.peers.borrow();
         // Who had an id before the restart keeps it, unless it is no longer configured.
-        let claims = self.known_ids.iter().filter(|(name, _)| peers.peers.contains_key(*name));
+        let claims = self.known_ids.iter().filter(|(name, _)| peers.clusters().any(|cluster| cluster == *name));
         Shared {
             start: Instant::now(),
             connects: Arc::new(Semaphore::new(CONNECTS_MAX)),
@@ -178,25 +181,27 @@ impl EtcdSource {
     }
 
     /// Starts, stops and replaces tasks until they are what `peers` says.
-    async fn reconcile(
-        &mut self,
-        shared: &Arc<Shared>,
-        running: &mut BTreeMap<ClusterName, Running>,
-        peers: &BTreeMap<ClusterName, PeerEntry>,
-    ) {
-        let gone: Vec<ClusterName> =
-            running.keys().filter(|name| **name != self.own.name && !peers.contains_key(*name)).cloned().collect();
-        for name in gone {
+    async fn reconcile(&mut self, shared: &Arc<Shared>, running: &mut BTreeMap<ClusterName, Running>, set: &PeerSet) {
+        let known: BTreeSet<ClusterName> = running.keys().chain(&self.remembered).cloned().collect();
+        for name in known {
+            if name == self.own.name || set.peers.contains_key(&name) {
+                continue;
+            }
+            if let Some(place) = set.kept.get(&name) {
+                self.tell_kept(&name, place).await;
+                continue;
+            }
             if let Some(old) = running.remove(&name) {
                 end(old).await;
             }
             info!(cluster = %name, "the peer is no longer configured");
             shared.release(&name);
             self.known_ids.remove(&name);
+            self.remembered.remove(&name);
             self.tell(&name, ClusterChange::Drop).await;
         }
         let mut after = Duration::ZERO;
-        for (name, entry) in peers {
+        for (name, entry) in &set.peers {
             // Cilium writes an entry for every cluster of a mesh into one directory, our own included.
             if *name == self.own.name || running.get(name).is_some_and(|old| old.peer.as_ref() == Some(entry)) {
                 continue;
@@ -218,6 +223,15 @@ impl EtcdSource {
             running.insert(name.clone(), self.spawn(shared, name, Some(entry), address, after));
             after += STAGGER;
         }
+    }
+
+    /// The rows of a cluster stay although nobody can say how to reach it.
+    async fn tell_kept(&self, cluster: &ClusterName, place: &Path) {
+        let message = format!("how to reach it cannot be read from {}; what is remembered stays", place.display());
+        let problem = Failure { at: Timestamp::now(), message: message.into() };
+        let id = self.known_ids.get(cluster).copied();
+        let row = PeerRow { id, problem: Some(problem), ..PeerRow::default() };
+        self.tell(cluster, ClusterChange::Peer(Arc::new(row))).await;
     }
 
     async fn tell(&self, cluster: &ClusterName, change: ClusterChange) {

@@ -104,7 +104,15 @@ impl Node {
         let (changes, mut received) = mpsc::channel(64);
         let (peers, peers_rx) = watch::channel(set(peers));
         let stop = CancellationToken::new();
-        let source = EtcdSource { own, own_store, peers: peers_rx, changes, known_ids: BTreeMap::new(), timers };
+        let source = EtcdSource {
+            own,
+            own_store,
+            peers: peers_rx,
+            changes,
+            known_ids: BTreeMap::new(),
+            remembered: Default::default(),
+            timers,
+        };
         tokio::spawn(source.run(stop.clone()));
         let observed = Arc::new(Mutex::new(Observed::default()));
         let writer = observed.clone();
@@ -160,7 +168,7 @@ impl Node {
 
 pub(super) fn set(peers: Vec<PeerEntry>) -> PeerSet {
     let peers = peers.into_iter().map(|entry| (entry.peer.cluster.clone(), entry)).collect();
-    PeerSet { peers, problems: Vec::new() }
+    PeerSet { peers, ..PeerSet::default() }
 }
 
 /// Names of the nodes, in order.
