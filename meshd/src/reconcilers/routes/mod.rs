@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     kernel::{ActualEvents, KernelRoutes},
-    lifecycle::Problems,
+    lifecycle::{Problems, SteadyClock},
     pipeline::Snapshot,
 };
 use ops::Round;
@@ -120,6 +120,7 @@ impl RoutesHandle {
 /// The reconciler's parts.
 pub struct Routes {
     planner: RoutePlanner,
+    clock: SteadyClock,
     kernel: Arc<dyn KernelRoutes>,
     events: ActualEvents,
     snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -144,6 +145,7 @@ impl Routes {
         let (settled, is_settled) = watch::channel(false);
         let routes = Self {
             planner: RoutePlanner::new(options),
+            clock: SteadyClock::start(),
             kernel,
             events,
             snapshots,
@@ -160,7 +162,7 @@ impl Routes {
     pub async fn run(mut self) {
         let mut wake: Option<Timestamp> = None;
         loop {
-            let pause = wake.map_or(Duration::MAX, pause_until);
+            let pause = wake.map_or(Duration::MAX, |wake| self.clock.until(wake));
             tokio::select! {
                 changed = self.snapshots.changed() => {
                     if changed.is_err() { return }
@@ -190,7 +192,7 @@ impl Routes {
     async fn round(&mut self) -> Result<Option<Timestamp>, ()> {
         let mut wake = None;
         while self.in_flight.len() < ROUNDS_IN_FLIGHT {
-            let (actions, next) = self.planner.plan(Timestamp::now());
+            let (actions, next) = self.planner.plan(self.clock.now());
             wake = next;
             if actions.is_empty() {
                 if self.in_flight.is_empty() && self.planner.is_settled() {
@@ -211,7 +213,7 @@ impl Routes {
     }
 
     fn finish(&mut self, outcome: ops::Outcome) {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         for failure in &outcome.failures {
             if failure.is_already_gone() {
                 continue;
@@ -230,7 +232,7 @@ impl Routes {
             Question::Alive(reply) => drop(reply.send(())),
             Question::States(reply) => drop(reply.send(self.states())),
             Question::Counts(reply) => drop(reply.send(self.counts())),
-            Question::Plan(reply) => drop(reply.send(self.planner.preview(Timestamp::now()))),
+            Question::Plan(reply) => drop(reply.send(self.planner.preview(self.clock.now()))),
             Question::Withdraw(reply) => drop(reply.send(self.withdraw().await)),
         }
     }
@@ -266,8 +268,4 @@ impl Routes {
         info!(routes, "withdrew all routes");
         if real.is_empty() { Ok(routes) } else { Err(real.join("; ")) }
     }
-}
-
-fn pause_until(at: Timestamp) -> Duration {
-    at.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
 }
