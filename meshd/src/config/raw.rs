@@ -268,7 +268,12 @@ section! {
         name: Option<Name> = "required",
         /// Its addresses, inside `node.pod_cidrs`.
         addresses: Vec<Address> = "required",
-        /// Its labels; together with namespace and cluster they make its identity.
+        /// Its labels; together with namespace and cluster they make its identity. Labels that differ between workloads
+        /// of one kind are left out as Cilium does by default: those that begin with `pod-template-hash`,
+        /// `pod-template-generation`, `controller-revision-hash`, `controller-uid`, `statefulset.kubernetes.io/pod-name`,
+        /// `apps.kubernetes.io/pod-index`, `batch.kubernetes.io/controller-uid`,
+        /// `batch.kubernetes.io/job-completion-index`, `kubernetes.io`, `k8s.io`, `io.kubernetes`, `annotation` or
+        /// `etcd_node`, and those with `beta.kubernetes.io` in their name.
         labels: BTreeMap<String, String> = "none",
         /// Its service account.
         service_account: Option<Name> = "default",

@@ -196,14 +196,15 @@ impl Desired {
     }
 }
 
-/// The labels of a workload as Cilium would give them to a pod, in canonical text form.
+/// The labels of a workload as Cilium would give them to a pod, in canonical text form: without those that say which pod
+/// of many it is, and with cluster, namespace and service account.
 ///
 /// # Errors
 /// [`RefusedWorkload`] when the labels cannot be written as text or readers would refuse them.
 pub fn workload_labels(cluster: &ClusterName, workload: &Workload) -> Result<Labels, RefusedWorkload> {
     let account = Some(workload.service_account.as_str()).filter(|account| !account.is_empty());
-    let mut labels: BTreeMap<&str, &str> =
-        workload.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let own = workload.labels.iter().filter(|(key, _)| makes_identity(key));
+    let mut labels: BTreeMap<&str, &str> = own.map(|(key, value)| (key.as_str(), value.as_str())).collect();
     // Ours win: nobody chooses a cluster or namespace by a label.
     labels.extend([
         (CLUSTER_LABEL, cluster.as_str()),
@@ -224,6 +225,31 @@ pub fn workload_labels(cluster: &ClusterName, workload: &Workload) -> Result<Lab
         return Err(RefusedWorkload::Labels { workload: name(workload), count, size });
     }
     Ok(Labels(text.into()))
+}
+
+/// Whether a label of a workload is part of its identity.
+///
+/// Those that orchestrators write differ from pod to pod or from one rollout to the next, and would make an identity
+/// for each of them. The list is what Cilium leaves out unless it is told otherwise, each entry the beginning of a key:
+/// its default label filter, and its rules for stateful sets and jobs.
+fn makes_identity(key: &str) -> bool {
+    const LEFT_OUT: [&str; 13] = [
+        "annotation",
+        "apps.kubernetes.io/pod-index",
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-completion-index",
+        "controller-revision-hash",
+        "controller-uid",
+        "etcd_node",
+        "io.kubernetes",
+        "k8s.io",
+        "kubernetes.io",
+        "pod-template-generation",
+        "pod-template-hash",
+        "statefulset.kubernetes.io/pod-name",
+    ];
+    // Labels of unfinished features stand below many names (`node.beta.kubernetes.io`).
+    !LEFT_OUT.iter().any(|start| key.starts_with(start)) && !key.contains("beta.kubernetes.io")
 }
 
 fn name(workload: &Workload) -> String {

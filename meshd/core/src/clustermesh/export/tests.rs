@@ -302,6 +302,40 @@ fn labels_are_those_of_a_pod_and_cannot_be_forged() {
 }
 
 #[test]
+fn labels_that_say_which_pod_it_is_make_no_identity() {
+    let cluster = "west".parse().unwrap();
+    let with = |pairs: &[(&str, &str)]| {
+        let mut pod = workload("web-1", "web", &[]);
+        pod.labels.extend(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        workload_labels(&cluster, &pod).unwrap()
+    };
+    let plain = with(&[]);
+    for key in [
+        "pod-template-hash",
+        "pod-template-generation",
+        "controller-revision-hash",
+        "controller-uid",
+        "statefulset.kubernetes.io/pod-name",
+        "apps.kubernetes.io/pod-index",
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-completion-index",
+        "io.kubernetes.container.name",
+        "kubernetes.io/hostname",
+        "beta.kubernetes.io/arch",
+        "node.beta.kubernetes.io/instance-type",
+        "k8s.io/cluster-service",
+        "annotation.checksum",
+        "etcd_node",
+    ] {
+        assert_eq!(with(&[(key, "1")]), plain, "{key}");
+    }
+    for key in ["version", "app.kubernetes.io/name", "statefulset.kubernetes.io/tier", "example.io/annotation"] {
+        let labels = with(&[(key, "1")]);
+        assert!(labels.0.contains(&format!("k8s:{key}=1;")), "{key}: {}", labels.0);
+    }
+}
+
+#[test]
 fn workloads_that_cannot_be_published_are_named() {
     let mut bad = workload("bad", "x", &["10.0.1.12"]);
     bad.labels.insert("a;".to_owned(), String::new());
