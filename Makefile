@@ -1,7 +1,8 @@
 # The names a person types; what they do is in setup and .ci/. `make` alone lists them.
 #
 # demo and test are complete on a fresh Debian 12 with make and git, as root: they install what they need first. Without
-# root they print a hint, and the script behind them exits 64.
+# root they print a hint, and the script behind them exits 64. make itself ends with 2 whatever code a recipe ended with; who
+# looks at the code calls ./setup and .ci/NAME.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test bench lint fuzz
