@@ -8,6 +8,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod fuzzing;
 pub mod kernel;
 pub mod lifecycle;
 pub mod pipeline;

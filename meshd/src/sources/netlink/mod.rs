@@ -18,4 +18,5 @@
 mod convert;
 mod watch;
 
+pub(crate) use watch::parse;
 pub use watch::{FOREIGN_ROUTES_MAX, NetlinkSource};

@@ -384,7 +384,7 @@ fn is_routed(key: &RouteKey) -> bool {
 }
 
 /// Reads one message. Our own routes are skipped unread: there may be a million of them in a dump.
-fn parse(frame: &Frame<'_>) -> Option<KernelChange> {
+pub(crate) fn parse(frame: &Frame<'_>) -> Option<KernelChange> {
     const RTM_PROTOCOL: usize = 5;
     if matches!(frame.kind, RTM_NEWROUTE | RTM_DELROUTE) && frame.payload.get(RTM_PROTOCOL) == Some(&ROUTE_PROTOCOL) {
         return None;
