@@ -4,7 +4,8 @@
 //! (`filter`), dumps use a socket of their own. A new dump is made
 //!
 //! - after a bulk write of our own ([`BULK_ACTIONS`]): a notification a route would compete with the writer for the
-//!   processor and tell what one dump tells in a fraction of the time, so the filter is closed meanwhile;
+//!   processor and tell what one dump tells in a fraction of the time, so the groups are left meanwhile (a filter that
+//!   lets nothing in would still cost the writer a copy of each notification);
 //! - when the event socket overflowed (`ENOBUFS`);
 //! - a moment after a link changed or an address vanished, because the kernel removes IPv4 routes over them silently, and
 //!   after somebody else deleted a nexthop object, which takes its IPv4 routes with it silently;
@@ -76,11 +77,14 @@ impl From<DumpError> for Broken {
     }
 }
 
+/// What the event socket hears: our objects, and what makes the kernel remove routes silently.
+const GROUPS: [u32; 6] =
+    [RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEXTHOP, RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
+
 /// Owner of the event socket.
 pub(super) struct Events {
     socket: RouteSocket,
-    filter: Filter,
-    /// The filter lets nothing in at the moment.
+    /// The groups have been left for a moment.
     closed: bool,
     writer_port: u32,
     out: mpsc::Sender<Vec<ActualChange>>,
@@ -101,20 +105,10 @@ impl Events {
         receive_buffer: usize,
         out: mpsc::Sender<Vec<ActualChange>>,
     ) -> Result<Self, KernelError> {
-        let groups = [
-            RTNLGRP_IPV4_ROUTE,
-            RTNLGRP_IPV6_ROUTE,
-            RTNLGRP_NEXTHOP,
-            RTNLGRP_LINK,
-            RTNLGRP_IPV4_IFADDR,
-            RTNLGRP_IPV6_IFADDR,
-        ];
-        let filter = Filter::own(metric);
-        let socket = RouteSocket::open_for_events(&groups, &filter, receive_buffer)?;
+        let socket = RouteSocket::open_for_events(&GROUPS, &Filter::own(metric), receive_buffer)?;
         let now = Instant::now();
         Ok(Self {
             socket,
-            filter,
             closed: false,
             writer_port,
             out,
@@ -233,9 +227,9 @@ impl Events {
 
     /// During a bulk write: lets nothing in, waits for its end and dumps.
     fn sit_out(&mut self, shared: &Shared) {
-        match Filter::closed().attach(self.socket.as_fd()) {
-            Ok(()) => self.closed = true,
-            Err(error) => tracing::warn!(%error, "the events of a bulk write fill the queue"),
+        self.closed = true;
+        if let Err(error) = self.socket.leave(&GROUPS) {
+            tracing::warn!(%error, "the events of a bulk write fill the queue");
         }
         self.recover(shared);
     }
@@ -243,7 +237,7 @@ impl Events {
     /// Lets events in again.
     fn reopen(&mut self) -> Result<(), Broken> {
         if self.closed {
-            self.filter.attach(self.socket.as_fd()).map_err(|error| {
+            self.socket.join(&GROUPS).map_err(|error| {
                 tracing::warn!(%error, "no events of our routes");
                 Broken::Failed(Errno::EIO)
             })?;

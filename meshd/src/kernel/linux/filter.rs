@@ -129,11 +129,6 @@ impl Filter {
         asm.finish()
     }
 
-    /// Lets nothing through.
-    pub(crate) fn closed() -> Self {
-        Self(vec![libc::sock_filter { code: RET, jt: 0, jf: 0, k: 0 }])
-    }
-
     /// Puts the program on a socket, in place of an earlier one.
     pub(crate) fn attach(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
         let mut code = self.0.clone();
@@ -241,7 +236,7 @@ mod tests {
     #[test]
     fn the_kernel_accepts_the_programs() {
         let socket = crate::kernel::linux::socket::RouteSocket::open().unwrap();
-        for filter in [Filter::own(Metric(77)), Filter::foreign(), Filter::closed()] {
+        for filter in [Filter::own(Metric(77)), Filter::foreign()] {
             filter.attach(std::os::fd::AsFd::as_fd(&socket)).unwrap();
         }
     }

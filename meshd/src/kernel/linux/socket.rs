@@ -89,10 +89,26 @@ impl RouteSocket {
         socket.set_receive_buffer(buffer)?;
         // The filter comes first, so that nothing unwanted is queued between the two.
         filter.attach(socket.as_fd())?;
-        for group in groups {
-            socket.inner.add_membership(*group).map_err(KernelError::socket("subscribe to a netlink group"))?;
-        }
+        socket.join(groups)?;
         Ok(socket)
+    }
+
+    /// Receives the multicast `groups` from now on.
+    pub(crate) fn join(&self, groups: &[u32]) -> Result<(), KernelError> {
+        for group in groups {
+            let failed = KernelError::socket("subscribe to a netlink group");
+            self.inner.add_membership(*group).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Receives the multicast `groups` no longer; what is queued stays.
+    pub(crate) fn leave(&self, groups: &[u32]) -> Result<(), KernelError> {
+        for group in groups {
+            let failed = KernelError::socket("leave a netlink group");
+            self.inner.drop_membership(*group).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The address the kernel writes into messages caused by this socket (`nlmsg_pid`).
