@@ -13,7 +13,7 @@ use meshd_core::{
     derive::RouteDeriver,
     desired::Desired,
     id::ClusterName,
-    observed::{Change, Kind, Observed},
+    observed::{Change, KernelKind, Kind, Observed},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub desired: Desired,
     /// Every configured cluster, the own one included, has told its nodes once: nothing wanted is missing any more.
     pub complete: bool,
+    /// The links and routes of this node have been read: what is desired has next hops, as far as there are any.
+    pub local_known: bool,
 }
 
 /// The pipeline's inputs and outputs.
@@ -83,6 +85,8 @@ impl Pipeline {
             info!("every configured cluster has been heard");
             self.deriver.settle();
         }
+        let local = [KernelKind::Links, KernelKind::Routes];
+        current.local_known = local.iter().all(|kind| current.observed.is_kernel_initialized(*kind));
         let touched = current.observed.take_touched();
         self.deriver.update(&current.observed, &touched, Timestamp::now(), &mut current.desired);
     }

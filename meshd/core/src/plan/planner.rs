@@ -13,7 +13,7 @@ use super::{
     nexthops::{NexthopIds, Slot},
 };
 use crate::{
-    desired::{Desired, Hop, RouteRow, Target, TargetKey},
+    desired::{Desired, Hop, RouteProblem, RouteRow, Target, TargetKey},
     id::{Metric, NexthopId, TableId},
     table::{RowDiff, RowState},
 };
@@ -514,6 +514,10 @@ impl RoutePlanner {
                     if self.options.nexthop_objects {
                         self.plan_nexthops(&key, &target, actions);
                     }
+                }
+                // Nobody knows yet whether there is a next hop: what is installed stays for as long as that takes.
+                Some(target) if target.problem == Some(RouteProblem::KernelUnknown) => {
+                    self.held.remove(&key);
                 }
                 Some(_) => {
                     self.held.entry(key.clone()).or_insert(now);

@@ -129,10 +129,13 @@ pub struct Routes {
     in_flight: VecDeque<Round>,
     settled: watch::Sender<bool>,
     withdrawn: bool,
+    /// The snapshot that is planned has the links and routes of this node.
+    local_known: bool,
 }
 
 impl Routes {
-    /// A reconciler and the handle to ask it; `settled` tells when actual matched desired for the first time.
+    /// A reconciler and the handle to ask it; `settled` tells when actual matched desired for the first time
+    /// with the local network known.
     #[must_use]
     pub fn new(
         options: PlannerOptions,
@@ -154,6 +157,7 @@ impl Routes {
             in_flight: VecDeque::new(),
             settled,
             withdrawn: false,
+            local_known: false,
         };
         (routes, RoutesHandle(tx), is_settled)
     }
@@ -168,6 +172,7 @@ impl Routes {
                     if changed.is_err() { return }
                     let snapshot = self.snapshots.borrow_and_update().clone();
                     self.planner.set_desired(&snapshot.desired, snapshot.complete);
+                    self.local_known = snapshot.local_known;
                 }
                 batch = self.events.recv() => {
                     let Some(batch) = batch else { return };
@@ -195,7 +200,8 @@ impl Routes {
             let (actions, next) = self.planner.plan(self.clock.now());
             wake = next;
             if actions.is_empty() {
-                if self.in_flight.is_empty() && self.planner.is_settled() {
+                // Before the local network is read nothing can be planned, which is not the same as nothing to do.
+                if self.local_known && self.in_flight.is_empty() && self.planner.is_settled() {
                     self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
                 }
                 break;

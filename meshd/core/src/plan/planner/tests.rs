@@ -80,12 +80,11 @@ fn hops(vias: &[&str]) -> Arc<Target> {
 }
 
 fn broken() -> Arc<Target> {
-    Arc::new(Target {
-        hops: Box::default(),
-        problem: Some(RouteProblem::KernelUnknown),
-        mode: RouteMode::Native,
-        mtu: 0,
-    })
+    problem(RouteProblem::NoAddress { node: "east/a".into(), family: "IPv4" })
+}
+
+fn problem(problem: RouteProblem) -> Arc<Target> {
+    Arc::new(Target { hops: Box::default(), problem: Some(problem), mode: RouteMode::Native, mtu: 0 })
 }
 
 fn want(desired: &mut Desired, prefix: &str, node: &str) {
@@ -323,6 +322,35 @@ fn a_route_outlives_a_short_loss_of_its_next_hop_and_goes_after_the_hold() {
     desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
     planner.set_desired(&desired, true);
     settle(&mut planner, &mut kernel, wake);
+    assert_eq!(planner.counts(), (1, 0));
+}
+
+#[test]
+fn adopted_routes_stay_however_long_the_local_network_takes_to_be_read() {
+    let mut kernel = Kernel::default();
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    let mut before = start(&kernel, true);
+    before.set_desired(&desired, true);
+    settle(&mut before, &mut kernel, at(0));
+
+    let mut planner = start(&kernel, true);
+    desired.targets.upsert(target("a"), problem(RouteProblem::KernelUnknown));
+    planner.set_desired(&desired, true);
+    assert_eq!(planner.plan(at(0)), (Vec::new(), None));
+    assert_eq!(planner.plan(at(0) + WITHDRAW_HOLD * 100), (Vec::new(), None));
+    // What was broken and is unknown now starts its hold anew when it is known to be broken.
+    desired.targets.upsert(target("a"), broken());
+    planner.set_desired(&desired, true);
+    let late = at(0) + WITHDRAW_HOLD * 100;
+    assert_eq!(planner.plan(late), (Vec::new(), Some(late + WITHDRAW_HOLD)));
+    desired.targets.upsert(target("a"), problem(RouteProblem::KernelUnknown));
+    planner.set_desired(&desired, true);
+    assert_eq!(planner.plan(late + WITHDRAW_HOLD), (Vec::new(), None));
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, late), [] as [&str; 0]);
     assert_eq!(planner.counts(), (1, 0));
 }
 
