@@ -282,8 +282,11 @@ impl Live {
         };
         self.own_store.reload(&new, &self.problems);
         self.peer_sources.send_replace(PeerSources::from(&new));
-        self.own.send_replace(Arc::new(own_state(&new, &self.local)));
         let unchanged = self.config.clone();
+        // The cluster's name, id and size are those that this process allocated identities and read remote clusters with: a
+        // new id must not be published before a restart, because readers drop what they had of the old one.
+        let own = Config { workloads: new.workloads.clone(), ..unchanged.clone() };
+        self.own.send_replace(Arc::new(own_state(&own, &self.local)));
         let rest = Config {
             peers: unchanged.peers,
             peers_dir: unchanged.peers_dir,

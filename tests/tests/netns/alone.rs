@@ -50,10 +50,14 @@ api: {{socket: socket, metrics: \"{METRICS}\"}}
         Self { process: run(folder.path()), folder }
     }
 
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.process.id().try_into().expect("a process id"));
+        kill(pid, signal).expect("signalled");
+    }
+
     /// Ends the daemon in an orderly way.
     fn stop(&mut self) {
-        let pid = Pid::from_raw(self.process.id().try_into().expect("a process id"));
-        kill(pid, Signal::SIGTERM).expect("told to stop");
+        self.signal(Signal::SIGTERM);
         assert!(eventually(|| self.process.try_wait().expect("a child").is_some()), "it does not end: {}", self.log());
     }
 
@@ -232,5 +236,30 @@ peers_defaults: {accept: {pod_cidrs: [10.1.0.0/16], node_cidrs: [192.0.2.0/24]}}
         assert!(route());
         fs::remove_file(peers.join("east")).expect("removed");
         daemon.until("the route goes with the peer", || !route() && east(&daemon.status()).is_none());
+    });
+}
+
+#[test]
+fn a_new_cluster_id_waits_for_a_restart_and_new_workloads_do_not() {
+    in_namespace(|| {
+        let mut daemon = Daemon::start("", |_| {});
+        let get = |key: &str| shell(&format!("ETCDCTL_API=3 etcdctl --endpoints http://127.0.0.1:2379 get {key}"));
+        let config = || get("cilium/cluster-config/west");
+        daemon.until("the cluster's record", || config().contains("\"id\":1"));
+
+        // Readers drop what they had of a cluster whose id changes, so a reload must not announce one.
+        let path = daemon.path("meshd.yaml");
+        let text = fs::read_to_string(&path).expect("a configuration").replace("id: 1", "id: 2");
+        let workload =
+            "workloads: {static: [{namespace: default, name: web, addresses: [10.0.0.9], labels: {app: web}}]}";
+        fs::write(&path, format!("{text}{workload}\n")).expect("written");
+        daemon.signal(Signal::SIGHUP);
+        daemon.until("the new workload", || get("--prefix cilium/state/ip/v1/").contains("10.0.0.9"));
+        daemon.until("a hint at the restart", || daemon.status().to_string().contains("at the next restart"));
+        assert!(config().contains("\"id\":1"), "{}", config());
+
+        daemon.stop();
+        daemon.start_again();
+        daemon.until("the new id", || config().contains("\"id\":2"));
     });
 }
