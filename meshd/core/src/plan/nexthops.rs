@@ -89,6 +89,15 @@ impl NexthopIds {
         freed
     }
 
+    /// Gives up one id, which turned out not to be ours; the next [`Self::assign`] of its slot takes another.
+    pub(super) fn give_up(&mut self, id: NexthopId) {
+        if let Some(target) = self.owner.remove(&id)
+            && let Some(slots) = self.by_target.get_mut(&target)
+        {
+            slots.retain(|_, slot| *slot != id);
+        }
+    }
+
     fn adopt(&mut self, content: &ActualNexthop, actual: &BTreeMap<NexthopId, ActualNexthop>) -> Option<NexthopId> {
         let ids = self.adoptable.get_mut(&content_key(content))?;
         while let Some(id) = ids.pop_first() {

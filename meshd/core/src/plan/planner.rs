@@ -207,6 +207,17 @@ impl RoutePlanner {
         }
     }
 
+    /// Says that the kernel refused an action, as [`Self::refused`], because somebody else's object has the key. The next
+    /// try for a nexthop object takes another id: the foreign one stays, and we cannot see when it goes.
+    pub fn taken(&mut self, action: &Action, message: &str, now: Timestamp) {
+        self.refused(action, message, now);
+        if let Action::PutNexthop { id, .. } | Action::PutGroup { id, .. } = action
+            && !self.nexthops.contains_key(id)
+        {
+            self.ids.give_up(*id);
+        }
+    }
+
     /// True when the planner has seen a complete dump and nothing is left to do now.
     #[must_use]
     pub fn is_settled(&self) -> bool {

@@ -225,7 +225,12 @@ impl Routes {
                 continue;
             }
             warn!(action = %failure.action, reason = %failure.reason, "kernel refused a change");
-            self.planner.refused(&failure.action, &ops::explain(failure), now);
+            let message = ops::explain(failure);
+            if failure.is_taken() {
+                self.planner.taken(&failure.action, &message, now);
+            } else {
+                self.planner.refused(&failure.action, &message, now);
+            }
         }
         if outcome.needs_dump() {
             self.kernel.request_dump();

@@ -52,6 +52,9 @@ pub fn explain(failure: &Failure) -> String {
             "a foreign route to {} with metric {} exists and is left alone; remove it or change routing.metric",
             key.prefix, key.metric
         ),
+        Action::PutNexthop { id, .. } | Action::PutGroup { id, .. } if failure.is_taken() => {
+            format!("a foreign nexthop object has the id {id} and is left alone; another id is tried")
+        }
         _ => failure.reason.to_string(),
     }
 }

@@ -421,3 +421,37 @@ fn a_big_plan_comes_in_rounds_and_deletions_last() {
     assert_eq!(kernel.routes.len(), 20_000);
     assert!(planner.is_settled());
 }
+
+#[test]
+fn an_id_that_a_foreign_object_has_is_left_to_it() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    let (actions, _) = planner.plan(at(0));
+    let Some(Action::PutNexthop { id: taken, .. }) = actions.first() else { panic!("{actions:?}") };
+    let now = at(0);
+    planner.taken(&actions[0], "a foreign nexthop object has the id", now);
+    let row = RouteRow { target: target("a") };
+    let (state, _) = planner.state(&"10.1.0.0/24".parse().unwrap(), &row);
+    assert!(matches!(&state, RowState::Error(message) if message.contains("foreign")), "{state:?}");
+    let (again, _) = planner.plan(now + RETRY_MIN);
+    let Some(Action::PutNexthop { id, replace: false, .. }) = again.first() else { panic!("{again:?}") };
+    assert_ne!(id, taken);
+    // The route follows to the new object, also one that the kernel hung on the foreign one meanwhile.
+    let wrong = ActualRoute { via: RouteVia::Object(*taken), regular: true };
+    let key = ActualKey {
+        prefix: "10.1.0.0/24".parse().unwrap(),
+        table: planner.options.table,
+        metric: planner.options.metric,
+    };
+    planner.observe(ActualChange::Route(key, Some(wrong)));
+    for action in &again {
+        kernel.apply(action).unwrap().into_iter().for_each(|change| planner.observe(change));
+    }
+    settle(&mut planner, &mut kernel, now + RETRY_MIN);
+    assert_eq!(kernel.routes.get(&key), Some(&RouteVia::Object(*id)));
+    assert_eq!(planner.counts(), (1, 0));
+}
