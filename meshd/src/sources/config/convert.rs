@@ -21,10 +21,18 @@ pub struct DirectoryFile {
 /// What was known before a reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Before {
-    /// Peers as they were.
+    /// Peers as they were, those of the configuration too.
     pub peers: BTreeMap<ClusterName, Peer>,
+    /// Which of them a file of a directory described.
+    pub in_directory: BTreeSet<ClusterName>,
     /// Clusters of which only rows are left, from before a restart.
     pub remembered: BTreeSet<ClusterName>,
+}
+
+impl Before {
+    fn knows(&self, cluster: &ClusterName) -> bool {
+        self.peers.contains_key(cluster) || self.remembered.contains(cluster)
+    }
 }
 
 /// What the sources describe.
@@ -52,65 +60,58 @@ pub fn peers(sources: &PeerSources, files: &[DirectoryFile], before: &Before) ->
         let mut problem = |message: String| {
             problems.push(PeerProblem { file: file.path.clone(), cluster: cluster.clone(), message });
         };
-        let content = match &file.content {
-            Ok(content) if cilium::is_client(content) => content,
-            Ok(_) => continue,
-            Err(error) => {
-                // Only a name that was a peer before makes an unreadable file worth a word: others may be keys.
-                let Some(cluster) = cluster.clone() else { continue };
-                if let Some(peer) = before.peers.get(&cluster).filter(|peer| peer.source == file.path) {
-                    problem(format!("failed to read the file: {error}; the last good version stays"));
-                    peers.insert(cluster, peer.clone());
-                } else if before.remembered.contains(&cluster) {
-                    problem(format!("failed to read the file: {error}; what is remembered of {cluster} stays"));
-                    kept.insert(cluster, file.path.clone());
-                }
-                continue;
-            }
-        };
+        let is_client = file.content.as_ref().is_ok_and(|content| cilium::is_client(content));
         let Some(cluster) = cluster.clone() else {
-            problem(format!("the file name {name:?} is no cluster name"));
+            if is_client {
+                problem(format!("the file name {name:?} is no cluster name"));
+            }
             continue;
         };
         if cluster == sources.own {
             continue;
         }
         if sources.peers.iter().any(|peer| peer.cluster == cluster) {
-            problem(format!("cluster {cluster} is also in the configuration; this file is not used"));
+            if is_client {
+                problem(format!("cluster {cluster} is also in the configuration; this file is not used"));
+            }
             continue;
         }
-        match cilium::parse(&file.path, content) {
-            Ok(client) => {
-                for warning in client.warnings {
-                    problem(warning.to_string());
+        let wrong: Vec<String> = match &file.content {
+            Ok(content) if is_client => match cilium::parse(&file.path, content) {
+                Ok(client) => {
+                    for warning in client.warnings {
+                        problem(warning.to_string());
+                    }
+                    let peer = Peer {
+                        cluster: cluster.clone(),
+                        endpoints: client.endpoints,
+                        tls: client.tls,
+                        accept: sources.accept.clone(),
+                        host_aliases: client.host_aliases,
+                        source: file.path.clone(),
+                    };
+                    peers.insert(cluster, peer);
+                    continue;
                 }
-                let peer = Peer {
-                    cluster: cluster.clone(),
-                    endpoints: client.endpoints,
-                    tls: client.tls,
-                    accept: sources.accept.clone(),
-                    host_aliases: client.host_aliases,
-                    source: file.path.clone(),
-                };
-                peers.insert(cluster, peer);
-            }
-            Err(findings) => {
-                let last_good = before.peers.get(&cluster).filter(|peer| peer.source == file.path);
-                let is_remembered = last_good.is_none() && before.remembered.contains(&cluster);
-                let and = match (last_good, is_remembered) {
-                    (Some(_), _) => "; the last good version stays",
-                    (None, true) => "; what is remembered of the cluster stays",
-                    (None, false) => "",
-                };
-                for finding in findings {
-                    problem(format!("{finding}{and}"));
-                }
-                if let Some(peer) = last_good {
-                    peers.insert(cluster, Peer { accept: sources.accept.clone(), ..peer.clone() });
-                } else if is_remembered {
-                    kept.insert(cluster, file.path.clone());
-                }
-            }
+                Err(findings) => findings.iter().map(ToString::to_string).collect(),
+            },
+            // Certificates and keys look like this, unless there was a cluster of this name: then it is its file,
+            // cut short or with a typing mistake.
+            Ok(_) | Err(_) if !before.knows(&cluster) => continue,
+            Ok(_) => vec!["the file lacks `endpoints:` (to remove the cluster, remove the file)".to_owned()],
+            Err(error) => vec![format!("failed to read the file: {error}")],
+        };
+        let and = if let Some(last_good) = before.peers.get(&cluster) {
+            peers.insert(cluster, Peer { accept: sources.accept.clone(), ..last_good.clone() });
+            "; the last good version stays"
+        } else if before.remembered.contains(&cluster) {
+            kept.insert(cluster, file.path.clone());
+            "; what is remembered of the cluster stays"
+        } else {
+            ""
+        };
+        for message in wrong {
+            problem(format!("{message}{and}"));
         }
     }
     peers.extend(sources.peers.iter().map(|peer| (peer.cluster.clone(), peer.clone())));
@@ -163,26 +164,64 @@ mod tests {
         let sources = sources(Vec::new());
         let Described { peers, .. } = super::peers(&sources, &[file("east", GOOD)], &Before::default());
         // Remembered as well: the last good version is more than that.
-        let before = Before { peers, remembered: ["east".parse().unwrap()].into() };
+        let before = Before { peers, remembered: ["east".parse().unwrap()].into(), ..Before::default() };
         let after = super::peers(&sources, &[file("east", "endpoints: [")], &before);
         assert_eq!((&after.peers, after.kept.len()), (&before.peers, 0));
         assert!(after.problems[0].message.ends_with("the last good version stays"));
         let after = super::peers(&sources, &[unreadable("east")], &before);
         assert_eq!((&after.peers, after.kept.len(), after.problems.len()), (&before.peers, 0, 1));
+        for cut_short in ["", "endpoint: [\"http://localhost:1\"]\n", "-----BEGIN CERTIFICATE-----"] {
+            let after = super::peers(&sources, &[file("east", cut_short), file("ca", cut_short)], &before);
+            assert_eq!((&after.peers, after.kept.len(), after.problems.len()), (&before.peers, 0, 1), "{cut_short}");
+            let message = &after.problems[0].message;
+            assert!(message.contains("lacks `endpoints:`") && message.ends_with("the last good version stays"));
+        }
         assert_eq!(super::peers(&sources, &[], &before), Described::default());
+    }
+
+    #[test]
+    fn a_peer_that_moves_into_the_directory_stays_while_its_file_is_wrong() {
+        let mut east = super::peers(&sources(Vec::new()), &[file("east", GOOD)], &Before::default()).peers;
+        east.get_mut("east").unwrap().source = "/etc/meshd/conf.d/peer-east.yaml".into();
+        east.get_mut("east").unwrap().accept = Accept::default();
+        let before = Before { peers: east, ..Before::default() };
+        let sources = sources(Vec::new());
+        let after = super::peers(&sources, &[file("east", "")], &before);
+        assert_eq!(after.peers["east"].endpoints, before.peers["east"].endpoints);
+        assert_eq!(after.peers["east"].accept, sources.accept, "what the directory's peers may say");
+        assert_eq!(after.problems.len(), 1);
+        assert_eq!(super::peers(&sources, &[], &before), Described::default());
+    }
+
+    #[test]
+    fn a_wrong_file_of_the_own_or_a_configured_cluster_is_no_matter() {
+        let east = super::peers(&sources(Vec::new()), &[file("east", GOOD)], &Before::default()).peers;
+        let remembered = ["east".parse().unwrap(), "west".parse().unwrap()].into();
+        let before = Before { peers: east.clone(), remembered, ..Before::default() };
+        let sources = sources(east.values().cloned().collect());
+        let files = [file("east", ""), unreadable("west"), file("west", "")];
+        let after = super::peers(&sources, &files, &before);
+        assert_eq!(after, Described { peers: east, ..Described::default() });
     }
 
     #[test]
     fn a_remembered_cluster_is_kept_while_its_file_is_there() {
         let sources = sources(Vec::new());
-        let before =
-            Before { remembered: ["east".parse().unwrap(), "north".parse().unwrap()].into(), ..Before::default() };
-        let files = [file("east", "endpoints: ["), unreadable("north"), unreadable("south"), unreadable("ca")];
+        let remembered = ["east", "north", "outer"].map(|name| name.parse().unwrap()).into();
+        let before = Before { remembered, ..Before::default() };
+        let files = [
+            file("east", "endpoints: ["),
+            unreadable("north"),
+            file("outer", ""),
+            unreadable("south"),
+            file("empty", ""),
+            unreadable("ca"),
+        ];
         let after = super::peers(&sources, &files, &before);
         let kept: Vec<&str> = after.kept.keys().map(ClusterName::as_str).collect();
-        assert_eq!((after.peers.len(), kept), (0, vec!["east", "north"]));
+        assert_eq!((after.peers.len(), kept), (0, vec!["east", "north", "outer"]));
         let messages: Vec<&String> = after.problems.iter().map(|problem| &problem.message).collect();
-        assert_eq!(messages.len(), 2, "{messages:#?}");
+        assert_eq!(messages.len(), 3, "{messages:#?}");
         assert!(messages.iter().all(|message| message.contains("what is remembered of")), "{messages:#?}");
         // Somebody who can read says that it is gone, or there.
         assert_eq!(super::peers(&sources, &[], &before).kept, BTreeMap::new());

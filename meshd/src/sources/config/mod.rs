@@ -15,8 +15,10 @@
 //! Certificate files are part of what is compared, by digest: a renewed certificate makes a different [`PeerSet`], and
 //! the reader of the channel connects anew with it.
 //!
-//! A file that cannot be read any more keeps the peer it described before and becomes a problem: a typing mistake
-//! must not take a cluster's routes away. Removing the file removes the peer.
+//! A file that is wrong keeps the peer of its name and becomes a problem: a typing mistake or a full disk must not take
+//! a cluster's routes away. Wrong is what cannot be read or parsed, and, under the name of a cluster that was known, a
+//! file without `endpoints:`. A directory that cannot be read keeps the peers of every directory before it. Removing the
+//! file removes the peer.
 //!
 //! After a restart there is no peer from before, only rows that were remembered. A remembered cluster whose file, or the
 //! whole directory, cannot be read is *kept*: it is not connected to, but nothing of it is forgotten until somebody

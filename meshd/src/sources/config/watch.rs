@@ -39,7 +39,7 @@ pub async fn run(
     out: watch::Sender<PeerSet>,
 ) {
     let mut watches = Watches::new();
-    let mut known = Before { peers: BTreeMap::new(), remembered };
+    let mut known = Before { remembered, ..Before::default() };
     loop {
         let now = sources.borrow_and_update().clone();
         // Watched first, read after: what changes in between wakes us again.
@@ -56,6 +56,8 @@ pub async fn run(
         // What was not kept is configured, and known from now on, or it is gone, and its rows with it.
         known.remembered.retain(|name| set.kept.contains_key(name));
         known.peers = set.peers.iter().map(|(name, entry)| (name.clone(), entry.peer.clone())).collect();
+        let configured: BTreeSet<&ClusterName> = read.peers.iter().map(|peer| &peer.cluster).collect();
+        known.in_directory = set.peers.keys().filter(|name| !configured.contains(name)).cloned().collect();
         watches.set(folders(&read, &known.peers));
         publish(&out, set);
         tokio::select! {
@@ -76,7 +78,7 @@ pub fn read(sources: &PeerSources, before: &Before) -> PeerSet {
         Some(folder) => read_folder(folder).unwrap_or_else(|error| {
             unread = Some((folder, error));
             // Not knowing the files is not knowing that they are gone.
-            unreadable(&before.peers, folder)
+            unreadable(&before.in_directory, folder)
         }),
         None => Vec::new(),
     };
@@ -111,16 +113,15 @@ fn publish(out: &watch::Sender<PeerSet>, set: PeerSet) {
     }
 }
 
-/// The files of peers we know, as unreadable ones, which keeps them.
-fn unreadable(before: &BTreeMap<ClusterName, Peer>, folder: &Path) -> Vec<DirectoryFile> {
-    before
-        .values()
-        .filter(|peer| peer.source.parent() == Some(folder))
-        .map(|peer| DirectoryFile {
-            path: peer.source.clone(),
-            content: Err("the directory cannot be read".to_owned()),
-        })
-        .collect()
+/// The files that the peers we know from a directory should have in `folder`, as unreadable ones, which keeps them.
+///
+/// They may come from another directory: `peers_dir` can be changed to one that cannot be read.
+fn unreadable(peers: &BTreeSet<ClusterName>, folder: &Path) -> Vec<DirectoryFile> {
+    let file = |name: &ClusterName| DirectoryFile {
+        path: folder.join(name.as_str()),
+        content: Err("the directory cannot be read".to_owned()),
+    };
+    peers.iter().map(file).collect()
 }
 
 fn read_folder(folder: &Path) -> io::Result<Vec<DirectoryFile>> {
@@ -359,6 +360,47 @@ mod tests {
         case.sources.send_modify(|sources| sources.peers_dir = None);
         case.until("not configured any more", |set| set.peers.is_empty()).await;
     }
+
+    #[tokio::test]
+    async fn an_emptied_file_keeps_its_peer_and_so_does_another_directory_that_cannot_be_read() {
+        let mut case = Case::start("peers");
+        let configured = Peer {
+            cluster: "south".parse().unwrap(),
+            endpoints: vec!["http://localhost:3".parse().unwrap()],
+            tls: None,
+            accept: Accept::default(),
+            host_aliases: BTreeMap::new(),
+            source: case.folder.path().join("south"),
+        };
+        case.sources.send_modify(|sources| sources.peers = vec![configured]);
+        fs::create_dir(case.folder.path().join("peers")).unwrap();
+        case.write("peers/east", EAST);
+        case.until("added", |set| names(set) == ["east", "south"] && set.problems.is_empty()).await;
+        fs::write(case.folder.path().join("peers/east"), "").unwrap();
+        let set = case.until("emptied", |set| !set.problems.is_empty()).await;
+        assert_eq!(names(&set), ["east", "south"]);
+
+        // The same reload removes a peer of the configuration: that one the directory has nothing to say about.
+        let elsewhere = case.folder.path().join("elsewhere");
+        case.sources.send_modify(|sources| {
+            sources.peers_dir = Some(elsewhere.clone());
+            sources.peers.clear();
+        });
+        let set = case.until("moved", |set| names(set) == ["east"]).await;
+        let files: Vec<&PathBuf> = set.problems.iter().map(|problem| &problem.file).collect();
+        assert_eq!(files, [&elsewhere.join("east"), &elsewhere]);
+        // It is kept by every reading, also when what is there at last is wrong.
+        let made = case.folder.path().join("made");
+        fs::create_dir(&made).unwrap();
+        fs::write(made.join("east"), "endpoint: [\"http://localhost:2\"]\n").unwrap();
+        fs::rename(&made, &elsewhere).unwrap();
+        let is_wrong = |set: &PeerSet| set.problems.iter().any(|problem| problem.message.contains("lacks"));
+        let set = case.until("there and wrong", is_wrong).await;
+        assert_eq!(names(&set), ["east"]);
+        fs::remove_file(elsewhere.join("east")).unwrap();
+        case.until("gone", |set| set.peers.is_empty() && set.problems.is_empty()).await;
+    }
+
     #[tokio::test]
     async fn a_remembered_cluster_is_kept_until_its_file_is_good_or_gone() {
         let mut case = Case::start("");
@@ -370,7 +412,7 @@ mod tests {
 
         let folder = tempfile::tempdir().unwrap();
         let sources = PeerSources { peers_dir: Some(folder.path().into()), ..case.sources.borrow().clone() };
-        let before = Before { peers: BTreeMap::new(), remembered: remembered() };
+        let before = Before { remembered: remembered(), ..Before::default() };
         // A link to itself: root may read everything else.
         symlink("old", folder.path().join("old")).unwrap();
         let set = read(&sources, &before);
