@@ -26,12 +26,7 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let source = ConfigSource {
-            path: self.config,
-            environment: Config::process_environment(),
-            flags: Overrides::new(),
-            extra: None,
-        };
+        let source = ConfigSource::new(self.config, Config::process_environment(), Overrides::new());
         let config = source.load()?;
         let mut warnings = config.warnings.clone();
         warnings.extend(certificate_dates(&config, Timestamp::now()));

@@ -74,6 +74,7 @@ impl Connect {
     pub(super) fn run(self) -> Result<(), Failure> {
         let cluster = cluster_name(&self.cluster)?;
         let mut source = self.options.source()?;
+        source.makes_include = true;
         let config = source.load()?;
         let place = place(self.to, &config)?;
         let path = match &place {

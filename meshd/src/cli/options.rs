@@ -59,7 +59,7 @@ impl ConfigOptions {
                 flags.push((key.to_owned(), value.clone(), flag.to_owned()));
             }
         }
-        Ok(ConfigSource { path: self.config.clone(), environment: Config::process_environment(), flags, extra: None })
+        Ok(ConfigSource::new(self.config.clone(), Config::process_environment(), flags))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +24,9 @@ const PREFIX: &str = "MESHD_";
 /// What separates sections in the name of a variable.
 const SEPARATOR: &str = "__";
 
-/// The variable that names the include folder.
+/// The key that names the include folder.
+const INCLUDE: &str = "include";
+/// The variable that does.
 const INCLUDE_VARIABLE: &str = "MESHD_INCLUDE";
 
 /// Environment variables, by name.
@@ -43,15 +46,23 @@ pub struct ConfigSource {
     pub flags: Overrides,
     /// A file of the include folder that is not written yet, and its text: what would hold if it were.
     pub extra: Option<(PathBuf, String)>,
+    /// Whether the include folder may be missing, because who asks is about to make it.
+    pub makes_include: bool,
 }
 
 impl ConfigSource {
+    /// The file at `path` with the variables and flags over it.
+    #[must_use]
+    pub fn new(path: PathBuf, environment: Environment, flags: Overrides) -> Self {
+        Self { path, environment, flags, extra: None, makes_include: false }
+    }
+
     /// Reads and checks it, the first time and on every reload.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn load(&self) -> Result<Config, ConfigErrors> {
-        load(&self.path, &self.environment, &self.flags, self.extra.as_ref())
+        load(self)
     }
 }
 
@@ -61,7 +72,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, in one go.
     pub fn load(path: &Path, environment: &Environment, flags: &Overrides) -> Result<Self, ConfigErrors> {
-        load(path, environment, flags, None)
+        ConfigSource::new(path.to_owned(), environment.clone(), flags.clone()).load()
     }
 
     /// The variables of this process that belong to the configuration.
@@ -75,20 +86,10 @@ impl Config {
     }
 }
 
-fn load(
-    path: &Path,
-    environment: &Environment,
-    flags: &Overrides,
-    extra: Option<&(PathBuf, String)>,
-) -> Result<Config, ConfigErrors> {
-    let mut findings = Vec::new();
+fn load(source: &ConfigSource) -> Result<Config, ConfigErrors> {
+    let ConfigSource { path, environment, flags, extra: _, makes_include: _ } = source;
     let mut tree = read(path)?;
-    // Included files lie under the variables, but a variable may say where they are.
-    let folder = environment.get(INCLUDE_VARIABLE).cloned().or_else(|| text_at(&tree, "include"));
-    if let Some(folder) = folder {
-        let folder = path.parent().unwrap_or_else(|| Path::new("")).join(folder);
-        findings.extend(include(&mut tree, &folder, extra));
-    }
+    let mut findings = include(&mut tree, source);
     findings.extend(apply_environment(&mut tree, environment));
     for (key, value, flag) in flags {
         let parts: Vec<&str> = key.split('.').collect();
@@ -100,14 +101,15 @@ fn load(
     if let Some(errors) = ConfigErrors::collect(findings) {
         return Err(errors);
     }
-    let raw: RawConfig = tree.clone().into_value().try_deserialize().map_err(|error| {
-        Finding::new("", error.to_string()).at(Origin::File { path: Arc::new(path.to_owned()), line: None })
-    })?;
+    let raw: RawConfig = tree
+        .clone()
+        .into_value()
+        .try_deserialize()
+        .map_err(|error| Finding::new("", error.to_string()).at(whole(path)))?;
     let mut validator = Validator::new(path);
     let config = validator.config(raw);
     let locate = |mut finding: Finding| {
-        let file = || Origin::File { path: Arc::new(path.to_owned()), line: None };
-        finding.origin = finding.origin.or_else(|| tree.origin_of(&finding.key)).or_else(|| Some(file()));
+        finding.origin = finding.origin.or_else(|| tree.origin_of(&finding.key)).or_else(|| Some(whole(path)));
         finding
     };
     let errors: Vec<Finding> = validator.errors.into_iter().map(locate).collect();
@@ -128,43 +130,67 @@ fn load(
 
 fn read(path: &Path) -> Result<Node, Finding> {
     let text = fs::read_to_string(path).map_err(|error| {
-        let at = Origin::File { path: Arc::new(path.to_owned()), line: None };
         let hint = match error.kind() {
             std::io::ErrorKind::NotFound => "give the file with --config FILE".to_owned(),
             _ => format!("it must be a text file this user can read (ls -l {})", path.display()),
         };
-        Finding::new("", format!("failed to read the configuration: {error}")).hint(hint).at(at)
+        Finding::new("", format!("failed to read the configuration: {error}")).hint(hint).at(whole(path))
     })?;
     Node::parse(path, &text)
 }
 
-/// Merges the files of `folder` over `tree`; a folder that does not exist has no files.
-fn include(tree: &mut Node, folder: &Path, extra: Option<&(PathBuf, String)>) -> Vec<Finding> {
-    let at = |path: &Path| Origin::File { path: Arc::new(path.to_owned()), line: None };
-    let mut findings = Vec::new();
-    let mut files: Vec<PathBuf> = match fs::read_dir(folder) {
-        Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => {
-            let finding = Finding::new("include", format!("failed to read the folder: {error}"));
-            findings.push(finding.hint("it must be a folder this user can read").at(at(folder)));
-            return findings;
-        }
+/// Merges the files of the include folder over `tree`.
+///
+/// What cannot be read is an error and never no files: peers are written there, and a folder that is not mounted must
+/// not remove them.
+fn include(tree: &mut Node, source: &ConfigSource) -> Vec<Finding> {
+    // Included files lie under the variables and flags, but those may say where they are.
+    let flag = source.flags.iter().rev().find(|(key, ..)| key == INCLUDE);
+    let place = if let Some((_, value, flag)) = flag {
+        Some((value.clone(), Some(Origin::Flag(flag.clone()))))
+    } else if let Some(value) = source.environment.get(INCLUDE_VARIABLE) {
+        Some((value.clone(), Some(Origin::Environment(INCLUDE_VARIABLE.to_owned()))))
+    } else {
+        text_at(tree, INCLUDE).map(|value| (value, tree.origin_of(INCLUDE)))
     };
-    files.retain(|path| Format::of(path).is_some() && !is_hidden(path) && path.is_file());
-    files.extend(extra.iter().map(|(path, _)| path.clone()));
+    let Some((folder, origin)) = place else { return Vec::new() };
+    let folder = source.path.parent().unwrap_or_else(|| Path::new("")).join(folder);
+    let of_folder = |message: String, hint: &str| {
+        let finding = Finding::new(INCLUDE, message).hint(hint);
+        Finding { origin: origin.clone(), ..finding }
+    };
+    let unreadable = |error: &io::Error| format!("failed to read the folder {}: {error}", folder.display());
+    let entries: Vec<io::Result<fs::DirEntry>> = match fs::read_dir(&folder) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && source.makes_include => Vec::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let hint = "correct the path, mount the folder, or make an empty one (mkdir -p)";
+            return vec![of_folder(format!("the folder {} does not exist", folder.display()), hint)];
+        }
+        Err(error) => return vec![of_folder(unreadable(&error), "it must be a folder this user can read")],
+    };
+    let extra = source.extra.as_ref();
+    let mut findings = Vec::new();
+    let mut files: Vec<PathBuf> = extra.iter().map(|(path, _)| path.clone()).collect();
+    for entry in entries {
+        match entry.map(|entry| entry.path()) {
+            Ok(path) if Format::of(&path).is_some() && !is_hidden(&path) => files.push(path),
+            Ok(_) => {}
+            Err(error) => findings.push(of_folder(unreadable(&error), "check the file system it is on")),
+        }
+    }
     files.sort();
     files.dedup();
     for path in files {
         let node = match extra {
             Some((extra, text)) if *extra == path => Node::parse(&path, text),
-            Some(_) | None => read(&path),
+            Some(_) | None => read_included(&path),
         };
         match node {
             Ok(node) => {
-                if node.get("include").is_some() {
-                    let finding = Finding::new("include", "an included file cannot include more");
-                    findings.push(finding.hint("move this key to the main file").at(at(&path)));
+                if node.get(INCLUDE).is_some() {
+                    let finding = Finding::new(INCLUDE, "an included file cannot include more");
+                    findings.push(finding.hint("move this key to the main file").at(whole(&path)));
                 }
                 tree.merge("", node);
             }
@@ -174,8 +200,27 @@ fn include(tree: &mut Node, folder: &Path, extra: Option<&(PathBuf, String)>) ->
     findings
 }
 
+fn read_included(path: &Path) -> Result<Node, Finding> {
+    // Follows links. Reading anything but a file may wait for ever.
+    let message = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => return read(path),
+        Ok(_) => "failed to read the included file: it is not a file".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+            "failed to read the included file: it is a link to nothing".to_owned()
+        }
+        Err(error) => format!("failed to read the included file: {error}"),
+    };
+    let hint = "correct it, remove it, or hide it from meshd with a leading dot in its name";
+    Err(Finding::new("", message).hint(hint).at(whole(path)))
+}
+
+/// A file as the origin of a finding about no line of it.
+fn whole(path: &Path) -> Origin {
+    Origin::File { path: Arc::new(path.to_owned()), line: None }
+}
+
 fn is_hidden(path: &Path) -> bool {
-    path.file_name().and_then(OsStr::to_str).is_none_or(|name| name.starts_with('.'))
+    path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// Puts the variables over the tree.

@@ -47,13 +47,17 @@ section! {
         /// Remote clusters to read.
         peers: Vec<RawPeer> = "none",
         /// A folder of remote clusters in Cilium's layout: every file that contains `endpoints:` is one, and
-        /// its name is the cluster's name. It is watched. A cluster that is also in `peers` is taken from there.
+        /// its name is the cluster's name. It is watched. A cluster that is also in `peers` is taken from there. A
+        /// cluster stays until its file is removed: a file that turns wrong or empty, or a folder that cannot be read,
+        /// is reported and changes nothing.
         peers_dir: Option<FilePath> = "none",
         /// What holds for remote clusters that do not say it themselves, and for all of `peers_dir`.
         peers_defaults: RawPeerDefaults = "",
         /// A folder whose `.yaml`, `.yml`, `.toml` and `.json` files are merged over this file in the order of
         /// their names: tables key by key, the lists `peers`, `workloads.static` and `store.users` by appending, everything
-        /// else by replacing. `meshd connect` and `meshd disconnect` write here.
+        /// else by replacing. The folder must exist, and every such file in it that is not hidden must be readable: what
+        /// cannot be read is an error, so that a reload keeps what holds. `meshd connect` and `meshd disconnect` write
+        /// here; `connect` makes the folder.
         include: Option<FilePath> = "none",
         /// How packets reach other nodes.
         routing: RawRouting = "",

@@ -8,6 +8,8 @@ use super::{Config, Environment, Overrides};
 
 /// Where the examples say their certificates are.
 const EXAMPLE_PKI: &str = "/etc/meshd/pki/";
+/// Where they say `meshd connect` writes.
+const EXAMPLE_INCLUDE: &str = "/etc/meshd/conf.d";
 
 fn configs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
@@ -39,7 +41,7 @@ fn every_shipped_file_is_read() {
     }
 }
 
-/// Loads an example with real certificate files in place of those it names.
+/// Loads an example with real certificate files and a real include folder in place of those it names.
 fn read_example(path: &Path, text: &str, pki: &Path) {
     let name = path.file_name().unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
@@ -61,7 +63,10 @@ fn read_example(path: &Path, text: &str, pki: &Path) {
         super::file::replace(&pki.join(file), &key.serialize_pem(), 0o600).unwrap();
     }
     let copy = pki.join(name);
-    fs::write(&copy, text.replace(EXAMPLE_PKI, &format!("{}/", pki.display()))).unwrap();
+    let include = pki.join("conf.d");
+    fs::create_dir_all(&include).unwrap();
+    let text = text.replace(EXAMPLE_PKI, &format!("{}/", pki.display()));
+    fs::write(&copy, text.replace(EXAMPLE_INCLUDE, include.to_str().unwrap())).unwrap();
     let config = Config::load(&copy, &Environment::new(), &Overrides::new()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.warnings, Vec::new(), "{}", path.display());
 }

@@ -387,7 +387,8 @@ fn included_files_are_merged_in_the_order_of_their_names() {
     let files = Files::new(&format!(
         "{BASE}include: conf.d\nrouting: {{metric: 1, mode: native}}\npeers: [{{cluster: east, endpoints: [\"http://localhost:1\"]}}]\n"
     ));
-    files.load().expect("a missing folder has no files");
+    fs::create_dir(files.path("conf.d")).unwrap();
+    files.load().expect("an empty folder has no files");
     files.write(
         "conf.d/10-north.yaml",
         "peers: [{cluster: north, endpoints: [\"http://localhost:2\"]}]\nrouting: {metric: 10}\n",
@@ -411,6 +412,65 @@ fn included_files_are_merged_in_the_order_of_their_names() {
     files.write("conf.d/30-bad.yaml", "\npeers: [{cluster: South, endpoints: [\"http://localhost:3\"]}]\n");
     let errors = files.load().unwrap_err();
     assert!(errors.to_string().contains("30-bad.yaml:2: peers[3].cluster: invalid cluster name"), "{errors}");
+}
+
+#[test]
+fn an_include_folder_that_is_missing_is_an_error_and_not_no_files() {
+    let files = Files::new(&format!("{BASE}include: conf.d\n"));
+    let folder = files.path("conf.d");
+    let errors = files.load().unwrap_err();
+    let expected = format!("meshd.yaml:4: include: the folder {} does not exist", folder.display());
+    assert!(errors.to_string().ends_with(&expected), "{errors}");
+    assert!(errors.findings()[0].hint.is_some());
+    let errors = files.load_with(&[("MESHD_INCLUDE", "of-variable")], &[]).unwrap_err();
+    assert!(errors.to_string().starts_with("environment variable MESHD_INCLUDE: include: the folder "), "{errors}");
+    let errors = files.load_with(&[("MESHD_INCLUDE", "of-variable")], &[("include", "of-flag")]).unwrap_err();
+    assert!(errors.to_string().starts_with("flag --set include: include: the folder "), "{errors}");
+
+    let path = files.path("meshd.yaml");
+    let source = super::ConfigSource::new(path, Environment::new(), Overrides::new());
+    super::ConfigSource { makes_include: true, ..source }.load().expect("who asks makes the folder");
+    files.write("conf.d", "not a folder");
+    let errors = files.load().unwrap_err();
+    assert!(errors.to_string().contains("include: failed to read the folder"), "{errors}");
+    Files::new(BASE).load().expect("without the key there is no folder to miss");
+    Files::new(&format!("{BASE}include: null\n")).load().expect("null is a key that is not there");
+
+    files.write("of-flag/east.yaml", "peers: [{cluster: east, endpoints: [\"http://localhost:1\"]}]\n");
+    let config = files.load_with(&[], &[("include", "of-flag")]).unwrap();
+    assert_eq!((config.peers.len(), config.include), (1, Some(files.path("of-flag"))));
+}
+
+#[test]
+fn an_entry_of_the_include_folder_that_cannot_be_read_is_an_error() {
+    use std::os::unix::fs::symlink;
+
+    let files = Files::new(&format!("{BASE}include: conf.d\n"));
+    files.write("conf.d/10-east.yaml", "peers: [{cluster: east, endpoints: [\"http://localhost:1\"]}]\n");
+    symlink("nowhere", files.path("conf.d/20-dangling.yaml")).unwrap();
+    symlink("30-loop.yaml", files.path("conf.d/30-loop.yaml")).unwrap();
+    fs::create_dir(files.path("conf.d/40-folder.yaml")).unwrap();
+    let errors = files.load().unwrap_err();
+    assert!(errors.findings().iter().all(|finding| finding.hint.is_some()), "{errors:#?}");
+    let lines: Vec<String> = errors.findings().iter().map(ToString::to_string).collect();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    for (line, (name, what)) in lines.iter().zip([
+        ("20-dangling.yaml", "it is a link to nothing"),
+        ("30-loop.yaml", "symbolic links"),
+        ("40-folder.yaml", "it is not a file"),
+    ]) {
+        assert!(line.contains(&format!("conf.d/{name}: failed to read the included file: ")), "{line}");
+        assert!(line.contains(what), "{line}");
+    }
+
+    // What is not ours to read is nobody's mistake: editors leave such links.
+    for (from, to) in [("20-dangling.yaml", ".#20.yaml"), ("30-loop.yaml", "loop"), ("40-folder.yaml", "folder")] {
+        fs::rename(files.path("conf.d").join(from), files.path("conf.d").join(to)).unwrap();
+    }
+    symlink("../east.yaml", files.path("conf.d/50-link.yaml")).unwrap();
+    files.write("east.yaml", "routing: {metric: 7}\n");
+    let config = files.load().unwrap();
+    assert_eq!((config.peers.len(), config.routing.metric.0), (1, 7));
 }
 
 #[test]

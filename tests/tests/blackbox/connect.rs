@@ -41,10 +41,14 @@ fn a_peer_in_the_include_folder() {
         "--accept-node-cidr",
         "172.18.0.0/16",
     ];
+    // Nobody but `connect` takes a missing folder for an empty one.
+    let main = files.path("meshd.yaml");
+    let missing = ["meshd.yaml:5: include: the folder ", "conf.d does not exist", "hint: "];
+    run(["check".as_ref(), main.as_os_str()]).expect(64).says(&missing);
+    verb(&files, &["run"]).expect(64).says(&missing);
     verb(&files, &east).expect(0);
     let path = files.path("conf.d/peer-east.yaml");
     assert_eq!(mode(&path), 0o600);
-    let main = files.path("meshd.yaml");
     let checked = run(["check".as_ref(), main.as_os_str()]).expect(0);
     assert!(checked.stdout.contains("peers east, north"), "{}", checked.stdout);
     assert_eq!(checked.stderr, "");
