@@ -214,7 +214,11 @@ fn two_remote_clusters_with_one_id_are_a_problem_of_the_second() {
     let east = || mesh.ask(READER, &["get", "peers", "east"])[0]["ready"] == true;
     assert!(eventually(east), "east is not ready");
     let config = json!({"id": 2, "capabilities": {"syncedCanaries": true, "maxConnectedClusters": 255}});
-    Admin::etcd(mesh.node("west-etcd")).put("cilium/cluster-config/north", &config.to_string());
+    let admin = Admin::etcd(mesh.node("west-etcd"));
+    // The role of the nodes of west covers west alone.
+    let granted = admin.run(&["role", "grant-permission", "node", "read", "cilium/cluster-config/north"]);
+    assert!(granted.success(), "{granted:?}");
+    admin.put("cilium/cluster-config/north", &config.to_string());
     wait_for_problem(&mesh, "north", "cluster id 2 of north is already used by east");
     assert_eq!(problem(&mesh, "east"), "");
     mesh.assert_routes();
