@@ -6,6 +6,7 @@ use std::{
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -76,28 +77,62 @@ pub enum StateError {
     },
 }
 
-/// The content cannot be used.
+/// Why rows could not be read or written.
 #[derive(Debug)]
-struct Unreadable(String);
+enum Trouble {
+    /// The content cannot be used: another file is needed.
+    Content(String),
+    /// The system refused, for instance because the disk is full: that says nothing about the content.
+    System(String),
+}
 
-macro_rules! unreadable_from {
-    ($($source:ty),*) => {
-        $(impl From<$source> for Unreadable {
+impl Trouble {
+    fn from_database(error: redb::Error) -> Self {
+        match &error {
+            redb::Error::Io(source) if matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+                Self::Content(error.to_string())
+            }
+            redb::Error::Io(_) | redb::Error::PreviousIo => Self::System(error.to_string()),
+            _ => Self::Content(error.to_string()),
+        }
+    }
+
+    fn during(self, action: &'static str) -> StateError {
+        let (Self::Content(reason) | Self::System(reason)) = self;
+        StateError::Rows { action, reason }
+    }
+}
+
+macro_rules! trouble_from {
+    ($($source:ty),* => $make:expr) => {
+        $(impl From<$source> for Trouble {
             fn from(error: $source) -> Self {
-                Self(error.to_string())
+                $make(error)
             }
         })*
     };
 }
 
-unreadable_from!(
-    redb::TransactionError,
-    redb::TableError,
-    redb::StorageError,
-    redb::CommitError,
-    postcard::Error,
-    meshd_core::id::IdError
+trouble_from!(
+    redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError
+    => |error| Self::from_database(redb::Error::from(error))
 );
+trouble_from!(
+    postcard::Error, meshd_core::id::IdError
+    => |error: _| Self::Content(ToString::to_string(&error))
+);
+
+/// Every row of the file.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    rows: BTreeMap<ClusterName, Vec<ClusterChange>>,
+    owners: BTreeMap<IpNet, ClusterName>,
+    known_ids: BTreeMap<ClusterName, ClusterId>,
+    identities: BTreeMap<Labels, NumericIdentity>,
+    store_id: Option<u64>,
+    /// Clusters that have nodes or prefixes, so routes.
+    pub(super) clusters: BTreeSet<ClusterName>,
+}
 
 /// The open file.
 pub(super) struct Disk {
@@ -114,16 +149,11 @@ pub(super) struct Changes<'a> {
 }
 
 impl Disk {
-    /// Opens or creates the file. One that cannot be used is renamed, and a new one begins.
-    pub(super) fn open(path: &Path) -> Result<(Self, Option<SetAside>), StateError> {
-        let reason = match open_database(path)? {
-            Ok(database) => {
-                let disk = Self { database };
-                match disk.check() {
-                    Ok(()) => return Ok((disk, None)),
-                    Err(Unreadable(reason)) => reason,
-                }
-            }
+    /// Opens or creates the file and reads every row of it. A file with anything in it that cannot be used is renamed,
+    /// and a new one begins.
+    pub(super) fn open(path: &Path) -> Result<(Self, Content, Option<SetAside>), StateError> {
+        let reason = match Self::try_open(path)? {
+            Ok((disk, content)) => return Ok((disk, content, None)),
             Err(reason) => reason,
         };
         let aside = set_aside(path).map_err(|error| StateError::File {
@@ -131,19 +161,31 @@ impl Disk {
             path: path.to_owned(),
             reason: error.to_string(),
         })?;
-        match open_database(path)? {
-            Ok(database) => {
-                let disk = Self { database };
-                let fresh = disk.check();
-                fresh.map_err(|Unreadable(reason)| StateError::Rows { action: "create", reason })?;
-                Ok((disk, Some(SetAside { path: aside, reason })))
-            }
+        match Self::try_open(path)? {
+            Ok((disk, content)) => Ok((disk, content, Some(SetAside { path: aside, reason }))),
             Err(reason) => Err(StateError::File { action: "create", path: path.to_owned(), reason }),
         }
     }
 
-    /// Checks the format, reads every row once, and writes the format into a new file.
-    fn check(&self) -> Result<(), Unreadable> {
+    /// The inner error means that the content cannot be used. A damaged file may make the database library panic (a text
+    /// that is not UTF-8 does); that too is such content.
+    fn try_open(path: &Path) -> Result<Result<(Self, Content), String>, StateError> {
+        let attempt = catch_unwind(AssertUnwindSafe(|| {
+            let disk = match open_database(path)? {
+                Ok(database) => Self { database },
+                Err(reason) => return Ok(Err(reason)),
+            };
+            match disk.begin().and_then(|()| disk.read()) {
+                Ok(content) => Ok(Ok((disk, content))),
+                Err(Trouble::Content(reason)) => Ok(Err(reason)),
+                Err(trouble @ Trouble::System(_)) => Err(trouble.during("read")),
+            }
+        }));
+        attempt.unwrap_or_else(|_| Ok(Err("its rows are damaged".to_owned())))
+    }
+
+    /// Checks the format, or writes it with the tables into a new file.
+    fn begin(&self) -> Result<(), Trouble> {
         let transaction = self.database.begin_write()?;
         {
             let mut numbers = transaction.open_table(NUMBERS)?;
@@ -151,11 +193,11 @@ impl Disk {
             match format {
                 Some(FORMAT) => {}
                 Some(newer) if newer > FORMAT => {
-                    return Err(Unreadable(format!(
+                    return Err(Trouble::Content(format!(
                         "it has format {newer}, and this meshd knows {FORMAT}: a newer one wrote it"
                     )));
                 }
-                Some(unknown) => return Err(Unreadable(format!("it has the unknown format {unknown}"))),
+                Some(unknown) => return Err(Trouble::Content(format!("it has the unknown format {unknown}"))),
                 None => drop(numbers.insert(NUMBER_FORMAT, FORMAT)?),
             }
             transaction.open_table(CLUSTERS)?;
@@ -169,86 +211,82 @@ impl Disk {
         Ok(())
     }
 
-    /// Every cluster that has nodes or prefixes here, so routes.
-    pub(super) fn clusters(&self) -> Result<BTreeSet<ClusterName>, StateError> {
-        let read = || -> Result<BTreeSet<ClusterName>, Unreadable> {
-            let transaction = self.database.begin_read()?;
-            let mut names = BTreeSet::new();
-            for entry in transaction.open_table(NODES)?.iter()? {
-                let (key, _) = entry?;
-                insert(&mut names, key.value().0)?;
-            }
-            for entry in transaction.open_table(OWNERS)?.iter()? {
-                let (_, owner) = entry?;
-                insert(&mut names, owner.value())?;
-            }
-            Ok(names)
-        };
-        read().map_err(|Unreadable(reason)| StateError::Rows { action: "read", reason })
-    }
-
-    /// Loads what belongs to `configured` clusters and removes what belongs to others.
-    pub(super) fn load(&self, configured: &BTreeSet<ClusterName>, now: Timestamp) -> Result<Loaded, StateError> {
-        let rows = |action| move |Unreadable(reason)| StateError::Rows { action, reason };
-        let loaded = self.read(configured, now).map_err(rows("read"))?;
-        self.forget_others(configured).map_err(rows("remove"))?;
-        Ok(loaded)
-    }
-
-    fn read(&self, configured: &BTreeSet<ClusterName>, now: Timestamp) -> Result<Loaded, Unreadable> {
+    /// Reads every row, also those of clusters that may not be configured: which are is asked with what the file knows.
+    fn read(&self) -> Result<Content, Trouble> {
         let transaction = self.database.begin_read()?;
-        let mut loaded = Loaded::default();
-        let mut rows: BTreeMap<ClusterName, Vec<ClusterChange>> = BTreeMap::new();
+        let mut content = Content::default();
+        let mut names = Names::default();
         let mut interner = Interner::default();
         for entry in transaction.open_table(NODES)?.iter()? {
             let (key, value) = entry?;
             let (cluster, node) = key.value();
-            let Some(cluster) = configured.get(cluster) else { continue };
             let row: NodeRow = postcard::from_bytes(value.value())?;
             let node: NodeName = node.parse()?;
-            rows.entry(cluster.clone()).or_default().push(ClusterChange::Node(node, Some(Arc::new(row))));
+            let cluster = names.get(cluster)?;
+            content.clusters.insert(cluster.clone());
+            content.rows.entry(cluster).or_default().push(ClusterChange::Node(node, Some(Arc::new(row))));
         }
         for entry in transaction.open_table(IDENTITIES)?.iter()? {
             let (key, value) = entry?;
             let (cluster, id) = key.value();
-            let Some(cluster) = configured.get(cluster) else { continue };
             let row = IdentityRow { labels: Labels(value.value().into()) };
-            rows.entry(cluster.clone()).or_default().push(ClusterChange::Identity(NumericIdentity(id), Some(row)));
+            let change = ClusterChange::Identity(NumericIdentity(id), Some(row));
+            content.rows.entry(names.get(cluster)?).or_default().push(change);
         }
         for entry in transaction.open_table(ENDPOINTS)?.iter()? {
             let (key, value) = entry?;
             let (cluster, prefix) = key.value();
-            let Some(cluster) = configured.get(cluster) else { continue };
             let mut row: EndpointRow = postcard::from_bytes(value.value())?;
             row.namespace = interner.intern(&row.namespace);
-            rows.entry(cluster.clone()).or_default().push(ClusterChange::Endpoint(prefix_of(prefix)?, Some(row)));
-        }
-        for (cluster, mut changes) in rows {
-            changes.push(ClusterChange::Stale(now));
-            loaded.observed.apply(Change::Cluster(cluster, changes), now);
+            let change = ClusterChange::Endpoint(prefix_of(prefix)?, Some(row));
+            content.rows.entry(names.get(cluster)?).or_default().push(change);
         }
         for entry in transaction.open_table(OWNERS)?.iter()? {
             let (prefix, owner) = entry?;
-            if let Some(owner) = configured.get(owner.value()) {
-                loaded.owners.insert(prefix_of(prefix.value())?, owner.clone());
-            }
+            let owner = names.get(owner.value())?;
+            content.clusters.insert(owner.clone());
+            content.owners.insert(prefix_of(prefix.value())?, owner);
         }
         for entry in transaction.open_table(CLUSTERS)?.iter()? {
             let (name, id) = entry?;
             let id = ClusterId::new(id.value().into(), meshd_core::id::MaxClusters::C511)?;
-            if let Some(name) = configured.get(name.value()) {
-                loaded.known_ids.insert(name.clone(), id);
-            }
+            content.known_ids.insert(names.get(name.value())?, id);
         }
         for entry in transaction.open_table(LABELS)?.iter()? {
             let (labels, id) = entry?;
-            loaded.identities.insert(Labels(labels.value().into()), NumericIdentity(id.value()));
+            content.identities.insert(Labels(labels.value().into()), NumericIdentity(id.value()));
         }
-        loaded.store_id = transaction.open_table(NUMBERS)?.get(NUMBER_STORE_ID)?.map(|value| value.value());
+        content.store_id = transaction.open_table(NUMBERS)?.get(NUMBER_STORE_ID)?.map(|value| value.value());
+        Ok(content)
+    }
+
+    /// Keeps what belongs to `configured` clusters and removes what belongs to others, here and in the file.
+    pub(super) fn keep(
+        &self,
+        content: Content,
+        configured: &BTreeSet<ClusterName>,
+        now: Timestamp,
+    ) -> Result<Loaded, StateError> {
+        let mut loaded = Loaded {
+            owners: content.owners,
+            known_ids: content.known_ids,
+            identities: content.identities,
+            store_id: content.store_id,
+            ..Loaded::default()
+        };
+        loaded.owners.retain(|_, owner| configured.contains(owner));
+        loaded.known_ids.retain(|name, _| configured.contains(name));
+        for (cluster, mut changes) in content.rows {
+            if configured.contains(&cluster) {
+                changes.push(ClusterChange::Stale(now));
+                loaded.observed.apply(Change::Cluster(cluster, changes), now);
+            }
+        }
+        self.forget_others(configured).map_err(|trouble| trouble.during("remove"))?;
         Ok(loaded)
     }
 
-    fn forget_others(&self, configured: &BTreeSet<ClusterName>) -> Result<(), Unreadable> {
+    fn forget_others(&self, configured: &BTreeSet<ClusterName>) -> Result<(), Trouble> {
         let is_other = |name: &str| !configured.contains(name);
         let transaction = self.database.begin_write()?;
         transaction.open_table(CLUSTERS)?.retain(|name, _| !is_other(name))?;
@@ -262,10 +300,10 @@ impl Disk {
 
     /// Writes changes in one transaction; returns how many rows changed.
     pub(super) fn save(&self, changes: &Changes<'_>) -> Result<usize, StateError> {
-        self.write(changes).map_err(|Unreadable(reason)| StateError::Rows { action: "write", reason })
+        self.write(changes).map_err(|trouble| trouble.during("write"))
     }
 
-    fn write(&self, changes: &Changes<'_>) -> Result<usize, Unreadable> {
+    fn write(&self, changes: &Changes<'_>) -> Result<usize, Trouble> {
         let transaction = self.database.begin_write()?;
         let mut count = 0;
         let (before, after) = changes.clusters;
@@ -309,12 +347,19 @@ impl Disk {
     }
 }
 
-/// Adds a name; looks before it makes one, because there is one cluster and many rows.
-fn insert(names: &mut BTreeSet<ClusterName>, name: &str) -> Result<(), Unreadable> {
-    if !names.contains(name) {
-        names.insert(name.parse()?);
+/// Names of clusters, made once: there is one cluster and many rows.
+#[derive(Default)]
+struct Names(BTreeSet<ClusterName>);
+
+impl Names {
+    fn get(&mut self, text: &str) -> Result<ClusterName, Trouble> {
+        if let Some(known) = self.0.get(text) {
+            return Ok(known.clone());
+        }
+        let name: ClusterName = text.parse()?;
+        self.0.insert(name.clone());
+        Ok(name)
     }
-    Ok(())
 }
 
 fn write_cluster(
@@ -322,7 +367,7 @@ fn write_cluster(
     name: &ClusterName,
     old: &ClusterTables,
     new: &ClusterTables,
-) -> Result<usize, Unreadable> {
+) -> Result<usize, Trouble> {
     let name = name.as_str();
     let mut count = 0;
     let mut diffs = new.nodes.diff(&old.nodes).peekable();
@@ -371,7 +416,7 @@ fn write_cluster(
     Ok(count)
 }
 
-fn bytes<T: Serialize>(row: &T) -> Result<Vec<u8>, Unreadable> {
+fn bytes<T: Serialize>(row: &T) -> Result<Vec<u8>, Trouble> {
     Ok(postcard::to_stdvec(row)?)
 }
 
@@ -385,8 +430,8 @@ fn prefix_bytes(prefix: IpNet) -> Vec<u8> {
     bytes
 }
 
-fn prefix_of(bytes: &[u8]) -> Result<IpNet, Unreadable> {
-    let bad = || Unreadable("a prefix has an impossible form".to_owned());
+fn prefix_of(bytes: &[u8]) -> Result<IpNet, Trouble> {
+    let bad = || Trouble::Content("a prefix has an impossible form".to_owned());
     let (length, address) = bytes.split_last().ok_or_else(bad)?;
     let address = match (<[u8; 4]>::try_from(address), <[u8; 16]>::try_from(address)) {
         (Ok(octets), _) => IpAddr::V4(Ipv4Addr::from(octets)),

@@ -13,8 +13,9 @@
 //! nearly free. A burst of changes becomes one transaction, and a slow disk saves less often instead of holding
 //! anything up.
 //!
-//! The file can always be lost: the rows come again from their stores. A file that cannot be read, or that a newer meshd
-//! wrote, is renamed and told, never removed.
+//! The file can always be lost: the rows come again from their stores. A file that cannot be read to its last row, or
+//! that a newer meshd wrote, is renamed and told, never removed. A disk that is full or fails is no such file: it is an
+//! error, and the file stays where it is.
 
 mod disk;
 mod saver;
@@ -98,9 +99,9 @@ impl State {
         now: Timestamp,
     ) -> Result<(Self, Loaded), StateError> {
         let path = dir.join(FILE);
-        let (disk, set_aside) = disk::Disk::open(&path)?;
-        let configured = configured(&disk.clusters()?);
-        let mut loaded = disk.load(&configured, now)?;
+        let (disk, content, set_aside) = disk::Disk::open(&path)?;
+        let configured = configured(&content.clusters);
+        let mut loaded = disk.keep(content, &configured, now)?;
         loaded.set_aside = set_aside;
         let saver = Self::new(Arc::new(disk), &loaded);
         Ok((saver, loaded))

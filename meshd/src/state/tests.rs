@@ -5,6 +5,7 @@ use meshd_core::{
     id::MaxClusters,
     observed::{Change, ClusterChange, EndpointRow, IdentityRow, NodeAddress, NodeAddressKind, NodeRow, PeerRow},
 };
+use redb::{Database, TableDefinition, WriteTransaction};
 
 use super::*;
 use crate::{pipeline::Snapshot, reconcilers::export::ExportMemory as _};
@@ -166,9 +167,9 @@ fn files_that_cannot_be_used_are_set_aside() {
 
 #[test]
 fn a_file_of_a_newer_release_is_set_aside() {
-    const NUMBERS: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("numbers");
+    const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
     let dir = tempfile::tempdir().unwrap();
-    let database = redb::Database::create(dir.path().join(FILE)).unwrap();
+    let database = Database::create(dir.path().join(FILE)).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(NUMBERS).unwrap().insert("format", 99).unwrap();
     transaction.commit().unwrap();
@@ -176,6 +177,67 @@ fn a_file_of_a_newer_release_is_set_aside() {
     let (_, loaded) = open(dir.path());
     let aside = loaded.set_aside.expect("the file was used");
     assert!(aside.to_string().contains("a newer one wrote it"), "{aside}");
+}
+
+/// One bad row, of whatever table and cluster, must not keep the node from starting: not now and not ever.
+#[test]
+fn a_file_with_a_row_that_cannot_be_read_is_set_aside() {
+    const NODES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("nodes");
+    const ENDPOINTS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("endpoints");
+    const OWNERS: TableDefinition<'_, &[u8], &str> = TableDefinition::new("owners");
+    const CLUSTERS: TableDefinition<'_, &str, u16> = TableDefinition::new("clusters");
+    let damages: [fn(&WriteTransaction); 6] = [
+        |file| drop(file.open_table(NODES).unwrap().insert(("east", "a"), &[0xff; 9][..]).unwrap()),
+        |file| drop(file.open_table(NODES).unwrap().insert(("gone", "a"), &[][..]).unwrap()),
+        |file| drop(file.open_table(NODES).unwrap().insert(("No Name!", "a"), &[0xff; 9][..]).unwrap()),
+        |file| drop(file.open_table(ENDPOINTS).unwrap().insert(("east", &[10, 1, 0, 10, 32][..]), &[7][..]).unwrap()),
+        |file| drop(file.open_table(OWNERS).unwrap().insert(&[10, 1, 0, 10, 99][..], "east").unwrap()),
+        |file| drop(file.open_table(CLUSTERS).unwrap().insert("east", 60_000).unwrap()),
+    ];
+    for (nth, damage) in damages.into_iter().enumerate() {
+        let dir = saved();
+        let database = Database::create(dir.path().join(FILE)).unwrap();
+        let transaction = database.begin_write().unwrap();
+        damage(&transaction);
+        transaction.commit().unwrap();
+        drop(database);
+        assert_set_aside_once(dir.path(), nth);
+    }
+}
+
+/// The database library panics at a text that is no UTF-8; bytes that rot on the disk make one.
+#[test]
+fn a_file_with_rotten_bytes_is_set_aside() {
+    let dir = saved();
+    let path = dir.path().join(FILE);
+    let mut content = fs::read(&path).unwrap();
+    let text = b"k8s:a=b;";
+    let places: Vec<usize> = (0..content.len() - text.len()).filter(|at| content[*at..].starts_with(text)).collect();
+    assert!(!places.is_empty(), "no row holds the labels");
+    for at in places {
+        content[at..at + text.len()].fill(0xff);
+    }
+    fs::write(&path, content).unwrap();
+    assert_set_aside_once(dir.path(), 0);
+}
+
+/// A directory with a file that holds something.
+fn saved() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    state.save(&snapshot()).unwrap();
+    dir
+}
+
+fn assert_set_aside_once(dir: &Path, case: usize) {
+    let (mut state, loaded) = open(dir);
+    let aside = loaded.set_aside.unwrap_or_else(|| panic!("the file of case {case} was used"));
+    assert!(aside.path.exists() && loaded.observed.clusters.is_empty(), "case {case}");
+    assert!(aside.to_string().contains("could not be used and is now"), "{aside}");
+    assert!(state.save(&snapshot()).unwrap() > 0);
+    drop(state);
+    let (_, loaded) = open(dir);
+    assert_eq!((loaded.set_aside, loaded.observed.clusters.len()), (None, 2), "the new file of case {case} is used");
 }
 
 #[test]
