@@ -172,31 +172,29 @@ impl Observed {
                     touched.extend(gone.into_iter().map(|node| (cluster.clone(), node)));
                 }
                 ClusterChange::Node(name, row) => {
-                    tables.nodes_sync.mark(&name);
                     let key = || format!("{}/{name}", Kind::Nodes.key_word());
-                    if put(&mut tables.nodes, &name, row, Limits::NODES).is_full() {
+                    if put(&mut tables.nodes, &mut tables.nodes_sync, &name, row, Limits::NODES).is_full() {
                         tables.refuse_for_room(Kind::Nodes, key(), Limits::NODES, now);
                     } else {
                         touched.insert((cluster.clone(), name));
                     }
                 }
                 ClusterChange::Identity(id, row) => {
-                    tables.identities_sync.mark(&id);
-                    if put(&mut tables.identities, &id, row, Limits::IDENTITIES).is_full() {
+                    if put(&mut tables.identities, &mut tables.identities_sync, &id, row, Limits::IDENTITIES).is_full()
+                    {
                         let key = format!("{}/{id}", Kind::Identities.key_word());
                         tables.refuse_for_room(Kind::Identities, key, Limits::IDENTITIES, now);
                     }
                 }
                 ClusterChange::Endpoint(prefix, row) => {
-                    tables.endpoints_sync.mark(&prefix);
-                    if put(&mut tables.endpoints, &prefix, row, Limits::ENDPOINTS).is_full() {
+                    if put(&mut tables.endpoints, &mut tables.endpoints_sync, &prefix, row, Limits::ENDPOINTS).is_full()
+                    {
                         let key = format!("{}/{prefix}", Kind::Endpoints.key_word());
                         tables.refuse_for_room(Kind::Endpoints, key, Limits::ENDPOINTS, now);
                     }
                 }
                 ClusterChange::Service(name, row) => {
-                    tables.services_sync.mark(&name);
-                    if put(&mut tables.services, &name, row, Limits::SERVICES).is_full() {
+                    if put(&mut tables.services, &mut tables.services_sync, &name, row, Limits::SERVICES).is_full() {
                         let key = format!("{}/{name}", Kind::Services.key_word());
                         tables.refuse_for_room(Kind::Services, key, Limits::SERVICES, now);
                     }
@@ -252,24 +250,19 @@ impl Observed {
                 }
             },
             KernelChange::Link(key, row) => {
-                sync.links.mark(&key);
-                touched.links |= put(&mut self.links, &key, row, usize::MAX).is_change();
+                touched.links |= put(&mut self.links, &mut sync.links, &key, row, usize::MAX).is_change();
             }
             KernelChange::Address(key, row) => {
-                sync.addresses.mark(&key);
-                touched.links |= put(&mut self.addresses, &key, row, usize::MAX).is_change();
+                touched.links |= put(&mut self.addresses, &mut sync.addresses, &key, row, usize::MAX).is_change();
             }
             KernelChange::Route(key, row) => {
-                sync.routes.mark(&key);
-                touched.routes |= put(&mut self.routes, &key, row, usize::MAX).is_change();
+                touched.routes |= put(&mut self.routes, &mut sync.routes, &key, row, usize::MAX).is_change();
             }
             KernelChange::Rule(key, row) => {
-                sync.rules.mark(&key);
-                put(&mut self.rules, &key, row, usize::MAX);
+                put(&mut self.rules, &mut sync.rules, &key, row, usize::MAX);
             }
             KernelChange::Neighbor(key, row) => {
-                sync.neighbors.mark(&key);
-                put(&mut self.neighbors, &key, row, usize::MAX);
+                put(&mut self.neighbors, &mut sync.neighbors, &key, row, usize::MAX);
             }
         }
     }
@@ -317,13 +310,13 @@ impl ClusterTables {
         Vec::new()
     }
 
-    /// Marks a row as told by the list under way, whatever its value.
+    /// Marks a row, if there is one, as told by the list under way, whatever its value.
     fn mark(&mut self, key: &RecordKey) {
         match key {
-            RecordKey::Node(name) => self.nodes_sync.mark(name),
-            RecordKey::Identity(id) => self.identities_sync.mark(id),
-            RecordKey::Endpoint(prefix) => self.endpoints_sync.mark(prefix),
-            RecordKey::Service(name) => self.services_sync.mark(name),
+            RecordKey::Node(name) => mark(&self.nodes, &mut self.nodes_sync, name),
+            RecordKey::Identity(id) => mark(&self.identities, &mut self.identities_sync, id),
+            RecordKey::Endpoint(prefix) => mark(&self.endpoints, &mut self.endpoints_sync, prefix),
+            RecordKey::Service(name) => mark(&self.services, &mut self.services_sync, name),
         }
     }
 
@@ -339,10 +332,12 @@ impl ClusterTables {
             self.nodes.iter().filter(|(_, row)| !node_fits(row)).map(|(name, _)| name.clone()).collect();
         for name in &nodes {
             self.nodes.remove(name);
+            self.nodes_sync.unmark(name);
         }
         let endpoints = self.endpoints.iter().map(|(prefix, _)| *prefix).filter(|prefix| !pod(prefix) && !node(prefix));
         for prefix in endpoints.collect::<Vec<_>>() {
             self.endpoints.remove(&prefix);
+            self.endpoints_sync.unmark(&prefix);
         }
         nodes
     }
@@ -377,16 +372,31 @@ impl Put {
     }
 }
 
-fn put<K: Ord + Clone, V: Clone + PartialEq>(table: &mut Table<K, V>, key: &K, row: Option<V>, limit: usize) -> Put {
+/// Writes a row and its mark. A row there is no room for gets no mark, so that marks cannot outgrow the table.
+fn put<K: Ord + Clone, V: Clone + PartialEq>(
+    table: &mut Table<K, V>,
+    sync: &mut Sync<K>,
+    key: &K,
+    row: Option<V>,
+    limit: usize,
+) -> Put {
     let Some(row) = row else {
+        sync.unmark(key);
         return if table.remove(key).is_some() { Put::Change } else { Put::Same };
     };
     if table.len() >= limit && !table.contains(key) {
         return Put::Full;
     }
+    sync.mark(key);
     match table.upsert(key.clone(), row) {
         Upsert::Unchanged => Put::Same,
         Upsert::Added | Upsert::Changed(_) => Put::Change,
+    }
+}
+
+fn mark<K: Ord + Clone, V: Clone + PartialEq>(table: &Table<K, V>, sync: &mut Sync<K>, key: &K) {
+    if table.contains(key) {
+        sync.mark(key);
     }
 }
 

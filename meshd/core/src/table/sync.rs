@@ -2,6 +2,9 @@
 //!
 //! A source lists everything it has (`begin`, rows, `end`) and then follows. Rows that existed before `begin` and were not
 //! told again until `end` are swept. Until the first `end` nothing that depends on the table may be pruned (I4).
+//!
+//! Marks are keys of rows the table holds, never more: a source may tell keys without end, and the table's limit is the
+//! only thing that stops them. Whoever writes the table marks after the row is in, and unmarks when it goes.
 
 use std::collections::BTreeSet;
 
@@ -38,11 +41,24 @@ impl<K: Ord + Clone> Sync<K> {
         self.listing = Some(BTreeSet::new());
     }
 
-    /// Marks a row as told by the list under way.
+    /// Marks a row that the table holds as told by the list under way.
     pub fn mark(&mut self, key: &K) {
         if let (true, Some(seen)) = (self.track, &mut self.listing) {
             seen.insert(key.clone());
         }
+    }
+
+    /// Takes the mark of a row back that the table no longer holds.
+    pub fn unmark(&mut self, key: &K) {
+        if let Some(seen) = &mut self.listing {
+            seen.remove(key);
+        }
+    }
+
+    /// Number of rows that are marked.
+    #[must_use]
+    pub fn marked(&self) -> usize {
+        self.listing.as_ref().map_or(0, BTreeSet::len)
     }
 
     /// Ends the list: from here on the table is initialised.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Command, Target};
+use super::{Command, LIST_RECORDS_MAX, Target};
 
 /// Restarts in a row after which a range is given a pause: a store that compacts faster than it can be read must not
 /// keep us busy.
@@ -19,6 +19,8 @@ pub(super) enum List {
         pinned: Option<i64>,
         /// First key of the page that was asked for.
         next: Vec<u8>,
+        /// Records that have come.
+        records: usize,
     },
     /// Complete.
     Done,
@@ -56,6 +58,8 @@ pub(super) enum PageStep {
     Unasked,
     /// It cannot be part of an ordered list of this range.
     Disordered,
+    /// With it the list has more than [`LIST_RECORDS_MAX`] records.
+    TooMany,
     /// It fits.
     Fits {
         /// It is the first one.
@@ -82,7 +86,7 @@ impl Follow {
     /// Starts the list from its first key.
     pub(super) fn begin(&mut self) -> Command {
         self.retry_at = None;
-        self.list = List::Running { pinned: None, next: self.start.clone() };
+        self.list = List::Running { pinned: None, next: self.start.clone(), records: 0 };
         self.ask(0, self.start.clone())
     }
 
@@ -105,7 +109,7 @@ impl Follow {
         more: bool,
     ) -> PageStep {
         let single = self.end.is_empty();
-        let List::Running { pinned, next } = &mut self.list else { return PageStep::Unasked };
+        let List::Running { pinned, next, records } = &mut self.list else { return PageStep::Unasked };
         let first = pinned.is_none();
         let mut last: Option<&[u8]> = None;
         for key in keys {
@@ -115,6 +119,10 @@ impl Follow {
                 return PageStep::Disordered;
             }
             last = Some(key);
+            *records += 1;
+        }
+        if *records > LIST_RECORDS_MAX {
+            return PageStep::TooMany;
         }
         match last {
             None if more => return PageStep::Disordered,
@@ -133,7 +141,7 @@ impl Follow {
     /// Asks for the page that is due.
     pub(super) fn next_page(&self) -> Option<Command> {
         match &self.list {
-            List::Running { pinned, next } => Some(self.ask(pinned.unwrap_or(0), next.clone())),
+            List::Running { pinned, next, .. } => Some(self.ask(pinned.unwrap_or(0), next.clone())),
             List::Idle | List::Done => None,
         }
     }
@@ -223,6 +231,20 @@ mod tests {
         follow.begin();
         page(&mut follow, &["a/5"], true);
         assert_eq!(page(&mut follow, &["a/4"], false), PageStep::Disordered, "going back would never end");
+    }
+
+    #[test]
+    fn a_list_without_end_is_found() {
+        let mut follow = follow();
+        follow.begin();
+        page(&mut follow, &["a/1", "a/2"], true);
+        let List::Running { records, .. } = &mut follow.list else { panic!("no list") };
+        assert_eq!(*records, 2);
+        *records = LIST_RECORDS_MAX - 1;
+        assert_eq!(page(&mut follow, &["a/3"], true), PageStep::Fits { first: false });
+        assert_eq!(page(&mut follow, &["a/4"], true), PageStep::TooMany);
+        follow.begin();
+        assert_eq!(page(&mut follow, &["a/1"], true), PageStep::Fits { first: true }, "every list counts anew");
     }
 
     #[test]

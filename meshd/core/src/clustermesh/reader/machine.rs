@@ -219,6 +219,10 @@ impl Reader {
         let first = match follow.check_page(header.revision, records.iter().map(|r| r.key.as_slice()), more) {
             PageStep::Unasked => return Ok(()),
             PageStep::Disordered => return Err(Ended(problem::disordered(&self.settings, target))),
+            PageStep::TooMany => {
+                self.refused(session, target, problem::too_many(&self.settings, target), now, out);
+                return Ok(());
+            }
             PageStep::Fits { first } => first,
         };
         if more {

@@ -58,6 +58,9 @@ use crate::{
 ///
 /// A page of 2,000 node records is 1 MiB, which is also what a reader holds of a list at one time. Cilium asks for 256.
 pub const PAGE_LIMIT: u32 = 2_000;
+/// Records one list may bring. Tables refuse what is over their limits, but a list that never ends also never lets its
+/// cluster be complete, and nobody would be told. No honest list is longer than twice the largest table.
+pub const LIST_RECORDS_MAX: usize = 2 * crate::observed::Limits::ENDPOINTS;
 /// Refused records a reader remembers by key; more are told but not healed one by one.
 pub const REJECTED_KEYS_MAX: usize = crate::observed::Limits::REJECTED;
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Settings, Target,
+    LIST_RECORDS_MAX, Settings, Target,
     session::{ConfigStage, Session},
 };
 use crate::{
@@ -65,6 +65,17 @@ pub(super) fn watch_timeout(settings: &Settings, target: Target) -> Arc<str> {
 /// One record fills more than a message.
 pub(super) fn too_large(settings: &Settings, target: Target) -> Arc<str> {
     format!("a single record in {} of {} is larger than a message we read", word(target), settings.cluster).into()
+}
+
+/// A list that does not end.
+pub(super) fn too_many(settings: &Settings, target: Target) -> Arc<str> {
+    let cluster = &settings.cluster;
+    format!(
+        "the list has more than {LIST_RECORDS_MAX} records: does something other than Cilium or meshd write {} of \
+         {cluster}?",
+        word(target)
+    )
+    .into()
 }
 
 /// The configuration in force was replaced by another one.

@@ -545,6 +545,31 @@ fn pages_that_are_too_large_shrink() {
     assert!(bench.problem().contains("larger than a message"), "{}", bench.problem());
 }
 
+/// Rows stay, the operator is told, and the other kinds go on.
+#[test]
+fn a_list_without_end_is_given_up_and_tried_again() {
+    let identities = Target::Records(Kind::Identities);
+    let mut bench = Bench::ready(settings());
+    for target in Target::ALL {
+        bench.give(Input::Watching(target, bench.header()));
+    }
+    bench.give(Input::WatchCompacted(identities));
+    let key = |n: usize| format!("cilium/state/identities/v1/id/{n:07}");
+    bench.page(identities, &[(&key(0), b"k8s:a=b;")], true);
+    // What would be many pages, in one: it is counted before it is read.
+    let records = (1..=LIST_RECORDS_MAX).map(|n| written(&key(n), b"")).collect();
+    let out = bench.give(Input::Page { target: identities, header: bench.header(), records, more: true });
+    assert_eq!(rows(&out), ["ListAbort(Identities)"]);
+    assert!(out.commands.is_empty(), "no page more: {:?}", out.commands);
+    let problem = bench.problem();
+    assert!(problem.starts_with("failed to read identities of east: the list has more than 2000000 "), "{problem}");
+    assert!(!bench.reader.row().is_ready() && bench.reader.row().connected);
+    let out = bench.pass(Duration::from_secs(16));
+    assert_eq!(lists(&out), [identities]);
+    bench.page(identities, &[], false);
+    assert_eq!((bench.problem(), bench.reader.row().is_ready()), ("", true));
+}
+
 #[test]
 fn watches_must_be_confirmed() {
     let mut bench = Bench::ready(settings());

@@ -119,3 +119,35 @@ fn a_narrower_accept_list_drops_what_no_longer_fits() {
     assert_eq!(touched.nodes, [(cluster(), node("b"))].into());
     assert_eq!(observed.clusters[&cluster()].nodes.len(), 1);
 }
+
+/// A store can tell keys without end in a list that never ends.
+#[test]
+fn marks_of_a_list_never_outgrow_the_table() {
+    let identity = |n: u32| {
+        ClusterChange::Identity(NumericIdentity(n), Some(IdentityRow { labels: super::super::Labels("a=b;".into()) }))
+    };
+    let limit = u32::try_from(Limits::IDENTITIES).unwrap();
+    let mut observed = Observed::default();
+    apply(&mut observed, vec![identity(0)]);
+    apply(&mut observed, vec![ClusterChange::ListBegin(Kind::Identities)]);
+    apply(&mut observed, (1..limit + 5_000).map(identity).collect());
+    apply(
+        &mut observed,
+        (limit..limit + 5_000).map(|n| ClusterChange::Kept(RecordKey::Identity(NumericIdentity(n)))).collect(),
+    );
+    let tables = &observed.clusters[&cluster()];
+    assert_eq!(tables.identities.len(), Limits::IDENTITIES);
+    assert_eq!(tables.identities_sync.marked(), Limits::IDENTITIES - 1, "row 0 was not told again");
+    // A record that is withdrawn in the same list leaves no mark behind.
+    let nodes = (0..50).flat_map(|n| {
+        let name = node(&format!("n{n}"));
+        [ClusterChange::Node(name.clone(), row("10.1.0.0/24")), ClusterChange::Node(name, None)]
+    });
+    let first = [ClusterChange::Node(node("a"), row("10.1.0.0/24")), ClusterChange::ListBegin(Kind::Nodes)];
+    apply(&mut observed, first.into_iter().chain(nodes).collect());
+    assert_eq!(observed.clusters[&cluster()].nodes_sync.marked(), 0);
+    apply(&mut observed, vec![ClusterChange::ListEnd(Kind::Identities)]);
+    let tables = &observed.clusters[&cluster()];
+    assert_eq!(tables.identities.len(), Limits::IDENTITIES - 1);
+    assert!(!tables.identities.contains(&NumericIdentity(0)));
+}
