@@ -36,6 +36,6 @@ pub use disk::HistoryLoss;
 pub use engine::{KeySpan, Limits, Revision};
 pub use server::tls::{ServerTls, TlsError};
 pub use store::{
-    CONNECTIONS_MAX, OpenReport, Store, StoreError, StoreOptions, StoreStatus, WATCH_PROGRESS_INTERVAL,
-    WATCHES_PER_STREAM_MAX,
+    CONNECTIONS_MAX, OpenReport, STREAMS_PER_USER_MAX, Store, StoreError, StoreOptions, StoreStatus,
+    WATCH_PROGRESS_INTERVAL, WATCHES_PER_STREAM_MAX, WATCHES_PER_USER_MAX,
 };

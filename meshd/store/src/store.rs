@@ -18,12 +18,16 @@ use crate::disk::{DataFile, DiskWriter, HistoryLoss, Identity, Opened};
 use crate::engine::{Engine, EngineError, LeaseId, Limits, Loaded, Revision};
 use crate::server;
 use crate::server::tls::{ServerTls, TlsError};
-use crate::watch::{Hub, StreamId};
+use crate::watch::{Cancelled, Hub, StreamId, WatchLimits};
 
 /// Default bound of open connections.
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// Default bound of the watches of one client stream.
 pub const WATCHES_PER_STREAM_MAX: usize = 10_000;
+/// Default bound of the watches of one user: thousands of nodes of a remote cluster share its user.
+pub const WATCHES_PER_USER_MAX: usize = 100_000;
+/// Default bound of the watch streams of one user.
+pub const STREAMS_PER_USER_MAX: usize = 20_000;
 /// Default interval of progress reports of silent watches; etcd's.
 pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 /// Longest sleep of the task that revokes leases, and the pause after a round that could not write.
@@ -50,6 +54,10 @@ pub struct StoreOptions {
     pub connections_max: usize,
     /// Bound of the watches of one stream.
     pub watches_per_stream_max: usize,
+    /// Bound of the watches of one user over all streams.
+    pub watches_per_user_max: usize,
+    /// Bound of the watch streams of one user.
+    pub streams_per_user_max: usize,
     /// How often silent watches that asked for it hear how far the store is.
     pub watch_progress_interval: Duration,
 }
@@ -64,6 +72,8 @@ impl Default for StoreOptions {
             auth: AuthConfig::empty(),
             connections_max: CONNECTIONS_MAX,
             watches_per_stream_max: WATCHES_PER_STREAM_MAX,
+            watches_per_user_max: WATCHES_PER_USER_MAX,
+            streams_per_user_max: STREAMS_PER_USER_MAX,
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
         }
     }
@@ -315,11 +325,11 @@ pub(crate) struct Watches {
 
 impl Watches {
     /// Opens a stream and returns what wakes it.
-    pub(crate) fn open(&mut self) -> (StreamId, Arc<Notify>) {
-        let stream = self.hub.open();
+    pub(crate) fn open(&mut self, user: &Arc<str>) -> Result<(StreamId, Arc<Notify>), Cancelled> {
+        let stream = self.hub.open(user)?;
         let waker = Arc::new(Notify::new());
         self.wakers.insert(stream, Arc::clone(&waker));
-        (stream, waker)
+        Ok((stream, waker))
     }
 
     /// Forgets a stream.
@@ -338,6 +348,11 @@ impl Shared {
         started: Instant,
     ) -> Result<Arc<Self>, StoreError> {
         let (auth, _) = watch::channel(Arc::new(AuthTable::new(options.auth.clone(), 1)));
+        let watch_limits = WatchLimits {
+            per_stream: options.watches_per_stream_max,
+            per_user: options.watches_per_user_max,
+            streams_per_user: options.streams_per_user_max,
+        };
         let shared = Arc::new(Self {
             identity,
             options,
@@ -345,7 +360,7 @@ impl Shared {
             tls: RwLock::new(None),
             connections: AtomicUsize::new(0),
             stop: CancellationToken::new(),
-            watches: Mutex::new(Watches { hub: Hub::new(engine.published()), wakers: BTreeMap::new() }),
+            watches: Mutex::new(Watches { hub: Hub::new(engine.published(), watch_limits), wakers: BTreeMap::new() }),
             engine: RwLock::new(engine),
             disk: RwLock::new(Disk::default()),
             lease_granted: Notify::new(),

@@ -23,6 +23,14 @@ impl Peer {
         peer.ok_or_else(|| Status::internal("request has no sender"))
     }
 
+    /// By whose name limits count.
+    pub(super) fn name(&self) -> Arc<str> {
+        match self {
+            Self::Root => "root".into(),
+            Self::User(name) => Arc::clone(name),
+        }
+    }
+
     /// What the sender may do.
     pub(super) fn access(&self, table: &AuthTable) -> Result<Access, EngineError> {
         match self {

@@ -48,7 +48,8 @@ impl PbWatchService for Watch {
             peer.access(&self.shared.auth_table())?;
         }
         let (responses, stream) = mpsc::channel(RESPONSES_MAX);
-        let (id, waker) = self.shared.watches().open();
+        let opened = self.shared.watches().open(&peer.name());
+        let (id, waker) = opened.map_err(|reason| Status::resource_exhausted(reason.to_string()))?;
         let task = StreamTask { shared: Arc::clone(&self.shared), peer, id, waker, responses, progress_asked: false };
         tokio::spawn(task.run(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -141,8 +142,7 @@ impl StreamTask {
             let reason = format!("rpc error: code = PermissionDenied desc = {}", EngineError::PermissionDenied);
             return self.send_refused(reason).await;
         }
-        let watches_max = self.shared.options.watches_per_stream_max;
-        let created = self.shared.watches().hub.create(self.id, id, spec, watches_max);
+        let created = self.shared.watches().hub.create(self.id, id, spec);
         match created {
             Ok(created) => {
                 self.send(PbWatchResponse {

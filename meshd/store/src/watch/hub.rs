@@ -15,6 +15,24 @@ const BATCH_EVENTS: usize = 1_000;
 /// Most changes of the history looked at for one batch, so that a watch of rare keys does not hold the engine.
 const BATCH_SCAN_MAX: usize = 10_000;
 
+/// Bounds of what clients may hold; beyond them a stream or a watch is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WatchLimits {
+    /// Watches of one stream.
+    pub(crate) per_stream: usize,
+    /// Watches of all streams of one user.
+    pub(crate) per_user: usize,
+    /// Streams of one user.
+    pub(crate) streams_per_user: usize,
+}
+
+/// What the streams of one user hold.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    streams: usize,
+    watches: usize,
+}
+
 /// One client stream that carries watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct StreamId(pub(crate) u64);
@@ -79,8 +97,9 @@ struct Watch {
     active: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Stream {
+    user: Arc<str>,
     watches: BTreeMap<i64, Watch>,
     /// Watches with something to tell.
     dirty: BTreeSet<i64>,
@@ -90,7 +109,10 @@ struct Stream {
 /// All watches of all streams.
 #[derive(Debug)]
 pub(crate) struct Hub {
+    limits: WatchLimits,
     streams: BTreeMap<StreamId, Stream>,
+    /// Users with streams.
+    users: BTreeMap<Arc<str>, Held>,
     index: WatchIndex,
     published: Revision,
     next_stream: u64,
@@ -99,8 +121,16 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// No watches, at the published revision of the engine.
-    pub(crate) fn new(published: Revision) -> Self {
-        Self { streams: BTreeMap::new(), index: WatchIndex::default(), published, next_stream: 0, watches: 0 }
+    pub(crate) fn new(published: Revision, limits: WatchLimits) -> Self {
+        Self {
+            limits,
+            streams: BTreeMap::new(),
+            users: BTreeMap::new(),
+            index: WatchIndex::default(),
+            published,
+            next_stream: 0,
+            watches: 0,
+        }
     }
 
     /// Number of watches.
@@ -113,12 +143,18 @@ impl Hub {
         self.published
     }
 
-    /// Opens a stream.
-    pub(crate) fn open(&mut self) -> StreamId {
+    /// Opens a stream of a user.
+    pub(crate) fn open(&mut self, user: &Arc<str>) -> Result<StreamId, Cancelled> {
+        let held = self.users.entry(Arc::clone(user)).or_default();
+        if held.streams >= self.limits.streams_per_user {
+            return Err(Cancelled::TooMany);
+        }
+        held.streams += 1;
         let id = StreamId(self.next_stream);
         self.next_stream += 1;
-        self.streams.insert(id, Stream::default());
-        id
+        let user = Arc::clone(user);
+        self.streams.insert(id, Stream { user, watches: BTreeMap::new(), dirty: BTreeSet::new(), next_id: 0 });
+        Ok(id)
     }
 
     /// Forgets a stream with all its watches.
@@ -126,6 +162,13 @@ impl Hub {
         let Some(stream) = self.streams.remove(&id) else {
             return;
         };
+        if let Some(held) = self.users.get_mut(&stream.user) {
+            held.streams -= 1;
+            held.watches -= stream.watches.len();
+            if held.streams == 0 {
+                self.users.remove(&stream.user);
+            }
+        }
         for (watch, state) in stream.watches {
             self.index.remove(&state.spec.span, WatchKey { stream: id, watch });
             self.watches -= 1;
@@ -133,19 +176,15 @@ impl Hub {
     }
 
     /// Adds a watch; `id` 0 lets the store choose a number.
-    pub(crate) fn create(
-        &mut self,
-        stream_id: StreamId,
-        id: i64,
-        spec: WatchSpec,
-        watches_max: usize,
-    ) -> Result<Created, Cancelled> {
+    pub(crate) fn create(&mut self, stream_id: StreamId, id: i64, spec: WatchSpec) -> Result<Created, Cancelled> {
         if spec.span.is_empty() {
             return Err(Cancelled::EmptySpan);
         }
         let published = self.published;
-        let stream = self.streams.entry(stream_id).or_default();
-        if stream.watches.len() >= watches_max {
+        // A stream that was closed meanwhile has nobody who could be told.
+        let stream = self.streams.get_mut(&stream_id).ok_or(Cancelled::TooMany)?;
+        let held = self.users.entry(Arc::clone(&stream.user)).or_default();
+        if stream.watches.len() >= self.limits.per_stream || held.watches >= self.limits.per_user {
             return Err(Cancelled::TooMany);
         }
         let id = if id == 0 {
@@ -168,6 +207,7 @@ impl Hub {
         let key = WatchKey { stream: stream_id, watch: id };
         self.index.insert(&spec.span, key);
         self.watches += 1;
+        held.watches += 1;
         stream.watches.insert(id, Watch { spec, next, pending: VecDeque::new(), scan, active: true });
         Ok(Created { id, revision: published })
     }
@@ -181,6 +221,9 @@ impl Hub {
             return false;
         };
         stream.dirty.remove(&id);
+        if let Some(held) = self.users.get_mut(&stream.user) {
+            held.watches -= 1;
+        }
         let key = WatchKey { stream: stream_id, watch: id };
         self.index.remove(&watch.spec.span, key);
         self.watches -= 1;

@@ -12,4 +12,4 @@
 mod hub;
 mod index;
 
-pub(crate) use hub::{Batch, Cancelled, Hub, StreamId, WatchSpec};
+pub(crate) use hub::{Batch, Cancelled, Hub, StreamId, WatchLimits, WatchSpec};

@@ -41,17 +41,17 @@ fn drain(hub: &mut Hub, engine: &Engine, stream: StreamId, id: i64) -> Vec<(Stri
 
 fn start() -> (Hub, Engine, StreamId) {
     let engine = Engine::new(Limits::default());
-    let mut hub = Hub::new(engine.published());
-    let stream = hub.open();
+    let mut hub = Hub::new(engine.published(), WatchLimits { per_stream: 3, per_user: 5, streams_per_user: 2 });
+    let stream = hub.open(&"remote".into()).unwrap();
     (hub, engine, stream)
 }
 
 #[test]
 fn only_concerned_streams_are_woken() {
     let (mut hub, mut engine, first) = start();
-    let second = hub.open();
-    let a = hub.create(first, 0, spec(KeySpan::prefix(b"a/")), 10).unwrap();
-    hub.create(second, 0, spec(KeySpan::prefix(b"b/")), 10).unwrap();
+    let second = hub.open(&"remote".into()).unwrap();
+    let a = hub.create(first, 0, spec(KeySpan::prefix(b"a/"))).unwrap();
+    hub.create(second, 0, spec(KeySpan::prefix(b"b/"))).unwrap();
     assert_eq!(put(&mut hub, &mut engine, "a/1", ""), BTreeSet::from([first]));
     assert_eq!(put(&mut hub, &mut engine, "b/1", ""), BTreeSet::from([second]));
     assert!(put(&mut hub, &mut engine, "c", "").is_empty());
@@ -68,7 +68,7 @@ fn history_comes_first_and_nothing_twice() {
         put(&mut hub, &mut engine, "k", &number.to_string());
     }
     let past = WatchSpec { start: Some(Revision(4)), ..spec(KeySpan::single(b"k")) };
-    let created = hub.create(stream, 0, past, 10).unwrap();
+    let created = hub.create(stream, 0, past).unwrap();
     assert_eq!(created.revision, Revision(6));
     put(&mut hub, &mut engine, "k", "new");
     let revisions: Vec<i64> = drain(&mut hub, &engine, stream, created.id).iter().map(|(_, rev)| *rev).collect();
@@ -81,7 +81,7 @@ fn history_comes_first_and_nothing_twice() {
 fn a_start_in_the_future_waits_for_it() {
     let (mut hub, mut engine, stream) = start();
     let future = WatchSpec { start: Some(Revision(4)), ..spec(KeySpan::all()) };
-    let created = hub.create(stream, 0, future, 10).unwrap();
+    let created = hub.create(stream, 0, future).unwrap();
     for key in ["a", "b", "c", "d"] {
         put(&mut hub, &mut engine, key, "");
     }
@@ -91,7 +91,7 @@ fn a_start_in_the_future_waits_for_it() {
 #[test]
 fn a_watch_that_falls_behind_reads_history_and_misses_nothing() {
     let (mut hub, mut engine, stream) = start();
-    let created = hub.create(stream, 0, spec(KeySpan::prefix(b"k")), 10).unwrap();
+    let created = hub.create(stream, 0, spec(KeySpan::prefix(b"k"))).unwrap();
     for number in 0..5_000 {
         put(&mut hub, &mut engine, if number % 2 == 0 { "k" } else { "other" }, "");
     }
@@ -105,7 +105,7 @@ fn a_watch_that_falls_behind_reads_history_and_misses_nothing() {
 #[test]
 fn compaction_ends_a_watch_that_is_too_late() {
     let (mut hub, mut engine, stream) = start();
-    let created = hub.create(stream, 0, spec(KeySpan::single(b"k")), 10).unwrap();
+    let created = hub.create(stream, 0, spec(KeySpan::single(b"k"))).unwrap();
     put(&mut hub, &mut engine, "k", "1");
     put(&mut hub, &mut engine, "k", "2");
     put(&mut hub, &mut engine, "k", "3");
@@ -116,7 +116,7 @@ fn compaction_ends_a_watch_that_is_too_late() {
     assert_eq!((watch, compacted), (created.id, Revision(3)));
     assert_eq!(hub.len(), 0);
     let at_border = WatchSpec { start: Some(Revision(3)), ..spec(KeySpan::single(b"k")) };
-    let created = hub.create(stream, 0, at_border, 10).unwrap();
+    let created = hub.create(stream, 0, at_border).unwrap();
     assert_eq!(drain(&mut hub, &engine, stream, created.id).len(), 2);
 }
 
@@ -126,8 +126,8 @@ fn filters_and_previous_values() {
     put(&mut hub, &mut engine, "k", "1");
     let no_put = WatchSpec { no_put: true, prev_kv: true, ..spec(KeySpan::single(b"k")) };
     let no_delete = WatchSpec { no_delete: true, ..spec(KeySpan::single(b"k")) };
-    let deletes = hub.create(stream, 0, no_put, 10).unwrap();
-    let puts = hub.create(stream, 0, no_delete, 10).unwrap();
+    let deletes = hub.create(stream, 0, no_put).unwrap();
+    let puts = hub.create(stream, 0, no_delete).unwrap();
     put(&mut hub, &mut engine, "k", "2");
     delete(&mut hub, &mut engine, "k");
     assert_eq!(drain(&mut hub, &engine, stream, puts.id), [("k".to_owned(), 3)]);
@@ -142,13 +142,13 @@ fn filters_and_previous_values() {
 #[test]
 fn numbers_are_given_and_checked() {
     let (mut hub, _, stream) = start();
-    assert_eq!(hub.create(stream, 0, spec(KeySpan::all()), 3).unwrap().id, 0);
-    assert_eq!(hub.create(stream, 1, spec(KeySpan::all()), 3).unwrap().id, 1);
-    assert_eq!(hub.create(stream, 1, spec(KeySpan::all()), 3).unwrap_err(), Cancelled::DuplicateId);
-    assert_eq!(hub.create(stream, 0, spec(KeySpan::all()), 3).unwrap().id, 2);
-    assert_eq!(hub.create(stream, 0, spec(KeySpan::all()), 3).unwrap_err(), Cancelled::TooMany);
+    assert_eq!(hub.create(stream, 0, spec(KeySpan::all())).unwrap().id, 0);
+    assert_eq!(hub.create(stream, 1, spec(KeySpan::all())).unwrap().id, 1);
+    assert_eq!(hub.create(stream, 1, spec(KeySpan::all())).unwrap_err(), Cancelled::DuplicateId);
+    assert_eq!(hub.create(stream, 0, spec(KeySpan::all())).unwrap().id, 2);
+    assert_eq!(hub.create(stream, 0, spec(KeySpan::all())).unwrap_err(), Cancelled::TooMany);
     let backwards = spec(KeySpan::from_wire(b"b", b"a"));
-    assert_eq!(hub.create(stream, 9, backwards, 9).unwrap_err(), Cancelled::EmptySpan);
+    assert_eq!(hub.create(stream, 9, backwards).unwrap_err(), Cancelled::EmptySpan);
     assert!(hub.cancel(stream, 1));
     assert!(!hub.cancel(stream, 1));
 }
@@ -157,11 +157,35 @@ fn numbers_are_given_and_checked() {
 fn only_silent_watches_that_asked_get_progress() {
     let (mut hub, mut engine, stream) = start();
     let wants = WatchSpec { progress: true, ..spec(KeySpan::single(b"k")) };
-    let created = hub.create(stream, 0, wants, 10).unwrap();
-    hub.create(stream, 0, spec(KeySpan::single(b"k")), 10).unwrap();
+    let created = hub.create(stream, 0, wants).unwrap();
+    hub.create(stream, 0, spec(KeySpan::single(b"k"))).unwrap();
     assert_eq!(hub.silent(stream).1, [0_i64; 0], "the first round only starts the clock");
     put(&mut hub, &mut engine, "other", "");
     assert_eq!(hub.silent(stream), (Revision(2), vec![created.id]));
     put(&mut hub, &mut engine, "k", "");
     assert_eq!(hub.silent(stream).1, [0_i64; 0], "there is something to tell first");
+}
+
+#[test]
+fn a_user_holds_so_many_streams_and_watches_and_others_hold_their_own() {
+    let (mut hub, _, first) = start();
+    let (remote, other): (Arc<str>, Arc<str>) = ("remote".into(), "node".into());
+    let second = hub.open(&remote).unwrap();
+    assert_eq!(hub.open(&remote).unwrap_err(), Cancelled::TooMany);
+    let all = || spec(KeySpan::all());
+    for stream in [first, first, first, second, second] {
+        hub.create(stream, 0, all()).unwrap();
+    }
+    assert_eq!(hub.create(second, 0, all()).unwrap_err(), Cancelled::TooMany);
+    let third = hub.open(&other).unwrap();
+    hub.create(third, 0, all()).unwrap();
+    // What is given back can be had again, by a cancelled watch as by a closed stream.
+    assert!(hub.cancel(first, 0));
+    hub.create(second, 0, all()).unwrap();
+    hub.close(first);
+    assert_eq!(hub.len(), 4);
+    let fourth = hub.open(&remote).unwrap();
+    hub.create(fourth, 0, all()).unwrap();
+    [second, third, fourth].into_iter().for_each(|stream| hub.close(stream));
+    assert_eq!((hub.len(), hub.users.len()), (0, 0));
 }
