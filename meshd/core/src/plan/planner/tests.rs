@@ -121,6 +121,18 @@ fn start(kernel: &Kernel, objects: bool) -> RoutePlanner {
     planner
 }
 
+/// One route to node `a` at the kernel, with everything that led there.
+fn installed() -> (Kernel, RoutePlanner, Desired) {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    (kernel, planner, desired)
+}
+
 #[test]
 fn nothing_is_planned_before_the_first_dump() {
     let mut planner = RoutePlanner::new(options(true));
@@ -256,13 +268,7 @@ fn left_over_routes_wait_until_everybody_was_heard() {
 
 #[test]
 fn drift_is_repaired() {
-    let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, true);
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    planner.set_desired(&desired, true);
-    settle(&mut planner, &mut kernel, at(0));
+    let (mut kernel, mut planner, _desired) = installed();
     let key = *kernel.routes.keys().next().unwrap();
     kernel.routes.clear();
     planner.observe(ActualChange::Route(key, None));
@@ -304,13 +310,7 @@ fn a_foreign_route_in_the_way_is_an_error_and_retried_with_growing_waits() {
 
 #[test]
 fn a_route_outlives_a_short_loss_of_its_next_hop_and_goes_after_the_hold() {
-    let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, true);
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    planner.set_desired(&desired, true);
-    settle(&mut planner, &mut kernel, at(0));
+    let (mut kernel, mut planner, mut desired) = installed();
     desired.targets.upsert(target("a"), broken());
     planner.set_desired(&desired, true);
     assert_eq!(settle(&mut planner, &mut kernel, at(1000)), [""; 0]);
@@ -327,14 +327,7 @@ fn a_route_outlives_a_short_loss_of_its_next_hop_and_goes_after_the_hold() {
 
 #[test]
 fn adopted_routes_stay_however_long_the_local_network_takes_to_be_read() {
-    let mut kernel = Kernel::default();
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    let mut before = start(&kernel, true);
-    before.set_desired(&desired, true);
-    settle(&mut before, &mut kernel, at(0));
-
+    let (mut kernel, _before, mut desired) = installed();
     let mut planner = start(&kernel, true);
     desired.targets.upsert(target("a"), problem(RouteProblem::KernelUnknown));
     planner.set_desired(&desired, true);
@@ -356,13 +349,7 @@ fn adopted_routes_stay_however_long_the_local_network_takes_to_be_read() {
 
 #[test]
 fn a_route_without_a_next_hop_is_deleted_once_and_a_refusal_is_retried_with_growing_waits() {
-    let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, true);
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    planner.set_desired(&desired, true);
-    settle(&mut planner, &mut kernel, at(0));
+    let (mut kernel, mut planner, mut desired) = installed();
     desired.targets.upsert(target("a"), broken());
     planner.set_desired(&desired, true);
     let wake = planner.plan(at(0)).1.unwrap();
@@ -388,13 +375,7 @@ fn a_route_without_a_next_hop_is_deleted_once_and_a_refusal_is_retried_with_grow
 
 #[test]
 fn routes_of_ours_with_another_metric_are_surplus() {
-    let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, true);
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    planner.set_desired(&desired, true);
-    settle(&mut planner, &mut kernel, at(0));
+    let (mut kernel, _planner, desired) = installed();
     let mut moved = RoutePlanner::new(PlannerOptions { metric: Metric(50), ..options(true) });
     kernel.dump().into_iter().for_each(|change| moved.observe(change));
     moved.set_desired(&desired, true);
