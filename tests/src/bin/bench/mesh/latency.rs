@@ -7,7 +7,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::Ipv4Addr,
+    os::fd::AsFd as _,
     path::Path,
     sync::{
         Arc,
@@ -16,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use etcd_client::{Client, DeleteOptions};
 use lab::{Lab, Node};
 use meshd::{
@@ -24,9 +26,12 @@ use meshd::{
     store::{RemoteStore, StoreAddress},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::poll::{PollFd, PollFlags, poll};
 
 /// Where the records of the nodes of east are.
 const RECORDS: &str = "cilium/state/nodes/v1/east";
+/// How often the listener looks whether it is to stop, in milliseconds.
+const LOOK_UP_MS: u8 = 50;
 /// Changes a second.
 const RATE: u32 = 100;
 /// Changes.
@@ -150,9 +155,14 @@ fn listen(stop: &AtomicBool, ready: &AtomicBool) -> anyhow::Result<HashMap<u32, 
     ready.store(true, Ordering::Release);
     while seen.len() < CHANGES as usize && !stop.load(Ordering::Acquire) {
         buffer.clear();
-        if socket.recv(&mut buffer, 0).is_err() {
-            std::thread::sleep(Duration::from_micros(200));
-            continue;
+        match socket.recv(&mut buffer, 0) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Wakes with the message, so that waiting adds nothing to what is measured.
+                poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], LOOK_UP_MS)?;
+                continue;
+            }
+            Err(error) => return Err(error).context("failed to hear the kernel's announcements"),
         }
         let at = Instant::now();
         for (kind, attributes) in messages(&buffer) {

@@ -37,6 +37,7 @@ const LATENCY_ROUNDS: usize = 3;
 /// How long the lab may take to come up.
 const LAB_WITHIN: Duration = Duration::from_secs(60);
 
+/// Runs both parts.
 pub(crate) fn run() -> anyhow::Result<Report> {
     let mut figures = bootstrap()?.0;
     figures.extend(west_east()?);
@@ -139,23 +140,34 @@ fn west_east() -> anyhow::Result<Vec<Figure>> {
     Ok(vec![
         figure("Put to kernel, p50", "ms", &p50, None, &machine),
         figure("Put to kernel, p99", "ms", &p99, Some(LATENCY_P99_MS), &machine),
-        figure("idle node, RSS", "MiB", &rss, Some(IDLE_MIB), &machine),
-        figure("idle node, CPU", "ms/s", &cpu, None, &machine),
+        worst("idle node, RSS", "MiB", &rss, Some(IDLE_MIB), &machine),
+        worst("idle node, CPU", "ms/s", &cpu, None, &machine),
     ])
 }
 
 /// A figure that is better when lower, with a target or only to be watched.
 fn figure(name: &str, unit: &'static str, runs: &[f64], most: Option<f64>, machine: &Machine) -> Figure {
+    of_runs(name, unit, median(runs), runs, most, machine)
+}
+
+/// As [`figure`], of things that run side by side and differ: a node that hosts a store needs more than one that does not,
+/// and what holds must hold for each.
+fn worst(name: &str, unit: &'static str, nodes: &[f64], most: Option<f64>, machine: &Machine) -> Figure {
+    let highest = nodes.iter().copied().fold(f64::NAN, f64::max);
+    of_runs(name, unit, highest, nodes, most, machine)
+}
+
+fn of_runs(name: &str, unit: &'static str, ours: f64, runs: &[f64], most: Option<f64>, machine: &Machine) -> Figure {
     Figure {
         name: name.to_owned(),
         unit,
         better: Better::Lower,
-        ours: median(runs),
+        ours,
         runs: runs.to_vec(),
         peers: Default::default(),
         limit: None,
         target: most.map_or_else(|| NO_TARGET.to_owned(), |most| format!("under {most} {unit}")),
-        met: most.is_none_or(|most| median(runs) < most),
+        met: most.is_none_or(|most| ours < most),
         machine: machine.clone(),
     }
 }

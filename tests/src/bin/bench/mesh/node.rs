@@ -96,10 +96,9 @@ pub(super) fn configure(folder: &Path, address: SocketAddr) -> anyhow::Result<()
 }
 
 impl Node {
-    /// Starts the binary beside the benchmark, or `MESHD_BIN`.
+    /// Starts the binary that the lab would start.
     pub(super) fn start(folder: &Path) -> anyhow::Result<Self> {
-        let beside = std::env::current_exe()?.with_file_name("meshd");
-        let binary = std::env::var_os("MESHD_BIN").map_or(beside, PathBuf::from);
+        let binary = lab::catalog::meshd()?;
         let log = fs::File::create(folder.join("meshd.log"))?;
         let process = Command::new(&binary)
             .args(["run", "--config"])
