@@ -25,6 +25,9 @@ pub fn record(data: &[u8]) {
     }
 }
 
+/// Most grants [`access`] compares.
+const SPANS_MAX: usize = 48;
+
 /// Cuts `data` into keys, makes spans of them, grants all but the last and asks for that one.
 ///
 /// # Panics
@@ -39,6 +42,8 @@ pub fn access(data: &[u8]) {
     let Some(asked) = spans.pop() else {
         return;
     };
+    // The comparison below takes the square of it.
+    spans.truncate(SPANS_MAX);
     let access = Access::from_permissions(spans.iter().map(|span| (span, PermissionKind::Read)));
     assert!(!access.writes(&asked));
     // A span is covered if its start is, and if no grant ends inside it at a key that no other grant has.
