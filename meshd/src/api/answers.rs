@@ -47,6 +47,7 @@ fn peer(name: &ClusterName, tables: &ClusterTables, source: Option<&String>) -> 
         last_failure: row.and_then(|row| row.last_failure.as_ref()).map(|failure| failure.at),
         problem: row.and_then(|row| row.problem.as_ref()).map(|failure| failure.message.to_string()),
         stale_since: tables.stale_since,
+        kept_until: row.and_then(|row| row.kept_until),
         address: row.and_then(|row| row.endpoints.first()).map(ToString::to_string),
         store_id: row.and_then(|row| row.store_id).map(|id| format!("{id:x}")),
         source: source.cloned(),

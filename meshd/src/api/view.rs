@@ -141,6 +141,9 @@ pub struct PeerView {
     /// Since when its rows are only remembered, not read from its store.
     #[serde(default)]
     pub stale_since: Option<Timestamp>,
+    /// Its store has other data than before; until then its rows that the new data does not have are kept.
+    #[serde(default)]
+    pub kept_until: Option<Timestamp>,
     /// The endpoint in use.
     #[serde(default)]
     pub address: Option<String>,

@@ -205,6 +205,31 @@ fn the_store_is_replaced_by_an_empty_one() {
     mesh.finish();
 }
 
+/// The disk with the store and the memory of who published there is lost, and comes back before a sibling does: the new
+/// store has its canaries, the sibling is missing from it, and is alive.
+#[test]
+fn the_store_is_lost_together_with_its_memory() {
+    let mesh = Mesh::up();
+    let store = mesh.daemon("east-control-plane");
+    let sibling = mesh.daemon("east-worker");
+    store.kill9().expect("killed");
+    sibling.kill9().expect("killed");
+    let lose = "rm /var/lib/meshd/store.redb /var/lib/meshd/state.redb";
+    mesh.node("east-control-plane").exec(&["sh", "-c", lose]).expect("rm runs").ok().expect("the files are removed");
+    store.start().expect("started");
+    wait("west has read the new store and keeps what it lacks", || {
+        let peers = mesh.mesh().ask("west-worker", &["get", "peers"]);
+        peers[0]["ready"] == true && peers[0]["kept_until"].is_string() && peers[0]["nodes"] == 2
+    });
+    mesh.mesh().assert_routes_of(&["west-control-plane", "west-worker"]);
+    sibling.start().expect("started");
+    for node in NODES {
+        mesh.wait_healthy(node);
+    }
+    mesh.wait_for_routes();
+    mesh.finish();
+}
+
 #[test]
 fn a_node_starts_while_a_peer_is_down() {
     let mesh = Mesh::up();

@@ -34,6 +34,8 @@ pub struct PeerRow {
     pub synced: Vec<Kind>,
     /// etcd cluster id the store answered with.
     pub store_id: Option<u64>,
+    /// The store has other data than before: until then rows are kept that it does not have.
+    pub kept_until: Option<Timestamp>,
     /// How often the connection was built anew.
     pub reconnections: u64,
     /// What is wrong now; `None` when nothing is.

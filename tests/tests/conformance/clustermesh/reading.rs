@@ -142,8 +142,13 @@ async fn a_store_that_lost_its_data_sweeps_nothing_until_its_canaries_are_back()
     assert_eq!(nodes(&pair.node.tables("c1").unwrap()), ["node-a", "node-b"]);
     assert!(pair.node.tables("c1").unwrap().stale_since.is_some());
     canaries(&mut root).await;
-    assert_eq!(nodes(&pair.node.ready("c1").await), ["node-a"]);
+    // The list is complete, and what it lacks goes a grace later.
+    assert_eq!(nodes(&pair.node.ready("c1").await), ["node-a", "node-b"]);
+    assert!(pair.node.row("c1").kept_until.is_some());
     assert_ne!(pair.node.row("c1").store_id, old);
+    let tables = pair.node.wait("c1", "still kept", |tables| tables.nodes.len() == 1).await;
+    assert_eq!(nodes(&tables), ["node-a"]);
+    assert_eq!(pair.node.row("c1").kept_until, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

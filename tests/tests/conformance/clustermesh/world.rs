@@ -53,6 +53,7 @@ pub(super) fn timers() -> Timers {
         config_retry_max: Duration::from_millis(500),
         canary_grace: Duration::from_millis(300),
         refused_retry: Duration::from_millis(300),
+        replaced_grace: Duration::from_secs(1),
         ..Timers::default()
     }
 }

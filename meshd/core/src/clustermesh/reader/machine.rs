@@ -1,6 +1,6 @@
 //! The state machine.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use super::{
     Command, Header, Input, Now, Output, Record, Settings, Target,
@@ -30,6 +30,10 @@ pub struct Reader {
     /// What the checks of records need, once the cluster-config is accepted.
     context: Option<(PeerContext, Keyspace)>,
     known_id: Option<ClusterId>,
+    /// Which data of the store the rows of a kind are from.
+    listed_from: BTreeMap<Kind, u64>,
+    /// The data that took the place of other data, and since when.
+    replaced: Option<(u64, Duration)>,
     decoder: Decoder,
     row: PeerRow,
     told: Option<Arc<PeerRow>>,
@@ -64,6 +68,8 @@ impl Reader {
             settings,
             state: State::Idle,
             context: None,
+            listed_from: BTreeMap::new(),
+            replaced: None,
             decoder: Decoder::default(),
             row,
             told: None,
@@ -151,7 +157,7 @@ impl Reader {
             Input::Connected => Ok(()),
             Input::Lost(reason) => Err(Ended(reason)),
             Input::Page { target, header, records, more } => {
-                self.latch(session, header)?;
+                self.latch(session, header, now)?;
                 self.page(session, target, header, &records, more, now, out)
             }
             Input::ListCompacted(target) | Input::WatchCompacted(target) => {
@@ -163,7 +169,7 @@ impl Reader {
                 Ok(())
             }
             Input::Watching(target, header) => {
-                self.latch(session, header)?;
+                self.latch(session, header, now)?;
                 if let Some(follow) = session.follows.get_mut(&target)
                     && matches!(follow.watch, Watch::Opening(_))
                 {
@@ -172,7 +178,7 @@ impl Reader {
                 Ok(())
             }
             Input::Events { target, header, records } => {
-                self.latch(session, header)?;
+                self.latch(session, header, now)?;
                 self.events(session, target, &records, now, out)
             }
             Input::Refused(target, reason) => {
@@ -188,7 +194,7 @@ impl Reader {
     }
 
     /// Every answer must come from the same data.
-    fn latch(&mut self, session: &mut Session, header: Header) -> Result<(), Ended> {
+    fn latch(&mut self, session: &mut Session, header: Header, now: Now) -> Result<(), Ended> {
         match session.store_id {
             _ if header.store_id == 0 => Err(Ended(problem::no_store_id(&self.settings))),
             Some(old) if old != header.store_id => {
@@ -197,11 +203,22 @@ impl Reader {
             Some(_) => Ok(()),
             None => {
                 session.store_id = Some(header.store_id);
+                session.sweep_at = self.sweep_at(header.store_id, now.elapsed);
                 self.row.store_id = Some(header.store_id);
                 self.row.connected = true;
                 Ok(())
             }
         }
+    }
+
+    /// When rows that other data told may be removed. A connection that breaks does not make it later.
+    fn sweep_at(&mut self, store_id: u64, now: Duration) -> Option<Duration> {
+        if self.listed_from.values().all(|from| *from == store_id) {
+            return None;
+        }
+        let (_, since) =
+            *self.replaced.insert(self.replaced.filter(|(id, _)| *id == store_id).unwrap_or((store_id, now)));
+        Some(since + self.settings.timers.replaced_grace)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one input, taken apart by the caller")]
@@ -262,7 +279,7 @@ impl Reader {
                 session.canaries_listed.get_or_insert(now.elapsed);
             }
             Target::Records(kind) => {
-                out.changes.push(ClusterChange::ListEnd(kind));
+                self.end_list(session, kind, now, out);
                 if !self.row.synced.contains(&kind) {
                     self.row.synced.push(kind);
                     self.row.synced.sort_unstable();
@@ -273,6 +290,23 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Tells the end of a list, which removes what it did not have; later if these rows are from other data.
+    fn end_list(&mut self, session: &mut Session, kind: Kind, now: Now, out: &mut Output) {
+        let Some(store_id) = session.store_id else { return };
+        let is_from_other_data = self.listed_from.get(&kind).is_some_and(|from| *from != store_id);
+        if is_from_other_data && session.sweep_at.is_some_and(|due| now.elapsed < due) {
+            session.unswept.insert(kind);
+            self.row.kept_until = session.sweep_at.and_then(|due| now.wall_at(due));
+            return;
+        }
+        session.unswept.remove(&kind);
+        if session.unswept.is_empty() {
+            self.row.kept_until = None;
+        }
+        self.listed_from.insert(kind, store_id);
+        out.changes.push(ClusterChange::ListEnd(kind));
     }
 
     fn events(
@@ -347,7 +381,9 @@ impl Reader {
         if follow.list == List::Idle {
             return;
         }
-        if let (true, Target::Records(kind)) = (follow.is_mid_list(), target) {
+        if let Target::Records(kind) = target
+            && (session.unswept.remove(&kind) || follow.is_mid_list())
+        {
             out.changes.push(ClusterChange::ListAbort(kind));
         }
         follow.watch = Watch::Closed;
@@ -371,7 +407,9 @@ impl Reader {
         if follow.list == List::Idle {
             return;
         }
-        if let (true, Target::Records(kind)) = (follow.is_mid_list(), target) {
+        if let Target::Records(kind) = target
+            && (session.unswept.remove(&kind) || follow.is_mid_list())
+        {
             out.changes.push(ClusterChange::ListAbort(kind));
         }
         follow.refuse(reason, retry_at);
@@ -393,6 +431,11 @@ impl Reader {
         if session.config_retry_at.is_some_and(|due| at >= due) {
             session.config_retry_at = None;
             begin(session, Target::Config, out);
+        }
+        if session.sweep_at.is_some_and(|due| at >= due) {
+            for kind in mem::take(&mut session.unswept) {
+                self.end_list(session, kind, now, out);
+            }
         }
         for (target, follow) in &mut session.follows {
             if follow.retry_at.is_some_and(|due| at >= due) {
@@ -479,6 +522,7 @@ impl Reader {
             // Another cluster under the same name: nothing of the old one holds (wire contract section 2.2, step 4).
             out.changes.push(ClusterChange::Drop);
             self.decoder.clear();
+            self.listed_from.clear();
             self.told = None;
         }
         self.accept(session, config, out);
@@ -504,8 +548,10 @@ impl Reader {
     /// Ends a connection. Rows stay and are stale (I4).
     fn end(&mut self, session: &Session, reason: Arc<str>, now: Now, out: &mut Output) {
         for (target, follow) in &session.follows {
-            if let (true, Target::Records(kind)) = (follow.is_mid_list(), *target) {
-                out.changes.push(ClusterChange::ListAbort(kind));
+            if let Target::Records(kind) = target
+                && (session.unswept.contains(kind) || follow.is_mid_list())
+            {
+                out.changes.push(ClusterChange::ListAbort(*kind));
             }
         }
         if self.row.connected {
@@ -516,6 +562,7 @@ impl Reader {
         }
         self.row.connected = false;
         self.row.store_id = None;
+        self.row.kept_until = None;
         self.row.canaries.clear();
         self.row.synced.clear();
         self.context = None;

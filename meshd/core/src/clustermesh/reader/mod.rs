@@ -14,6 +14,8 @@
 //!   the store lost its history: everything is read again, behind the canaries.
 //! - A list is pinned at the revision of its first page, the watch starts one revision later, so nothing is missed or
 //!   told twice. A compaction in between starts that list again; rows stay until the new list is complete (I4).
+//! - Rows that other data of the store told are not removed at the end of the first list, but a minute later
+//!   ([`Timers::replaced_grace`]): nodes publish themselves into an empty store one after the other.
 //! - Nothing is ever removed because the store is silent. Rows become stale and stay. They are dropped only when the
 //!   cluster comes back under another cluster id, and by whoever removes the peer.
 //! - Refused records (I12) are told as rows; the reader remembers a bounded number of them to tell when they heal. What a
@@ -73,6 +75,13 @@ pub struct Now {
     pub wall: Timestamp,
 }
 
+impl Now {
+    /// Time of day at the moment `elapsed`, now or later, if there is such a time.
+    fn wall_at(self, elapsed: Duration) -> Option<Timestamp> {
+        self.wall.checked_add(elapsed.saturating_sub(self.elapsed)).ok()
+    }
+}
+
 /// Times of the protocol (wire contract sections 2.2 and 2.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timers {
@@ -100,6 +109,9 @@ pub struct Timers {
     pub watch_timeout: Duration,
     /// Pause before a list or watch that the store refused is tried again.
     pub refused_retry: Duration,
+    /// How long rows that the new data of a store does not have are kept. The store may have been lost together with
+    /// all memory of who published there, so that its canaries come before the last of its nodes has come back.
+    pub replaced_grace: Duration,
 }
 
 impl Default for Timers {
@@ -117,6 +129,7 @@ impl Default for Timers {
             failing_checks: 3,
             watch_timeout: Duration::from_secs(30),
             refused_retry: Duration::from_secs(15),
+            replaced_grace: Duration::from_secs(60),
         }
     }
 }

@@ -1,12 +1,19 @@
 //! What exists only while a connection does.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Settings, Target,
     follow::{Follow, Watch},
 };
-use crate::clustermesh::{Key, Keyspace, cluster_config::AcceptedConfig, keys};
+use crate::{
+    clustermesh::{Key, Keyspace, cluster_config::AcceptedConfig, keys},
+    observed::Kind,
+};
 
 /// Where the cluster-config stands.
 #[derive(Debug, Clone)]
@@ -46,6 +53,10 @@ pub(super) struct Session {
     pub(super) config_retry_at: Option<Duration>,
     /// When the first list of the canaries was complete.
     pub(super) canaries_listed: Option<Duration>,
+    /// Kinds whose list is complete but whose end is not told before [`Self::sweep_at`].
+    pub(super) unswept: BTreeSet<Kind>,
+    /// When rows of the data this store had before may be removed; `None` when there were none.
+    pub(super) sweep_at: Option<Duration>,
     pub(super) watchdog: Watchdog,
 }
 
@@ -65,6 +76,8 @@ impl Session {
             config: ConfigStage::Asked,
             config_retry_at: None,
             canaries_listed: None,
+            unswept: BTreeSet::new(),
+            sweep_at: None,
             watchdog: Watchdog { last_beat: now, next_check: now + settings.timers.check, failing: 0 },
         }
     }
@@ -91,6 +104,7 @@ impl Session {
         let mut due = self.watchdog.next_check;
         let mut at = |moment: Option<Duration>| due = due.min(moment.unwrap_or(due));
         at(self.config_retry_at);
+        at(self.sweep_at.filter(|_| !self.unswept.is_empty()));
         if self.accepted().is_none() {
             at(Some(self.since + timers.config_timeout));
         }

@@ -112,16 +112,34 @@ impl Bench {
     /// All four kinds listed empty except for one node.
     fn ready(settings: Settings) -> Self {
         let mut bench = Self::configured(settings);
+        bench.list(&[(&node_key("a"), &node("a", "10.1.0.0"))]);
+        assert!(bench.reader.row().is_ready(), "{:?}", bench.reader.row());
+        bench
+    }
+
+    /// All canaries, then all four kinds, of which only nodes have records. Returns what the lists changed.
+    fn list(&mut self, nodes: &[(&str, &[u8])]) -> Output {
         let canaries: Vec<String> = Kind::ALL.iter().map(|kind| canary(*kind)).collect();
         let mut canaries: Vec<(&str, &[u8])> = canaries.iter().map(|key| (key.as_str(), &b"t"[..])).collect();
         canaries.sort_unstable();
-        bench.page(Target::Canaries, &canaries, false);
-        bench.page(Target::Records(Kind::Nodes), &[(&node_key("a"), &node("a", "10.1.0.0"))], false);
+        self.page(Target::Canaries, &canaries, false);
+        let mut all = self.page(Target::Records(Kind::Nodes), nodes, false);
         for kind in [Kind::Identities, Kind::Endpoints, Kind::Services] {
-            bench.page(Target::Records(kind), &[], false);
+            all.changes.extend(self.page(Target::Records(kind), &[], false).changes);
         }
-        assert!(bench.reader.row().is_ready(), "{:?}", bench.reader.row());
-        bench
+        all
+    }
+
+    /// Connects again and lists everything.
+    fn relist(&mut self, nodes: &[(&str, &[u8])]) -> Output {
+        self.give(Input::Connected);
+        self.page(Target::Heartbeat, &[(".", b"")], false);
+        self.config(CONFIG);
+        let out = self.list(nodes);
+        for target in Target::ALL {
+            self.give(Input::Watching(target, self.header()));
+        }
+        out
     }
 
     fn problem(&self) -> &str {
@@ -389,7 +407,64 @@ fn another_store_id_means_reading_all_again() {
     assert!(rows(&out).is_empty());
     let out = bench.events(Target::Canaries, vec![written(&canary(Kind::Nodes), b"t")]);
     assert_eq!(lists(&out), [Target::Records(Kind::Nodes)]);
-    assert_eq!(rows(&bench.page(Target::Records(Kind::Nodes), &[], false)), ["ListBegin(Nodes)", "ListEnd(Nodes)"]);
+    assert_eq!(rows(&bench.page(Target::Records(Kind::Nodes), &[], false)), ["ListBegin(Nodes)"]);
+}
+
+/// A reader whose store was replaced by one with `nodes`, all kinds listed.
+fn replaced(nodes: &[(&str, &[u8])]) -> (Bench, Output) {
+    let mut bench = Bench::ready(settings());
+    bench.store = 0xdef;
+    assert!(reconnects(&bench.events(Target::Heartbeat, vec![written(".", b"")])));
+    let out = bench.relist(nodes);
+    (bench, out)
+}
+
+#[test]
+fn rows_of_the_data_before_are_swept_after_a_grace() {
+    let nodes = Target::Records(Kind::Nodes);
+    let (mut bench, out) = replaced(&[]);
+    assert_eq!(
+        rows(&out),
+        ["ListBegin(Nodes)", "ListBegin(Identities)", "ListBegin(Endpoints)", "ListBegin(Services)", "Fresh"]
+    );
+    assert!(bench.reader.row().is_ready());
+    let kept_until = bench.reader.row().kept_until.expect("rows are kept");
+    assert_eq!(kept_until, Timestamp::from_second(60).unwrap());
+    // A node that is slow to come back is told before the sweep.
+    bench.pass(Duration::from_secs(30));
+    let key = node_key("a");
+    assert_eq!(rows(&bench.events(nodes, vec![written(&key, &node("a", "10.1.0.0"))])), ["+a"]);
+    assert_eq!(rows(&bench.pass(Duration::from_secs(29))), [""; 0]);
+    let ends = ["ListEnd(Nodes)", "ListEnd(Identities)", "ListEnd(Endpoints)", "ListEnd(Services)"];
+    assert_eq!(rows(&bench.pass(Duration::from_secs(1))), ends);
+    assert_eq!(bench.reader.row().kept_until, None);
+    // From here on a list of this data is the truth at once.
+    bench.give(Input::WatchCompacted(nodes));
+    assert_eq!(rows(&bench.page(nodes, &[], false)), ["ListBegin(Nodes)", "ListEnd(Nodes)", "Fresh"]);
+}
+
+#[test]
+fn a_broken_connection_does_not_prolong_the_grace() {
+    let (mut bench, _) = replaced(&[]);
+    bench.pass(Duration::from_secs(40));
+    let out = bench.give(Input::Lost("reset".into()));
+    let aborts = ["ListAbort(Nodes)", "ListAbort(Identities)", "ListAbort(Endpoints)", "ListAbort(Services)", "stale"];
+    assert_eq!(rows(&out), aborts);
+    assert_eq!(bench.reader.row().kept_until, None);
+    bench.relist(&[]);
+    let ends = ["ListEnd(Nodes)", "ListEnd(Identities)", "ListEnd(Endpoints)", "ListEnd(Services)"];
+    assert_eq!(rows(&bench.pass(Duration::from_secs(20))), ends);
+}
+
+#[test]
+fn a_list_begun_again_within_the_grace_counts_from_its_own_start() {
+    let nodes = Target::Records(Kind::Nodes);
+    let (mut bench, _) = replaced(&[]);
+    assert_eq!(rows(&bench.give(Input::WatchCompacted(nodes))), ["ListAbort(Nodes)"]);
+    assert_eq!(rows(&bench.page(nodes, &[], false)), ["ListBegin(Nodes)", "Fresh"]);
+    bench.give(Input::Watching(nodes, bench.header()));
+    let ends = ["ListEnd(Nodes)", "ListEnd(Identities)", "ListEnd(Endpoints)", "ListEnd(Services)"];
+    assert_eq!(rows(&bench.pass(Duration::from_secs(60))), ends);
 }
 
 #[test]
