@@ -303,7 +303,7 @@ impl State {
             ActualNexthop::Group(members) => {
                 Some(members.iter().filter_map(|member| self.hops(*member)).flatten().collect())
             }
-            ActualNexthop::Irregular => Some(Vec::new()),
+            ActualNexthop::Irregular | ActualNexthop::Foreign => Some(Vec::new()),
         }
     }
 

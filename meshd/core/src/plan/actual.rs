@@ -30,7 +30,7 @@ pub struct ActualRoute {
     pub regular: bool,
 }
 
-/// A nexthop object with our protocol number and an id in our range.
+/// A nexthop object with an id in our range, and our protocol number unless it is [`Self::Foreign`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ActualNexthop {
     /// Gateway and link.
@@ -39,6 +39,8 @@ pub enum ActualNexthop {
     Group(Box<[NexthopId]>),
     /// Something we never install (changed by hand): it is replaced.
     Irregular,
+    /// An object of somebody else. It stays as it is, and its id is passed over.
+    Foreign,
 }
 
 /// One message about the actual tables, in the order the kernel told it.

@@ -2,7 +2,8 @@
 //!
 //! An id belongs to a (target, slot) as long as the target is wanted, so that a node that changes its address keeps its
 //! object and all its routes follow one replacement. After a restart an object the kernel already holds with the wanted
-//! content is taken over. An id the kernel still holds is never given to somebody else: routes may refer to it.
+//! content is taken over. An id the kernel still holds is never given to somebody else: routes may refer to it, or the
+//! object is not ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +56,7 @@ impl NexthopIds {
         }
         if !self.adoption_done {
             self.adoption_done = true;
-            for (id, nexthop) in actual {
+            for (id, nexthop) in actual.iter().filter(|(_, nexthop)| **nexthop != ActualNexthop::Foreign) {
                 self.adoptable.entry(content_key(nexthop)).or_default().insert(*id);
             }
         }
@@ -126,5 +127,6 @@ fn content_key(nexthop: &ActualNexthop) -> Vec<u8> {
         ActualNexthop::Hop(hop) => format!("{} {}", hop.via, hop.dev).into_bytes(),
         ActualNexthop::Group(members) => members.iter().flat_map(|id| id.0.to_be_bytes()).collect(),
         ActualNexthop::Irregular => b"?".to_vec(),
+        ActualNexthop::Foreign => b"!".to_vec(),
     }
 }

@@ -200,7 +200,7 @@ impl RoutePlanner {
                 }
             }
             Action::DeleteNexthop { id } => {
-                if self.nexthops.contains_key(id) {
+                if self.holds_nexthop(*id) {
                     self.surplus_nexthops.insert(*id);
                 }
             }
@@ -208,11 +208,12 @@ impl RoutePlanner {
     }
 
     /// Says that the kernel refused an action, as [`Self::refused`], because somebody else's object has the key. The next
-    /// try for a nexthop object takes another id: the foreign one stays, and we cannot see when it goes.
+    /// try for a nexthop object takes another id: the foreign one stays. Most of them are known from the kernel's dump and
+    /// its notifications ([`ActualNexthop::Foreign`]); this one was faster.
     pub fn taken(&mut self, action: &Action, message: &str, now: Timestamp) {
         self.refused(action, message, now);
         if let Action::PutNexthop { id, .. } | Action::PutGroup { id, .. } = action
-            && !self.nexthops.contains_key(id)
+            && !self.holds_nexthop(*id)
         {
             self.ids.give_up(*id);
         }
@@ -273,7 +274,8 @@ impl RoutePlanner {
     pub fn withdraw_all(&self) -> Vec<Action> {
         let routes = self.routes.keys().map(|key| Action::DeleteRoute { key: *key });
         let groups = self.nexthops.iter().filter(|(_, n)| matches!(n, ActualNexthop::Group(_)));
-        let hops = self.nexthops.iter().filter(|(_, n)| !matches!(n, ActualNexthop::Group(_)));
+        let is_hop = |n: &ActualNexthop| matches!(n, ActualNexthop::Hop(_) | ActualNexthop::Irregular);
+        let hops = self.nexthops.iter().filter(|(_, n)| is_hop(n));
         routes.chain(groups.chain(hops).map(|(id, _)| Action::DeleteNexthop { id: *id })).collect()
     }
 
@@ -337,7 +339,13 @@ impl RoutePlanner {
         let wanted =
             |key: &ActualKey| key.metric == metric && key.table == table && self.desired.routes.contains(&key.prefix);
         self.surplus_routes = self.routes.keys().filter(|key| !wanted(key)).copied().collect();
-        self.surplus_nexthops = self.nexthops.keys().filter(|id| self.ids.target(**id).is_none()).copied().collect();
+        let unwanted = |id: &NexthopId| self.holds_nexthop(*id) && self.ids.target(*id).is_none();
+        self.surplus_nexthops = self.nexthops.keys().copied().filter(unwanted).collect();
+    }
+
+    /// True when the kernel holds an object of ours under this id.
+    fn holds_nexthop(&self, id: NexthopId) -> bool {
+        self.nexthops.get(&id).is_some_and(|nexthop| *nexthop != ActualNexthop::Foreign)
     }
 
     fn observe_route(&mut self, key: ActualKey, state: Option<ActualRoute>) {
@@ -386,7 +394,8 @@ impl RoutePlanner {
         for member in members(state.as_ref()) {
             *self.references.entry(member).or_default() += 1;
         }
-        let gone = state.is_none();
+        let is_ours = state.as_ref().is_some_and(|nexthop| *nexthop != ActualNexthop::Foreign);
+        let is_foreign = state == Some(ActualNexthop::Foreign);
         self.sent.remove(&id);
         let old = match state {
             Some(nexthop) => self.nexthops.insert(id, nexthop),
@@ -395,9 +404,13 @@ impl RoutePlanner {
         for member in members(old.as_ref()) {
             self.release(member);
         }
-        match self.ids.target(id) {
+        match self.ids.target(id).cloned() {
+            // Somebody else has the id now: ours takes another one.
+            Some(target) if is_foreign => {
+                self.ids.give_up(id);
+                self.dirty_targets.insert(target);
+            }
             Some(target) => {
-                let target = target.clone();
                 let done = self.desired.targets.get(&target).is_some_and(|row| self.target_is_done(&target, row));
                 if !done {
                     self.dirty_targets.insert(target);
@@ -405,11 +418,11 @@ impl RoutePlanner {
                     self.dirty_routes.extend(self.by_target.get(&target).into_iter().flatten().copied());
                 }
             }
-            None if gone => {
-                self.surplus_nexthops.remove(&id);
+            None if is_ours => {
+                self.surplus_nexthops.insert(id);
             }
             None => {
-                self.surplus_nexthops.insert(id);
+                self.surplus_nexthops.remove(&id);
             }
         }
     }
@@ -537,7 +550,8 @@ impl RoutePlanner {
                     self.held.remove(&key);
                     self.target_failures.remove(&key);
                     let freed = self.ids.release(&key);
-                    self.surplus_nexthops.extend(freed.into_iter().filter(|id| self.nexthops.contains_key(id)));
+                    let held: Vec<_> = freed.into_iter().filter(|id| self.holds_nexthop(*id)).collect();
+                    self.surplus_nexthops.extend(held);
                 }
             }
             let via = self.desired.targets.get(&key).and_then(|row| self.wanted_via(&key, row));
@@ -574,7 +588,8 @@ impl RoutePlanner {
         }
         // Slots beyond the new number of hops are free once no route or group refers to them.
         let freed = self.ids.shrink(key, target.hops.len());
-        self.surplus_nexthops.extend(freed.into_iter().filter(|id| self.nexthops.contains_key(id)));
+        let held: Vec<_> = freed.into_iter().filter(|id| self.holds_nexthop(*id)).collect();
+        self.surplus_nexthops.extend(held);
     }
 
     fn plan_routes(&mut self, now: Timestamp, actions: &mut Vec<Action>) {

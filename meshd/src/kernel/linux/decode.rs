@@ -32,7 +32,7 @@ pub(crate) fn change(frame: &Frame<'_>) -> Option<ActualChange> {
         }
         RTM_NEWNEXTHOP => {
             let (id, owned, nexthop) = nexthop(frame.payload)?;
-            Some(ActualChange::Nexthop(id, owned.then_some(nexthop)))
+            Some(ActualChange::Nexthop(id, Some(if owned { nexthop } else { ActualNexthop::Foreign })))
         }
         RTM_DELNEXTHOP => Some(ActualChange::Nexthop(nexthop(frame.payload)?.0, None)),
         _ => None,

@@ -103,6 +103,23 @@ fn a_route_of_ours_that_somebody_else_takes_over_is_gone() {
              ip -6 route replace fd00:1::/64 via 2001:db8:1::7 metric 77 proto static
              ip nexthop replace id 77000001 via 192.0.2.7 dev one proto static",
         );
-        kernel.until("nothing of ours", |actual| actual.routes.is_empty() && actual.nexthops.is_empty());
+        let foreign = BTreeMap::from([(id(1), ActualNexthop::Foreign)]);
+        kernel.until("nothing of ours", |actual| actual.routes.is_empty() && actual.nexthops == foreign);
+    });
+}
+
+#[test]
+fn a_foreign_nexthop_object_with_an_id_of_our_range_is_known_and_left() {
+    in_namespace(|| {
+        shell("ip nexthop add id 77000001 via 192.0.2.7 dev one proto static");
+        let before = shell("ip nexthop show");
+        let mut kernel = Kernel::start(LinuxOptions::default());
+        assert_eq!(kernel.actual.nexthops, BTreeMap::from([(id(1), ActualNexthop::Foreign)]), "the dump tells it");
+        let refused = kernel.try_apply(vec![nexthop(1, "192.0.2.9", ONE, false)]);
+        assert!(refused.len() == 1 && refused[0].is_taken(), "{refused:?}");
+        assert_eq!(shell("ip nexthop show"), before);
+        shell("ip nexthop add id 77000002 via 192.0.2.7 dev one proto static; ip nexthop del id 77000001");
+        let foreign = BTreeMap::from([(id(2), ActualNexthop::Foreign)]);
+        kernel.until("the notifications tell the others", |actual| actual.nexthops == foreign);
     });
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     desired::{RouteMode, RouteProblem},
-    id::{IfIndex, MAIN_TABLE, ROUTE_METRIC},
+    id::{IfIndex, MAIN_TABLE, NEXTHOP_IDS, ROUTE_METRIC},
 };
 
 /// A kernel that does what it is told, tells what it did, and knows the two rules that matter: `EEXIST` for an add of
@@ -401,6 +401,35 @@ fn a_big_plan_comes_in_rounds_and_deletions_last() {
     settle(&mut planner, &mut kernel, at(0));
     assert_eq!(kernel.routes.len(), 20_000);
     assert!(planner.is_settled());
+}
+
+#[test]
+fn foreign_objects_in_our_range_are_passed_over() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let first = NexthopId(*NEXTHOP_IDS.start());
+    planner.observe(ActualChange::Nexthop(first, Some(ActualNexthop::Foreign)));
+    let mut desired = Desired::default();
+    want(&mut desired, "10.1.0.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    let now = at(0);
+    settle(&mut planner, &mut kernel, now);
+    let ids = |kernel: &Kernel| kernel.nexthops.keys().copied().collect::<Vec<_>>();
+    let second = NexthopId(first.0 + 1);
+    assert_eq!(ids(&kernel), [second]);
+    // Somebody puts an object of theirs in the place of ours: the route moves to a new one, theirs stays.
+    planner.observe(ActualChange::Nexthop(second, Some(ActualNexthop::Foreign)));
+    let actions = settle(&mut planner, &mut kernel, now);
+    let third = NexthopId(first.0 + 2);
+    assert_eq!(actions.len(), 2, "an object and a route: {actions:?}");
+    assert!(ids(&kernel).contains(&third));
+    assert!(kernel.routes.values().all(|via| *via == RouteVia::Object(third)), "{:?}", kernel.routes);
+    assert_eq!(planner.counts(), (1, 0));
+    // Neither goes with everything of ours.
+    let deleted: Vec<_> =
+        planner.withdraw_all().into_iter().filter(|a| matches!(a, Action::DeleteNexthop { .. })).collect();
+    assert_eq!(deleted, [Action::DeleteNexthop { id: third }]);
 }
 
 #[test]
