@@ -10,4 +10,5 @@ mod blackbox {
     mod etcd;
     mod meshd;
     mod troubleshoot;
+    mod unit_file;
 }

@@ -263,3 +263,37 @@ fn a_new_cluster_id_waits_for_a_restart_and_new_workloads_do_not() {
         daemon.until("the new id", || config().contains("\"id\":2"));
     });
 }
+
+#[test]
+fn a_reload_without_its_include_folder_keeps_the_peers() {
+    in_namespace(|| {
+        let _east = east();
+        let daemon = Daemon::start("include: conf.d", |folder| {
+            fs::create_dir(folder.join("conf.d")).expect("an include folder");
+            let peer = format!(
+                "peers: [{{cluster: east, endpoints: [\"http://{EAST}\"],
+                  accept: {{pod_cidrs: [10.1.0.0/16], node_cidrs: [192.0.2.0/24]}}}}]\n"
+            );
+            fs::write(folder.join("conf.d/east.yaml"), peer).expect("a peer");
+        });
+        let route = || !shell("ip route show proto 77 10.1.0.0/24").is_empty();
+        daemon.until("a route to east", || route() && daemon.status()["problems"] == serde_json::json!([]));
+
+        // As a mount that is gone would look.
+        let (folder, aside) = (daemon.path("conf.d"), daemon.path("aside"));
+        fs::rename(&folder, &aside).expect("renamed");
+        daemon.signal(Signal::SIGHUP);
+        daemon.until("a problem", || daemon.status().to_string().contains("the last good configuration stays in use"));
+        let peers = daemon.status()["peers"].clone();
+        assert!(route() && peers[0]["cluster"] == "east" && peers[0]["ready"] == true, "{peers:#}");
+
+        fs::rename(&aside, &folder).expect("renamed");
+        daemon.signal(Signal::SIGHUP);
+        daemon.until("all is well", || daemon.status()["problems"] == serde_json::json!([]));
+        assert!(route());
+        // A folder without the file is an order.
+        fs::remove_file(folder.join("east.yaml")).expect("removed");
+        daemon.signal(Signal::SIGHUP);
+        daemon.until("the route goes with the peer", || !route());
+    });
+}
