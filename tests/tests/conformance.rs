@@ -14,5 +14,6 @@ mod conformance {
     mod generator;
     mod lifecycle;
     mod raw;
+    mod shares;
     mod sniffing;
 }

@@ -74,7 +74,15 @@ pub fn transaction(data: &[u8]) {
     engine.publish(engine.revision());
     let _ = spans_of_txn(&request);
     let before = engine.revision();
-    let outcome = if Engine::is_read_only(&request) { engine.read_txn(&request) } else { engine.txn(&request) };
+    let measured = engine.measure_txn(&request);
+    let outcome = if Engine::is_read_only(&request) {
+        engine.read_txn(&request).map(|answer| {
+            assert_eq!(measured, Ok(answer.bytes()), "nothing was written since");
+            answer.to_wire()
+        })
+    } else {
+        engine.txn(&request)
+    };
     if outcome.is_err() {
         assert_eq!(engine.revision(), before, "a refused transaction changes nothing");
     }

@@ -15,13 +15,14 @@
 //! notice. So nothing is shown before it is durable, and if the history is lost all the same (no file, unreadable
 //! file) the cluster id changes, which makes every reader start over.
 //!
-//! Bounds: keys, history, request size, operations per transaction, leases, connections, watches per stream and the
-//! queue to the disk are all bounded by named constants; see [`Limits`] and [`StoreOptions`]. A watch has no event
-//! queue at all.
+//! Bounds: keys, history, request size, operations per transaction, leases, connections, watches and streams per
+//! user, answers that are not read (`answers`) and the queue to the disk are all bounded by named constants; see [`Limits`]
+//! and [`StoreOptions`]. A watch has no event queue at all.
 //!
 //! Not pretty: the Auth service is dispatched by hand, because two of its message types are not exported by the crate
 //! that generates the others.
 
+mod answers;
 pub mod auth;
 mod disk;
 
@@ -31,6 +32,7 @@ mod server;
 mod store;
 mod watch;
 
+pub use answers::{ANSWER_BYTES_MAX, ANSWER_WAIT_MAX};
 pub use auth::{AuthConfig, Permission, PermissionKind, Role, User};
 pub use disk::HistoryLoss;
 pub use engine::{KeySpan, Limits, Revision};

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 
+use crate::answers::{ANSWER_BYTES_MAX, ANSWER_WAIT_MAX, Answers};
 use crate::auth::{AuthConfig, AuthTable};
 use crate::disk::{DataFile, DiskWriter, HistoryLoss, Identity, Opened};
 use crate::engine::{Engine, EngineError, LeaseId, Limits, Loaded, Revision};
@@ -58,6 +59,10 @@ pub struct StoreOptions {
     pub watches_per_user_max: usize,
     /// Bound of the watch streams of one user.
     pub streams_per_user_max: usize,
+    /// Bound of the memory of answers under way.
+    pub answer_bytes_max: usize,
+    /// How long a request waits for room for its answer.
+    pub answer_wait_max: Duration,
     /// How often silent watches that asked for it hear how far the store is.
     pub watch_progress_interval: Duration,
 }
@@ -74,6 +79,8 @@ impl Default for StoreOptions {
             watches_per_stream_max: WATCHES_PER_STREAM_MAX,
             watches_per_user_max: WATCHES_PER_USER_MAX,
             streams_per_user_max: STREAMS_PER_USER_MAX,
+            answer_bytes_max: ANSWER_BYTES_MAX,
+            answer_wait_max: ANSWER_WAIT_MAX,
             watch_progress_interval: WATCH_PROGRESS_INTERVAL,
         }
     }
@@ -111,6 +118,12 @@ pub struct StoreStatus {
     pub history_entries: usize,
     /// Open watches.
     pub watchers: usize,
+    /// Memory of answers under way: not yet written to their connections.
+    pub answer_bytes: usize,
+    /// Requests that wait for room for their answers.
+    pub answers_waiting: usize,
+    /// Requests that waited in vain since the store was opened.
+    pub answers_refused: u64,
     /// Leases.
     pub leases: usize,
     /// Open connections.
@@ -239,6 +252,7 @@ impl Store {
     #[must_use]
     pub fn status(&self) -> StoreStatus {
         let engine = self.shared.engine().status();
+        let answers = self.shared.answers.figures();
         StoreStatus {
             cluster_id: self.shared.identity.cluster_id,
             revision: engine.revision,
@@ -248,6 +262,9 @@ impl Store {
             history_bytes: engine.history_bytes,
             history_entries: engine.history_entries,
             watchers: self.shared.watches().hub.len(),
+            answer_bytes: answers.bytes,
+            answers_waiting: answers.waiting,
+            answers_refused: answers.refused,
             leases: engine.leases,
             connections: self.shared.connections.load(Ordering::Relaxed),
             full: engine.full,
@@ -295,6 +312,7 @@ pub(crate) struct Shared {
     pub(crate) auth: watch::Sender<Arc<AuthTable>>,
     pub(crate) tls: RwLock<Option<Arc<rustls::ServerConfig>>>,
     pub(crate) connections: AtomicUsize,
+    pub(crate) answers: Arc<Answers>,
     pub(crate) stop: CancellationToken,
     engine: RwLock<Engine>,
     watches: Mutex<Watches>,
@@ -353,12 +371,14 @@ impl Shared {
             per_user: options.watches_per_user_max,
             streams_per_user: options.streams_per_user_max,
         };
+        let answers = Arc::new(Answers::new(options.answer_bytes_max, options.answer_wait_max));
         let shared = Arc::new(Self {
             identity,
             options,
             auth,
             tls: RwLock::new(None),
             connections: AtomicUsize::new(0),
+            answers,
             stop: CancellationToken::new(),
             watches: Mutex::new(Watches { hub: Hub::new(engine.published(), watch_limits), wakers: BTreeMap::new() }),
             engine: RwLock::new(engine),

@@ -47,17 +47,42 @@ impl Raw {
         Ok(answer.into_inner())
     }
 
+    /// One request whose answer has begun, and is read only when the caller asks for it.
+    pub(super) async fn begin<Asked, Answered>(
+        &mut self,
+        method: &str,
+        request: Asked,
+    ) -> Result<Streaming<Answered>, Status>
+    where
+        Asked: Message + Send + Sync + 'static,
+        Answered: Message + Default + Send + Sync + 'static,
+    {
+        self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::try_from(format!("/etcdserverpb.{method}")).unwrap();
+        let answer = self.grpc.server_streaming(Request::new(request), path, ProstCodec::default()).await?;
+        Ok(answer.into_inner())
+    }
+
     /// A watch stream. The answers come later than the first request: etcd is silent until then.
     pub(super) fn watch(
         &self,
     ) -> (mpsc::Sender<PbWatchRequest>, impl Future<Output = Streaming<PbWatchResponse>> + Send + use<>) {
+        let (requests, answers) = self.try_watch();
+        (requests, async { answers.await.unwrap() })
+    }
+
+    /// The same for a stream that may be refused.
+    pub(super) fn try_watch(
+        &self,
+    ) -> (mpsc::Sender<PbWatchRequest>, impl Future<Output = Result<Streaming<PbWatchResponse>, Status>> + Send + use<>)
+    {
         let (requests, stream) = mpsc::channel(WATCH_REQUESTS_MAX);
         let mut grpc = self.grpc.clone();
         let answers = async move {
             grpc.ready().await.unwrap();
             let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
             let request = Request::new(ReceiverStream::new(stream));
-            grpc.streaming(request, path, ProstCodec::default()).await.unwrap().into_inner()
+            Ok(grpc.streaming(request, path, ProstCodec::default()).await?.into_inner())
         };
         (requests, answers)
     }

@@ -50,6 +50,9 @@ pub enum EngineError {
     /// The encoded request is beyond the limit.
     #[error("etcdserver: request is too large")]
     RequestTooLarge,
+    /// A transaction reads more than fits into one answer.
+    #[error("etcdserver: answer is too large: read less in one transaction, or with a limit")]
+    AnswerTooLarge,
     /// The user of the connection may not do this.
     #[error("etcdserver: permission denied")]
     PermissionDenied,
@@ -88,7 +91,9 @@ impl EngineError {
             | Self::RequestTooLarge
             | Self::UserEmpty => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
-            Self::NoSpace | Self::TooManyLeases | Self::TooManyRequests => Code::ResourceExhausted,
+            Self::NoSpace | Self::TooManyLeases | Self::AnswerTooLarge | Self::TooManyRequests => {
+                Code::ResourceExhausted
+            }
             Self::LeaseNotFound => Code::NotFound,
             Self::LeaseExists | Self::UserNotFound | Self::RoleNotFound => Code::FailedPrecondition,
             Self::PermissionDenied => Code::PermissionDenied,

@@ -17,6 +17,7 @@
 mod error;
 mod index;
 mod lease;
+mod measure;
 mod range;
 mod record;
 mod span;
@@ -36,7 +37,7 @@ pub use lease::{LEASE_TTL_S_MAX, LEASE_TTL_S_MIN, LeaseView};
 pub use range::RangeAnswer;
 pub use record::{LeaseId, Position, Record, Revision};
 pub use span::KeySpan;
-pub use txn::spans_of_txn;
+pub use txn::{ReadTxnAnswer, spans_of_txn};
 
 use index::KeyIndex;
 use lease::Leases;

@@ -37,6 +37,12 @@ pub struct RangeAnswer {
 }
 
 impl RangeAnswer {
+    /// Memory its wire form is charged for; nothing for a count.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.records.iter().map(|record| record.answer_bytes(self.keys_only)).sum()
+    }
+
     /// The wire form.
     #[must_use]
     pub fn to_wire(&self) -> PbRangeResponse {

@@ -84,6 +84,12 @@ impl Record {
         self.key.len() + self.value.len() + Self::OVERHEAD_BYTES
     }
 
+    /// Memory an answer with this record is charged for.
+    #[must_use]
+    pub fn answer_bytes(&self, keys_only: bool) -> usize {
+        self.cost_bytes() - if keys_only { self.value.len() } else { 0 }
+    }
+
     /// The wire form; a tombstone shows only its key and the revision of the deletion.
     #[must_use]
     pub fn to_wire(&self, keys_only: bool) -> PbKeyValue {

@@ -12,7 +12,7 @@ use super::error::EngineError;
 use super::record::{LeaseId, Record, Revision};
 use super::span::KeySpan;
 use super::write::Write;
-use super::{Engine, header, range};
+use super::{Engine, RangeAnswer, header, range};
 
 /// How deep transactions may be nested. etcd is bounded by its operation limit; a bound of our own keeps the recursion
 /// shallow whatever that limit is set to.
@@ -33,6 +33,30 @@ mod compared {
     pub(super) const MOD: i32 = 2;
     pub(super) const VALUE: i32 = 3;
     pub(super) const LEASE: i32 = 4;
+}
+
+/// What a transaction of reads found; like [`RangeAnswer`].
+#[derive(Clone, Debug)]
+pub struct ReadTxnAnswer {
+    revision: Revision,
+    succeeded: bool,
+    answers: Vec<RangeAnswer>,
+    bytes: usize,
+}
+
+impl ReadTxnAnswer {
+    /// Memory its wire form is charged for.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The wire form.
+    #[must_use]
+    pub fn to_wire(&self) -> PbTxnResponse {
+        let answers = self.answers.iter().map(|answer| response_op(PbTxnOpResponse::ResponseRange(answer.to_wire())));
+        PbTxnResponse { header: header(self.revision), succeeded: self.succeeded, responses: answers.collect() }
+    }
 }
 
 impl Engine {
@@ -83,22 +107,24 @@ impl Engine {
     ///
     /// # Errors
     /// See [`EngineError`].
-    pub fn read_txn(&self, request: &PbTxnRequest) -> Result<PbTxnResponse, EngineError> {
+    pub fn read_txn(&self, request: &PbTxnRequest) -> Result<ReadTxnAnswer, EngineError> {
         check_txn(request, self.limits.txn_ops_max, 0)?;
         check_intervals(&request.success)?;
         check_intervals(&request.failure)?;
         let newest = self.published;
         let succeeded = self.compares_hold(&request.compare, newest);
-        let ops = if succeeded { &request.success } else { &request.failure };
-        let mut responses = Vec::with_capacity(ops.len());
-        for op in ops {
+        let mut answers = Vec::new();
+        let mut bytes = 0;
+        for op in branch(request, succeeded) {
             if let Some(PbTxnOpRequest::RequestRange(range)) = &op.request {
                 self.check_txn_revision(range.revision, newest)?;
                 let answer = self.range_as_of(range, newest)?;
-                responses.push(response_op(PbTxnOpResponse::ResponseRange(answer.to_wire())));
+                bytes += answer.bytes();
+                self.check_answer(bytes)?;
+                answers.push(answer);
             }
         }
-        Ok(PbTxnResponse { header: header(newest), succeeded, responses })
+        Ok(ReadTxnAnswer { revision: newest, succeeded, answers, bytes })
     }
 
     /// Compares, then does one of the two lists of operations, in one write.
@@ -134,7 +160,7 @@ impl Engine {
     }
 
     /// Evaluates all compares of the branches that will run, before anything is written: depth first, in order.
-    fn decide(&self, request: &PbTxnRequest, path: &mut Vec<bool>) {
+    pub(super) fn decide(&self, request: &PbTxnRequest, path: &mut Vec<bool>) {
         let succeeded = self.compares_hold(&request.compare, self.revision);
         path.push(succeeded);
         for op in branch(request, succeeded) {
@@ -246,7 +272,7 @@ fn collect_spans(
     }
 }
 
-fn branch(request: &PbTxnRequest, succeeded: bool) -> &[PbTxnRequestOp] {
+pub(super) fn branch(request: &PbTxnRequest, succeeded: bool) -> &[PbTxnRequestOp] {
     if succeeded { &request.success } else { &request.failure }
 }
 
@@ -271,7 +297,7 @@ fn check_delete(request: &PbDeleteRequest) -> Result<(), EngineError> {
 }
 
 /// The checks that need no keys. A nested transaction may have as many operations as its parent left over.
-fn check_txn(request: &PbTxnRequest, ops_max: usize, depth: usize) -> Result<(), EngineError> {
+pub(super) fn check_txn(request: &PbTxnRequest, ops_max: usize, depth: usize) -> Result<(), EngineError> {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     if ops > ops_max || depth >= TXN_DEPTH_MAX {
         return Err(EngineError::TooManyOps);

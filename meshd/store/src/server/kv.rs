@@ -10,8 +10,9 @@ use prost::Message as _;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::carry::held;
 use super::user::{Peer, allow, may_write_lease};
-use crate::engine::{Engine, EngineError, KeySpan, LeaseId, spans_of_txn};
+use crate::engine::{Engine, EngineError, KeySpan, LeaseId, RangeAnswer, ReadTxnAnswer, spans_of_txn};
 use crate::store::Shared;
 
 /// Serves keys.
@@ -36,16 +37,17 @@ impl Kv {
 #[tonic::async_trait]
 impl PbKvService for Kv {
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
-        let access = Peer::of(&request)?.access(&self.shared.auth_table())?;
+        let peer = Peer::of(&request)?;
+        let access = peer.access(&self.shared.auth_table())?;
         let request = request.into_inner();
         if request.key.is_empty() {
             return Err(EngineError::EmptyKey.into());
         }
         allow(access.reads(&KeySpan::from_wire(&request.key, &request.range_end)))?;
-        let answer = self.shared.engine().range(&request)?;
+        let (answer, hold) = self.shared.read_held(&peer, |engine| engine.range(&request), RangeAnswer::bytes).await?;
         let mut response = answer.to_wire();
         self.shared.stamp(&mut response.header);
-        Ok(Response::new(response))
+        Ok(held(response, hold))
     }
 
     type RangeStreamStream = BoxStream<PbRangeStreamResponse>;
@@ -58,7 +60,8 @@ impl PbKvService for Kv {
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
-        let access = Peer::of(&request)?.access(&self.shared.auth_table())?;
+        let peer = Peer::of(&request)?;
+        let access = peer.access(&self.shared.auth_table())?;
         let request = request.into_inner();
         if request.key.is_empty() {
             return Err(EngineError::EmptyKey.into());
@@ -66,6 +69,8 @@ impl PbKvService for Kv {
         let span = KeySpan::single(&request.key);
         allow(access.writes(&span) && (!request.prev_kv || access.reads(&span)))?;
         let bytes = self.check_size(request.encoded_len())?;
+        let answer_bytes = self.shared.engine().measure_put(&request);
+        let hold = self.shared.room(&peer, answer_bytes).await?;
         let mut response = self
             .shared
             .write(bytes, |engine, _| {
@@ -74,11 +79,12 @@ impl PbKvService for Kv {
             })
             .await?;
         self.shared.stamp(&mut response.header);
-        Ok(Response::new(response))
+        Ok(held(response, hold))
     }
 
     async fn delete_range(&self, request: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
-        let access = Peer::of(&request)?.access(&self.shared.auth_table())?;
+        let peer = Peer::of(&request)?;
+        let access = peer.access(&self.shared.auth_table())?;
         let request = request.into_inner();
         if request.key.is_empty() {
             return Err(EngineError::EmptyKey.into());
@@ -86,13 +92,16 @@ impl PbKvService for Kv {
         let span = KeySpan::from_wire(&request.key, &request.range_end);
         allow(access.writes(&span) && (!request.prev_kv || access.reads(&span)))?;
         let bytes = self.check_size(request.encoded_len())?;
+        let answer_bytes = self.shared.engine().measure_delete(&request);
+        let hold = self.shared.room(&peer, answer_bytes).await?;
         let mut response = self.shared.write(bytes, |engine, _| engine.delete_range(&request)).await?;
         self.shared.stamp(&mut response.header);
-        Ok(Response::new(response))
+        Ok(held(response, hold))
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        let access = Peer::of(&request)?.access(&self.shared.auth_table())?;
+        let peer = Peer::of(&request)?;
+        let access = peer.access(&self.shared.auth_table())?;
         let request = request.into_inner();
         let leases = if access.is_root() {
             Vec::new()
@@ -101,19 +110,25 @@ impl PbKvService for Kv {
             allow(reads.iter().all(|span| access.reads(span)) && writes.iter().all(|span| access.writes(span)))?;
             leases
         };
-        let mut response = if Engine::is_read_only(&request) {
-            self.shared.engine().read_txn(&request)?
-        } else {
-            let bytes = self.check_size(request.encoded_len())?;
-            self.shared
-                .write(bytes, |engine, _| {
-                    allow(leases.iter().all(|lease| may_attach(&access, engine, *lease)))?;
-                    engine.txn(&request)
-                })
-                .await?
-        };
+        if Engine::is_read_only(&request) {
+            let read = |engine: &Engine| engine.read_txn(&request);
+            let (answer, hold) = self.shared.read_held(&peer, read, ReadTxnAnswer::bytes).await?;
+            let mut response = answer.to_wire();
+            self.shared.stamp(&mut response.header);
+            return Ok(held(response, hold));
+        }
+        let bytes = self.check_size(request.encoded_len())?;
+        let answer_bytes = self.shared.engine().measure_txn(&request)?;
+        let hold = self.shared.room(&peer, answer_bytes).await?;
+        let mut response = self
+            .shared
+            .write(bytes, |engine, _| {
+                allow(leases.iter().all(|lease| may_attach(&access, engine, *lease)))?;
+                engine.txn(&request)
+            })
+            .await?;
         self.shared.stamp(&mut response.header);
-        Ok(Response::new(response))
+        Ok(held(response, hold))
     }
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {

@@ -12,9 +12,13 @@ use prost::Message as _;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::carry::held;
 use super::user::{Peer, allow, may_write_lease};
-use crate::engine::{EngineError, KeySpan, LeaseId};
+use crate::engine::{Engine, EngineError, KeySpan, LeaseId, LeaseView, Revision};
 use crate::store::Shared;
+
+/// Memory an answer is charged for each lease or key in it, beside the key.
+const ANSWER_ITEM_BYTES: usize = 48;
 
 /// Serves leases.
 #[derive(Clone, Debug)]
@@ -92,11 +96,22 @@ impl PbLeaseService for Lease {
         &self,
         request: Request<PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
-        let access = Peer::of(&request)?.access(&self.shared.auth_table())?;
+        let peer = Peer::of(&request)?;
+        let access = peer.access(&self.shared.auth_table())?;
         let request = request.into_inner();
-        let engine = self.shared.engine();
-        let header = self.shared.header(engine.published());
-        let Some(view) = engine.lease_view(LeaseId(request.id), self.shared.now()) else {
+        let read = |engine: &Engine| {
+            let view = engine.lease_view(LeaseId(request.id), self.shared.now());
+            let keys = view.iter().filter(|_| request.keys).flat_map(|view| &view.keys);
+            allow(keys.into_iter().all(|key| access.reads(&KeySpan::single(key))))?;
+            Ok((engine.published(), view))
+        };
+        let bytes = |(_, view): &(Revision, Option<LeaseView>)| {
+            let keys = view.iter().filter(|_| request.keys).flat_map(|view| &view.keys);
+            keys.map(|key| key.len() + ANSWER_ITEM_BYTES).sum()
+        };
+        let ((revision, view), hold) = self.shared.read_held(&peer, read, bytes).await?;
+        let header = self.shared.header(revision);
+        let Some(view) = view else {
             return Ok(Response::new(PbLeaseTimeToLiveResponse {
                 header,
                 id: request.id,
@@ -104,28 +119,30 @@ impl PbLeaseService for Lease {
                 ..PbLeaseTimeToLiveResponse::default()
             }));
         };
-        if request.keys {
-            allow(view.keys.iter().all(|key| access.reads(&KeySpan::single(key))))?;
-        }
-        Ok(Response::new(PbLeaseTimeToLiveResponse {
+        let response = PbLeaseTimeToLiveResponse {
             header,
             id: request.id,
             ttl: view.remaining_s,
             granted_ttl: view.granted_s,
             keys: if request.keys { view.keys.iter().map(|key| key.to_vec()).collect() } else { Vec::new() },
-        }))
+        };
+        Ok(held(response, hold))
     }
 
     async fn lease_leases(
         &self,
         request: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
-        Peer::of(&request)?.require_writer(&self.shared.auth_table())?;
-        let engine = self.shared.engine();
-        Ok(Response::new(PbLeaseLeasesResponse {
-            header: self.shared.header(engine.published()),
-            leases: engine.leases().map(|id| PbLeaseStatus { id: id.0 }).collect(),
-        }))
+        let peer = Peer::of(&request)?;
+        peer.require_writer(&self.shared.auth_table())?;
+        let read = |engine: &Engine| Ok((engine.published(), engine.leases().collect::<Vec<_>>()));
+        let bytes = |(_, leases): &(Revision, Vec<LeaseId>)| leases.len() * ANSWER_ITEM_BYTES;
+        let ((revision, leases), hold) = self.shared.read_held(&peer, read, bytes).await?;
+        let response = PbLeaseLeasesResponse {
+            header: self.shared.header(revision),
+            leases: leases.into_iter().map(|id| PbLeaseStatus { id: id.0 }).collect(),
+        };
+        Ok(held(response, hold))
     }
 }
 

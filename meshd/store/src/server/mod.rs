@@ -6,6 +6,7 @@
 //! reload counts at once.
 
 mod auth;
+mod carry;
 mod cluster;
 mod http;
 mod kv;
@@ -233,7 +234,7 @@ async fn requests(
         let plain = Arc::clone(&plain);
         async move {
             if is_grpc(&request) {
-                routes.call(request.map(Body::new)).await
+                routes.call(request.map(Body::new)).await.map(carry::carry)
             } else {
                 Ok(http::answer(&plain, request.method(), request.uri().path()))
             }
