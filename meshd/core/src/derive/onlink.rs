@@ -3,10 +3,18 @@
 //! The answer is the kernel's own: longest prefix match over the foreign routes of the main table. A match without a
 //! gateway (a connected network, or a host route with `scope link`) makes the address on-link; a gateway in between does
 //! not, because a direct route through it would only work if that router knew the PodCIDRs.
+//!
+//! Who needs an answer watches the address, and is told when its answer changes. What an answer depends on is kept in two
+//! indexes, so that an event costs what it may change (I11): the links it was read from, and the prefix that decided.
+//! Only a route at least as specific as that one can change the answer.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::joint::JointPrefixMap;
 
 use crate::{
@@ -30,20 +38,97 @@ pub struct OnLink {
     seen_routes: Table<RouteKey, RouteRow>,
     links: Table<IfIndex, LinkRow>,
     by_prefix: JointPrefixMap<IpNet, BTreeMap<(Metric, RouteKey), RouteRow>>,
+    watched: BTreeMap<IpAddr, Watched>,
+    by_link: BTreeMap<IfIndex, BTreeSet<IpAddr>>,
+    by_decider: JointPrefixMap<IpNet, BTreeSet<IpAddr>>,
+    lookups: u64,
+}
+
+/// An address somebody asked for.
+#[derive(Debug, Clone)]
+struct Watched {
+    watchers: usize,
+    found: Found,
+}
+
+/// An answer and what it depends on.
+#[derive(Debug, Clone)]
+struct Found {
+    answer: OnLinkAnswer,
+    /// Length of the most specific route to the address, whatever it does.
+    longest: Option<u8>,
+    /// The prefix whose route decided; the widest there is when none did.
+    decider: IpNet,
+    /// Links of the routes that were looked at.
+    links: BTreeSet<IfIndex>,
 }
 
 impl OnLink {
-    /// Takes over the observed links and routes; returns the prefixes whose routes changed.
-    pub fn update(&mut self, observed: &Observed) -> Vec<IpNet> {
+    /// Takes over the observed links and routes; returns the watched addresses that now have another answer, or another
+    /// most specific route.
+    pub fn update(&mut self, observed: &Observed) -> BTreeSet<IpAddr> {
+        let old_links = std::mem::replace(&mut self.links, observed.links.clone());
+        let mut affected = BTreeSet::new();
+        for diff in self.links.diff(&old_links) {
+            affected.extend(self.by_link.get(diff.key()).into_iter().flatten().copied());
+        }
+        for prefix in self.update_routes(observed) {
+            for (_, addresses) in self.by_decider.cover(&prefix) {
+                affected.extend(addresses.range(prefix.network()..=prefix.broadcast()).copied());
+            }
+        }
+        affected.retain(|address| self.look_up_again(*address));
+        affected
+    }
+
+    /// Keeps the answer for `address` up to date until [`Self::unwatch`] was called as often.
+    pub fn watch(&mut self, address: IpAddr) {
+        if let Some(watched) = self.watched.get_mut(&address) {
+            watched.watchers += 1;
+            return;
+        }
+        let found = self.look_up(address);
+        self.lookups += 1;
+        self.index(address, &found);
+        self.watched.insert(address, Watched { watchers: 1, found });
+    }
+
+    /// Ends one [`Self::watch`].
+    pub fn unwatch(&mut self, address: IpAddr) {
+        let Some(watched) = self.watched.get_mut(&address) else { return };
+        watched.watchers -= 1;
+        if watched.watchers == 0
+            && let Some(gone) = self.watched.remove(&address)
+        {
+            self.unindex(address, &gone.found);
+        }
+    }
+
+    /// Where is `address`? Costs a lookup in the routes when nobody watches it.
+    #[must_use]
+    pub fn find(&self, address: IpAddr) -> OnLinkAnswer {
+        match self.watched.get(&address) {
+            Some(watched) => watched.found.answer.clone(),
+            None => self.look_up(address).answer,
+        }
+    }
+
+    /// How often a watched address was looked up in the routes so far: the work that was done.
+    #[must_use]
+    pub fn lookups(&self) -> u64 {
+        self.lookups
+    }
+
+    /// Takes over the observed routes; returns the prefixes whose routes changed.
+    fn update_routes(&mut self, observed: &Observed) -> BTreeSet<IpNet> {
         let old = std::mem::replace(&mut self.seen_routes, observed.routes.clone());
-        self.links = observed.links.clone();
-        let mut changed = Vec::new();
+        let mut changed = BTreeSet::new();
         for diff in observed.routes.diff(&old) {
             let key = *diff.key();
             if key.table != TableId(MAIN_TABLE) || key.tos != 0 {
                 continue;
             }
-            changed.push(key.prefix);
+            changed.insert(key.prefix);
             match diff {
                 RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) => {
                     self.by_prefix.entry(key.prefix).or_default().insert((key.metric, key), row.clone());
@@ -61,24 +146,66 @@ impl OnLink {
         changed
     }
 
-    /// Where is `address`?
-    #[must_use]
-    pub fn find(&self, address: IpAddr) -> OnLinkAnswer {
-        let mut reason: Option<Arc<str>> = None;
-        let host = IpNet::from(address);
-        let mut covering: Vec<_> = self.by_prefix.cover(&host).collect();
-        covering.reverse();
-        for (prefix, rows) in covering {
-            for row in rows.values() {
-                match self.judge(prefix, row, address) {
-                    Some(OnLinkAnswer::No(why)) => return OnLinkAnswer::No(reason.unwrap_or(why)),
-                    Some(found @ OnLinkAnswer::Link(..)) => return found,
-                    // The link is down: the kernel skips such a route, so a wider or worse one decides.
-                    None => reason = reason.or_else(|| Some(self.down_text(prefix, row))),
+    /// True when the answer or the most specific route is another than before.
+    fn look_up_again(&mut self, address: IpAddr) -> bool {
+        let new = self.look_up(address);
+        self.lookups += 1;
+        let Some(watched) = self.watched.get_mut(&address) else { return false };
+        let old = std::mem::replace(&mut watched.found, new.clone());
+        let differs = old.answer != new.answer || old.longest != new.longest;
+        self.unindex(address, &old);
+        self.index(address, &new);
+        differs
+    }
+
+    fn index(&mut self, address: IpAddr, found: &Found) {
+        self.by_decider.entry(found.decider).or_default().insert(address);
+        for link in &found.links {
+            self.by_link.entry(*link).or_default().insert(address);
+        }
+    }
+
+    fn unindex(&mut self, address: IpAddr, found: &Found) {
+        if let Some(addresses) = self.by_decider.get_mut(&found.decider) {
+            addresses.remove(&address);
+            if addresses.is_empty() {
+                self.by_decider.remove(&found.decider);
+            }
+        }
+        for link in &found.links {
+            if let Some(addresses) = self.by_link.get_mut(link) {
+                addresses.remove(&address);
+                if addresses.is_empty() {
+                    self.by_link.remove(link);
                 }
             }
         }
-        OnLinkAnswer::No(reason.unwrap_or_else(|| "no route leads to it".into()))
+    }
+
+    fn look_up(&self, address: IpAddr) -> Found {
+        let host = IpNet::from(address);
+        let mut covering: Vec<_> = self.by_prefix.cover(&host).collect();
+        covering.reverse();
+        let longest = covering.first().map(|(prefix, _)| prefix.prefix_len());
+        let mut links = BTreeSet::new();
+        let mut reason: Option<Arc<str>> = None;
+        for (prefix, rows) in covering {
+            for row in rows.values() {
+                links.extend(row.hops.iter().map(|hop| hop.dev));
+                let answer = match self.judge(prefix, row, address) {
+                    Some(OnLinkAnswer::No(why)) => OnLinkAnswer::No(reason.unwrap_or(why)),
+                    Some(found @ OnLinkAnswer::Link(..)) => found,
+                    // The link is down: the kernel skips such a route, so a wider or worse one decides.
+                    None => {
+                        reason = reason.or_else(|| Some(self.down_text(prefix, row)));
+                        continue;
+                    }
+                };
+                return Found { answer, longest, decider: prefix, links };
+            }
+        }
+        let answer = OnLinkAnswer::No(reason.unwrap_or_else(|| "no route leads to it".into()));
+        Found { answer, longest, decider: everything(address), links }
     }
 
     fn judge(&self, prefix: IpNet, row: &RouteRow, address: IpAddr) -> Option<OnLinkAnswer> {
@@ -111,6 +238,14 @@ impl OnLink {
             |hop: &NextHopSpec| self.links.get(&hop.dev).map_or_else(|| hop.dev.to_string(), |l| l.name.to_string());
         let names: Vec<_> = row.hops.iter().map(name).collect();
         format!("link {} of route {prefix} is down", names.join(", ")).into()
+    }
+}
+
+/// The widest prefix of the family of `address`.
+fn everything(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
     }
 }
 
@@ -181,5 +316,54 @@ mod tests {
         let dead = on_link(vec![link(3, false), route("172.18.0.0/16", None, 3, 100, RouteKind::Unicast)]);
         let answer = dead.find("172.18.0.3".parse().unwrap());
         assert_eq!(answer, OnLinkAnswer::No("link eth3 of route 172.18.0.0/16 is down".into()));
+    }
+
+    #[test]
+    fn an_event_looks_up_only_what_it_may_change() {
+        let mut observed = Observed::default();
+        let mut on_link = OnLink::default();
+        let mut tell = |on_link: &mut OnLink, change: KernelChange| {
+            observed.apply(Change::Kernel(vec![change]), Timestamp::UNIX_EPOCH);
+            let before = on_link.lookups();
+            let changed: Vec<String> = on_link.update(&observed).iter().map(ToString::to_string).collect();
+            (on_link.lookups() - before, changed)
+        };
+        for index in [2, 3, 4] {
+            tell(&mut on_link, link(index, true));
+        }
+        for (prefix, dev) in [("172.18.0.0/16", 2), ("172.19.0.0/16", 3)] {
+            tell(&mut on_link, route(prefix, None, dev, 0, RouteKind::Unicast));
+        }
+        let addresses = ["172.18.0.3", "172.18.9.3", "172.19.0.3", "192.0.2.3"];
+        for address in addresses {
+            on_link.watch(address.parse().unwrap());
+        }
+        let mut check = |change: KernelChange, lookups: u64, changed: &[&str]| {
+            assert_eq!(
+                tell(&mut on_link, change.clone()),
+                (lookups, changed.iter().map(ToString::to_string).collect())
+            );
+        };
+        check(link(4, false), 0, &[]);
+        check(link(5, true), 0, &[]);
+        check(link(3, false), 1, &["172.19.0.3"]);
+        check(link(3, true), 1, &["172.19.0.3"]);
+        check(route("198.51.100.0/24", None, 4, 0, RouteKind::Unicast), 0, &[]);
+        check(route("172.18.9.0/24", Some("172.18.0.1"), 2, 0, RouteKind::Unicast), 1, &["172.18.9.3"]);
+        // What has a better route does not ask for the way out.
+        check(route("0.0.0.0/0", Some("172.18.0.1"), 2, 0, RouteKind::Unicast), 1, &["192.0.2.3"]);
+        check(link(2, false), 3, &["172.18.0.3", "172.18.9.3", "192.0.2.3"]);
+    }
+
+    #[test]
+    fn an_address_is_forgotten_with_its_last_watcher() {
+        let mut on_link = on_link(vec![link(2, true), route("172.18.0.0/16", None, 2, 0, RouteKind::Unicast)]);
+        let address = "172.18.0.3".parse().unwrap();
+        on_link.watch(address);
+        on_link.watch(address);
+        on_link.unwatch(address);
+        assert_eq!(on_link.watched.len(), 1);
+        on_link.unwatch(address);
+        assert!(on_link.watched.is_empty() && on_link.by_link.is_empty() && on_link.by_decider.is_empty());
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    ops::Bound,
     sync::Arc,
 };
 
@@ -14,7 +13,7 @@ use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict};
 use crate::{
     desired::{Conflict, Desired, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey},
     id::{ClusterName, NodeName},
-    observed::{KernelKind, NodeRow, Observed, Touched},
+    observed::{KernelKind, NodeAddressKind, NodeRow, Observed, Touched},
 };
 
 /// Most next hops of one target; a node with more addresses is reached through the first ones.
@@ -88,6 +87,12 @@ impl RouteDeriver {
         self.owners.is_settled()
     }
 
+    /// How often an address of a node was looked up in the local routes so far: the work that was done (I11).
+    #[must_use]
+    pub fn lookups(&self) -> u64 {
+        self.on_link.lookups()
+    }
+
     /// Brings `desired` up to date with `observed`, looking only at what was touched. `now` dates new conflicts.
     pub fn update(&mut self, observed: &Observed, touched: &Touched, now: Timestamp, desired: &mut Desired) {
         let mut targets = self.update_kernel(observed, touched);
@@ -116,15 +121,10 @@ impl RouteDeriver {
         let became_known = known && !self.kernel_known;
         self.kernel_known = known;
         let changed = self.on_link.update(observed);
-        if touched.links || became_known {
+        if became_known {
             return self.nodes.keys().cloned().collect();
         }
-        let mut affected = BTreeSet::new();
-        for prefix in changed {
-            let range = (Bound::Included(prefix.network()), Bound::Included(prefix.broadcast()));
-            affected.extend(self.by_address.range(range).flat_map(|(_, nodes)| nodes.iter().cloned()));
-        }
-        affected
+        changed.iter().filter_map(|address| self.by_address.get(address)).flatten().cloned().collect()
     }
 
     /// Takes over touched nodes; returns what they no longer claim and what they claim now.
@@ -159,16 +159,23 @@ impl RouteDeriver {
     }
 
     fn index_addresses(&mut self, key: &NodeKey, old: Option<&NodeRow>, new: Option<&NodeRow>) {
-        for address in old.iter().flat_map(|row| row.addresses.iter()) {
-            if let Some(nodes) = self.by_address.get_mut(&address.ip) {
-                nodes.remove(key);
+        if old.map(|row| &row.addresses) == new.map(|row| &row.addresses) {
+            return;
+        }
+        for address in old.iter().flat_map(|row| routed_addresses(row)) {
+            if let Some(nodes) = self.by_address.get_mut(&address)
+                && nodes.remove(key)
+            {
+                self.on_link.unwatch(address);
                 if nodes.is_empty() {
-                    self.by_address.remove(&address.ip);
+                    self.by_address.remove(&address);
                 }
             }
         }
-        for address in new.iter().flat_map(|row| row.addresses.iter()) {
-            self.by_address.entry(address.ip).or_default().insert(key.clone());
+        for address in new.iter().flat_map(|row| routed_addresses(row)) {
+            if self.by_address.entry(address).or_default().insert(key.clone()) {
+                self.on_link.watch(address);
+            }
         }
     }
 
@@ -250,6 +257,11 @@ impl RouteDeriver {
         }
         (found, refusal)
     }
+}
+
+/// Addresses of a node outside the pod network.
+fn routed_addresses(row: &NodeRow) -> impl Iterator<Item = IpAddr> {
+    row.addresses.iter().filter(|address| address.kind != NodeAddressKind::CiliumInternalIP).map(|address| address.ip)
 }
 
 fn record_conflict(desired: &mut Desired, claim: Claim, verdict: Verdict, now: Timestamp) {

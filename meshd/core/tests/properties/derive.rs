@@ -20,14 +20,15 @@ enum Step {
     /// Cluster, node, and its row: address on one of three networks, number of PodCIDRs; `None` removes it.
     Node(u8, u8, Option<(u8, u8)>),
     Link(u8, bool),
-    Network(u8, bool),
+    /// A row of [`NETWORKS`] comes or goes.
+    Network(usize, bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => (1u8..4, 0u8..4, prop::option::weighted(0.8, (0u8..3, 0u8..3))).prop_map(|(c, n, row)| Step::Node(c, n, row)),
         1 => (2u8..4, any::<bool>()).prop_map(|(link, up)| Step::Link(link, up)),
-        1 => (0u8..2, any::<bool>()).prop_map(|(network, there)| Step::Network(network, there)),
+        2 => (0..NETWORKS.len(), any::<bool>()).prop_map(|(network, there)| Step::Network(network, there)),
     ]
 }
 
@@ -51,15 +52,29 @@ fn row(cluster: u8, node: u8, network: u8, cidrs: u8) -> Arc<NodeRow> {
     })
 }
 
-fn network(number: u8, there: bool) -> KernelChange {
-    let hop = NextHopSpec { via: None, dev: IfIndex(2 + u32::from(number)) };
-    let prefix = format!("172.{}.0.0/16", 18 + number).parse().expect("a prefix");
-    let (table, metric) = (TableId(MAIN_TABLE), Metric(0));
+/// A route of somebody else: what it is for, its gateway, its link and its metric.
+struct Foreign(&'static str, Option<&'static str>, u32, u32, RouteKind);
+
+/// Connected networks, parts of them that lead elsewhere or nowhere, a host route, and two ways out.
+const NETWORKS: [Foreign; 8] = [
+    Foreign("172.18.0.0/16", None, 2, 0, RouteKind::Unicast),
+    Foreign("172.19.0.0/16", None, 3, 0, RouteKind::Unicast),
+    Foreign("172.18.2.0/24", None, 3, 0, RouteKind::Unicast),
+    Foreign("172.18.2.0/24", Some("172.18.0.1"), 2, 50, RouteKind::Unicast),
+    Foreign("172.19.1.0/24", None, 1, 0, RouteKind::Blackhole),
+    Foreign("172.18.1.1/32", None, 3, 0, RouteKind::Unicast),
+    Foreign("0.0.0.0/0", Some("172.18.0.1"), 2, 0, RouteKind::Unicast),
+    Foreign("0.0.0.0/0", None, 3, 100, RouteKind::Unicast),
+];
+
+fn network(number: usize, there: bool) -> KernelChange {
+    let Foreign(prefix, via, dev, metric, kind) = NETWORKS[number];
+    let hop = NextHopSpec { via: via.map(|via| via.parse().expect("an address")), dev: IfIndex(dev) };
+    let prefix = prefix.parse().expect("a prefix");
+    let (table, metric) = (TableId(MAIN_TABLE), Metric(metric));
     let key = RouteKey { table, prefix, metric, tos: 0, protocol: 2, hop: Some(hop) };
-    KernelChange::Route(
-        key,
-        there.then(|| ForeignRoute { kind: RouteKind::Unicast, hops: [hop].into(), nexthop: None }),
-    )
+    let hops: &[NextHopSpec] = if kind == RouteKind::Unicast { &[hop] } else { &[] };
+    KernelChange::Route(key, there.then(|| ForeignRoute { kind, hops: hops.into(), nexthop: None }))
 }
 
 fn link(number: u8, up: bool) -> KernelChange {

@@ -184,3 +184,18 @@ fn our_own_address_is_never_a_next_hop() {
     world.node("east", "liar", node(2, &["172.18.0.5"], &["10.1.0.0/24"]));
     assert!(world.routes()[0].contains("it is an address of this node"));
 }
+
+#[test]
+fn a_link_or_route_nobody_is_behind_visits_no_node() {
+    let mut world = World::new();
+    for place in 1..100 {
+        let (address, cidr) = (format!("172.18.1.{place}"), format!("10.1.{place}.0/24"));
+        world.node("east", &format!("n{place}"), node(2, &[&address], &[&cidr]));
+    }
+    let before = world.deriver.lookups();
+    world.kernel(vec![link(7, true, 1500), link(3, false, 9000), connected("192.168.7.0/24", 7)]);
+    assert_eq!(world.deriver.lookups(), before);
+    world.kernel(vec![connected("172.18.1.7/32", 7)]);
+    assert_eq!(world.deriver.lookups(), before + 1);
+    assert!(world.routes().contains(&"10.1.7.0/24 via 172.18.1.7%7".to_owned()));
+}
