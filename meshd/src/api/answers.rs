@@ -147,7 +147,7 @@ pub fn routes(snapshot: &Snapshot, states: &[RouteState]) -> Vec<RouteView> {
     snapshot.desired.routes.iter().map(view).collect()
 }
 
-/// Refused records and prefixes another cluster owns.
+/// Refused records, and prefixes another cluster owns or that would take the underlay away.
 #[must_use]
 pub fn rejected(snapshot: &Snapshot) -> Vec<RejectedView> {
     let mut views = Vec::new();

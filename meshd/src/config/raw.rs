@@ -208,7 +208,8 @@ section! {
     /// What a remote cluster may say. Nothing is accepted unless it is inside one of these prefixes; the own
     /// prefixes are refused in any case.
     RawAccept {
-        /// Prefixes its workloads may have.
+        /// Prefixes its workloads may have. A prefix inside a network this node is connected to is accepted only from an
+        /// entry that lies inside that network as well, and never when it contains a gateway or a node.
         pod_cidrs: Vec<PrefixText> = "nothing",
         /// Prefixes its nodes' addresses may be in.
         node_cidrs: Vec<PrefixText> = "nothing",

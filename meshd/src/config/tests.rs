@@ -263,6 +263,31 @@ fn a_broader_accept_list_is_fine() {
 }
 
 #[test]
+fn an_accept_list_that_opens_the_underlay_is_a_warning() {
+    let warnings = |pods: &str, nodes: &str, endpoint: &str| {
+        let node = with("node", "node: {addresses: [192.0.2.5], pod_cidrs: [10.0.1.0/24]}");
+        let peer = format!(
+            "peers: [{{cluster: east, endpoints: [\"http://{endpoint}:2379\"], accept: {{pod_cidrs: [{pods}], node_cidrs: [{nodes}]}}}}]"
+        );
+        let config = Files::new(&format!("{node}{peer}\n")).load().unwrap();
+        let all = config.warnings.iter().map(ToString::to_string);
+        all.filter(|warning| warning.contains("peers[0].accept.pod_cidrs")).collect::<Vec<_>>()
+    };
+    let one = |found: Vec<String>, words: &str| {
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(words), "{found:?}");
+    };
+    one(
+        warnings("192.0.2.0/24", "198.51.100.0/24", "127.0.0.1"),
+        "192.0.2.0/24 contains 192.0.2.5, an address of this",
+    );
+    one(warnings("10.0.0.0/8", "10.9.0.0/16", "127.0.0.1"), "10.0.0.0/8 contains 10.9.0.0/16, which is in node_cidrs");
+    one(warnings("10.0.0.0/8", "192.0.2.0/24", "10.9.0.1"), "10.0.0.0/8 contains 10.9.0.1, an address of its store");
+    // On purpose: workloads have a part of the network of the nodes.
+    assert_eq!(warnings("10.9.64.0/18", "10.9.0.0/16", "10.9.0.1"), Vec::<String>::new());
+}
+
+#[test]
 fn peers_take_the_defaults_they_do_not_override() {
     let peers = "peers_defaults: {accept: {pod_cidrs: [10.0.0.0/8], node_cidrs: [172.16.0.0/12]}}\npeers:\n- {cluster: east, endpoints: [\"http://localhost:1\"]}\n- {cluster: north, endpoints: [\"http://localhost:2\"], accept: {pod_cidrs: [10.9.0.0/16]}}\n";
     let config = Files::new(&format!("{BASE}{peers}")).load().unwrap();

@@ -37,7 +37,7 @@ pub struct Snapshot {
     pub desired: Desired,
     /// Every configured cluster, the own one included, has told its nodes once: nothing wanted is missing any more.
     pub complete: bool,
-    /// The links and routes of this node have been read: what is desired has next hops, as far as there are any.
+    /// The links, addresses and routes of this node have been read: what is desired has next hops, as far as there are any.
     pub local_known: bool,
 }
 
@@ -85,7 +85,7 @@ impl Pipeline {
             info!("every configured cluster has been heard");
             self.deriver.settle();
         }
-        let local = [KernelKind::Links, KernelKind::Routes];
+        let local = [KernelKind::Links, KernelKind::Addresses, KernelKind::Routes];
         current.local_known = local.iter().all(|kind| current.observed.is_kernel_initialized(*kind));
         let touched = current.observed.take_touched();
         self.deriver.update(&current.observed, &touched, Timestamp::now(), &mut current.desired);

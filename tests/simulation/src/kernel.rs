@@ -254,6 +254,7 @@ impl Kernel {
         };
         let links = self.links.iter().map(|(link, up)| KernelChange::Link(*link, Some(link_row(*link, *up))));
         list(KernelKind::Links, links.collect());
+        list(KernelKind::Addresses, Vec::new());
         let routes = self.routes.iter().filter_map(|(key, entry)| {
             let link = self.connected.iter().find(|c| c.prefix == key.prefix).map(|c| c.link);
             let (key, spec) = match (entry.protocol, &entry.via) {

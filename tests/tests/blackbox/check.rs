@@ -113,6 +113,18 @@ fn a_good_configuration_passes_and_warnings_do_not_fail() {
     let path = files.write("meshd.yaml", &GOOD.replace("id: 1", "id: 200"));
     let result = run(["check".as_ref(), path.as_os_str()]).expect(0);
     result.says(&["warning: ", "cluster id 200 is above 127"]);
+    let peer = "peers:
+- cluster: east
+  endpoints: [\"http://127.0.0.1:1\"]
+  accept: {pod_cidrs: [10.0.0.0/8], node_cidrs: [10.64.0.0/16]}
+";
+    let path = files.write("meshd.yaml", &format!("{GOOD}{peer}"));
+    let result = run(["check".as_ref(), path.as_os_str()]).expect(0);
+    result.says(&[
+        "warning: ",
+        "peers[0].accept.pod_cidrs",
+        "10.0.0.0/8 contains 10.64.0.0/16, which is in node_cidrs",
+    ]);
 }
 
 #[test]

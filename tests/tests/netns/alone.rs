@@ -240,6 +240,41 @@ peers_defaults: {accept: {pod_cidrs: [10.1.0.0/16], node_cidrs: [192.0.2.0/24]}}
 }
 
 #[test]
+fn a_prefix_inside_our_own_network_is_refused_as_long_as_it_is_ours() {
+    in_namespace(|| {
+        let _east = east();
+        let record = r#"{"Name":"c","Cluster":"east","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"192.0.2.10"}],
+            "IPv4AllocCIDR":{"IP":"10.200.0.0","Mask":"////AA=="}}"#;
+        shell(&format!(
+            "ETCDCTL_API=3 etcdctl --endpoints http://{EAST} put -- cilium/state/nodes/v1/east/c '{record}'"
+        ));
+        let more = format!(
+            "peers: [{{cluster: east, endpoints: [\"http://{EAST}\"], accept: {{pod_cidrs: [10.0.0.0/8], node_cidrs: [192.0.2.0/24]}}}}]
+"
+        );
+        let daemon = Daemon::start(&more, |_| {});
+        let routes = || shell("ip -o route show proto 77 | cut -d' ' -f1 | xargs");
+        let is_fine = |status: &Value| status["health"] == "ok" && status["routes"]["installed"] == 2;
+        daemon.until("both routes", || is_fine(&daemon.status()));
+        assert_eq!(routes(), "10.1.0.0/24 10.200.0.0/24\n");
+
+        shell("ip address add 10.200.0.1/16 dev two");
+        let is_refused = |status: &Value| {
+            let told = |row: &Value| {
+                let message = row["message"].as_str().unwrap_or_default();
+                row["component"] == "prefix/east/10.200.0.0/24" && message.contains("lies inside 10.200.0.0/16")
+            };
+            status["problems"].as_array().is_some_and(|list| list.len() == 1 && told(&list[0]))
+        };
+        daemon.until("a problem and one route", || is_refused(&daemon.status()) && routes() == "10.1.0.0/24\n");
+
+        shell("ip address del 10.200.0.1/16 dev two");
+        daemon.until("both routes again", || is_fine(&daemon.status()));
+        assert_eq!(routes(), "10.1.0.0/24 10.200.0.0/24\n");
+    });
+}
+
+#[test]
 fn a_new_cluster_id_waits_for_a_restart_and_new_workloads_do_not() {
     in_namespace(|| {
         let mut daemon = Daemon::start("", |_| {});

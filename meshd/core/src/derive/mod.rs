@@ -1,13 +1,15 @@
 //! Observed to desired: one pure function per desired table.
 //!
 //! [`RouteDeriver`] looks only at what was touched and keeps the indexes it needs for that (claims by prefix, nodes by
-//! address), so that one changed node costs a few tree lookups whatever the size of the mesh (I11). Two smaller parts
-//! decide the two hard questions: [`PrefixOwners`] says which cluster may have a prefix, [`OnLink`] says through which
-//! link an address is directly reachable.
+//! address), so that one changed node costs a few tree lookups whatever the size of the mesh (I11). Three smaller
+//! parts decide the hard questions: [`PrefixOwners`] says which cluster may have a prefix, [`OnLink`] says through which
+//! link an address is directly reachable, and `underlay` says which prefixes nobody may have, because a route to them
+//! would take away the network the mesh stands on.
 
 mod onlink;
 mod owner;
 mod route;
+mod underlay;
 
 pub use onlink::{OnLink, OnLinkAnswer};
 pub use owner::{Claim, PrefixOwners, Verdict};

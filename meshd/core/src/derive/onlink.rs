@@ -41,6 +41,8 @@ pub struct OnLink {
     watched: BTreeMap<IpAddr, Watched>,
     by_link: BTreeMap<IfIndex, BTreeSet<IpAddr>>,
     by_decider: JointPrefixMap<IpNet, BTreeSet<IpAddr>>,
+    /// Gateways of the routes, with the number of next hops that name them. They are watched.
+    gateways: BTreeMap<IpAddr, usize>,
     lookups: u64,
 }
 
@@ -64,20 +66,22 @@ struct Found {
 }
 
 impl OnLink {
-    /// Takes over the observed links and routes; returns the watched addresses that now have another answer, or another
-    /// most specific route.
+    /// Takes over the observed links and routes; returns the watched addresses that now have another answer or another
+    /// most specific route, and the gateways that came or went.
     pub fn update(&mut self, observed: &Observed) -> BTreeSet<IpAddr> {
         let old_links = std::mem::replace(&mut self.links, observed.links.clone());
         let mut affected = BTreeSet::new();
         for diff in self.links.diff(&old_links) {
             affected.extend(self.by_link.get(diff.key()).into_iter().flatten().copied());
         }
-        for prefix in self.update_routes(observed) {
+        let mut gateways = BTreeMap::new();
+        for prefix in self.update_routes(observed, &mut gateways) {
             for (_, addresses) in self.by_decider.cover(&prefix) {
                 affected.extend(addresses.range(prefix.network()..=prefix.broadcast()).copied());
             }
         }
         affected.retain(|address| self.look_up_again(*address));
+        affected.extend(self.update_gateways(gateways));
         affected
     }
 
@@ -113,14 +117,33 @@ impl OnLink {
         }
     }
 
+    /// Length of the most specific route to a watched address, whatever that route does.
+    #[must_use]
+    pub fn longest(&self, address: IpAddr) -> Option<u8> {
+        self.watched.get(&address).and_then(|watched| watched.found.longest)
+    }
+
+    /// Gateways of the routes, as far as they lie in `prefix`.
+    pub fn gateways_in(&self, prefix: IpNet) -> impl Iterator<Item = IpAddr> {
+        self.gateways.range(prefix.network()..=prefix.broadcast()).map(|(address, _)| *address)
+    }
+
+    /// True when a route to exactly this prefix has this gateway.
+    #[must_use]
+    pub fn leads_via(&self, prefix: IpNet, gateway: IpAddr) -> bool {
+        let rows = self.by_prefix.get(&prefix).into_iter().flatten();
+        rows.flat_map(|(_, row)| row.hops.iter()).any(|hop| hop.via == Some(gateway))
+    }
+
     /// How often a watched address was looked up in the routes so far: the work that was done.
     #[must_use]
     pub fn lookups(&self) -> u64 {
         self.lookups
     }
 
-    /// Takes over the observed routes; returns the prefixes whose routes changed.
-    fn update_routes(&mut self, observed: &Observed) -> BTreeSet<IpNet> {
+    /// Takes over the observed routes; returns the prefixes whose routes changed, and says in `gateways` how many next
+    /// hops more or fewer name a gateway.
+    fn update_routes(&mut self, observed: &Observed, gateways: &mut BTreeMap<IpAddr, isize>) -> BTreeSet<IpNet> {
         let old = std::mem::replace(&mut self.seen_routes, observed.routes.clone());
         let mut changed = BTreeSet::new();
         for diff in observed.routes.diff(&old) {
@@ -129,6 +152,17 @@ impl OnLink {
                 continue;
             }
             changed.insert(key.prefix);
+            let mut count = |row: &RouteRow, by: isize| {
+                for via in row.hops.iter().filter_map(|hop| hop.via) {
+                    *gateways.entry(via).or_default() += by;
+                }
+            };
+            if let RowDiff::Removed(_, old) | RowDiff::Changed(_, old, _) = &diff {
+                count(old, -1);
+            }
+            if let RowDiff::Added(_, new) | RowDiff::Changed(_, _, new) = &diff {
+                count(new, 1);
+            }
             match diff {
                 RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) => {
                     self.by_prefix.entry(key.prefix).or_default().insert((key.metric, key), row.clone());
@@ -141,6 +175,30 @@ impl OnLink {
                         }
                     }
                 }
+            }
+        }
+        changed
+    }
+
+    /// Counts gateways; returns those that came or went.
+    fn update_gateways(&mut self, changes: BTreeMap<IpAddr, isize>) -> Vec<IpAddr> {
+        let mut changed = Vec::new();
+        for (address, by) in changes {
+            let before = self.gateways.get(&address).copied().unwrap_or_default();
+            let after = before.saturating_add_signed(by);
+            match (before, after) {
+                (0, 0) => continue,
+                (0, _) => self.watch(address),
+                (_, 0) => self.unwatch(address),
+                _ => {}
+            }
+            if after == 0 {
+                self.gateways.remove(&address);
+            } else {
+                self.gateways.insert(address, after);
+            }
+            if (before == 0) != (after == 0) {
+                changed.push(address);
             }
         }
         changed
@@ -349,10 +407,11 @@ mod tests {
         check(link(3, false), 1, &["172.19.0.3"]);
         check(link(3, true), 1, &["172.19.0.3"]);
         check(route("198.51.100.0/24", None, 4, 0, RouteKind::Unicast), 0, &[]);
-        check(route("172.18.9.0/24", Some("172.18.0.1"), 2, 0, RouteKind::Unicast), 1, &["172.18.9.3"]);
+        // A gateway is looked up as well.
+        check(route("172.18.9.0/24", Some("172.18.0.1"), 2, 0, RouteKind::Unicast), 2, &["172.18.0.1", "172.18.9.3"]);
         // What has a better route does not ask for the way out.
         check(route("0.0.0.0/0", Some("172.18.0.1"), 2, 0, RouteKind::Unicast), 1, &["192.0.2.3"]);
-        check(link(2, false), 3, &["172.18.0.3", "172.18.9.3", "192.0.2.3"]);
+        check(link(2, false), 4, &["172.18.0.1", "172.18.0.3", "172.18.9.3", "192.0.2.3"]);
     }
 
     #[test]

@@ -9,12 +9,18 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict};
+use prefix_trie::joint::JointPrefixMap;
+
+use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict, underlay::Underlay};
 use crate::{
-    desired::{Conflict, Desired, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey},
-    id::{ClusterName, NodeName},
+    desired::{Conflict, ConflictCause, Desired, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey},
+    id::{ClusterId, ClusterName, NodeName},
     observed::{KernelKind, NodeAddressKind, NodeRow, Observed, Touched},
 };
+
+mod claims;
+
+use claims::ClaimChanges;
 
 /// Most next hops of one target; a node with more addresses is reached through the first ones.
 const HOPS_MAX: usize = 16;
@@ -53,6 +59,11 @@ pub struct RouteDeriver {
     on_link: OnLink,
     nodes: BTreeMap<NodeKey, Arc<NodeRow>>,
     by_address: BTreeMap<IpAddr, BTreeSet<NodeKey>>,
+    underlay: Underlay,
+    /// Nodes by the prefixes they claim.
+    claimants: JointPrefixMap<IpNet, BTreeSet<NodeKey>>,
+    /// Claims that are kept from the question of owners, and why.
+    barred: BTreeMap<Claim, ConflictCause>,
     kernel_known: bool,
 }
 
@@ -67,6 +78,9 @@ impl RouteDeriver {
             on_link: OnLink::default(),
             nodes: BTreeMap::new(),
             by_address: BTreeMap::new(),
+            underlay: Underlay::default(),
+            claimants: JointPrefixMap::new(),
+            barred: BTreeMap::new(),
             kernel_known: false,
         }
     }
@@ -95,12 +109,25 @@ impl RouteDeriver {
 
     /// Brings `desired` up to date with `observed`, looking only at what was touched. `now` dates new conflicts.
     pub fn update(&mut self, observed: &Observed, touched: &Touched, now: Timestamp, desired: &mut Desired) {
-        let mut targets = self.update_kernel(observed, touched);
-        let (withdrawn, claims) = self.update_nodes(observed, touched, &mut targets);
+        let mut changes = ClaimChanges::default();
+        let mut targets = self.update_kernel(observed, touched, &mut changes);
+        self.update_nodes(observed, touched, &mut targets, &mut changes);
+        changes.judge(self, observed);
+        let ClaimChanges { withdrawn, claims, barred, .. } = changes;
         let verdicts = self.owners.update(&withdrawn, claims);
         let prefixes: BTreeSet<IpNet> = verdicts.keys().map(|claim| claim.prefix).collect();
         for (claim, verdict) in verdicts {
-            record_conflict(desired, claim, verdict, now);
+            match verdict {
+                Verdict::Refused { owned, owner } => {
+                    record_conflict(desired, claim, ConflictCause::Owned { owned, owner }, now);
+                }
+                Verdict::Granted | Verdict::Withdrawn => {
+                    desired.conflicts.remove(&conflict_key(claim));
+                }
+            }
+        }
+        for (claim, cause) in barred {
+            record_conflict(desired, claim, cause, now);
         }
         for prefix in prefixes {
             self.update_route(prefix, desired, &mut targets);
@@ -112,29 +139,43 @@ impl RouteDeriver {
         }
     }
 
-    /// Takes over links and routes; returns the nodes whose addresses are affected.
-    fn update_kernel(&mut self, observed: &Observed, touched: &Touched) -> BTreeSet<NodeKey> {
+    /// Takes over links, addresses and routes; returns the nodes whose addresses are affected.
+    fn update_kernel(
+        &mut self,
+        observed: &Observed,
+        touched: &Touched,
+        changes: &mut ClaimChanges,
+    ) -> BTreeSet<NodeKey> {
         if !touched.links && !touched.routes {
             return BTreeSet::new();
         }
-        let known = [KernelKind::Links, KernelKind::Routes].iter().all(|kind| observed.is_kernel_initialized(*kind));
+        let kinds = [KernelKind::Links, KernelKind::Addresses, KernelKind::Routes];
+        let known = kinds.iter().all(|kind| observed.is_kernel_initialized(*kind));
         let became_known = known && !self.kernel_known;
         self.kernel_known = known;
+        let networks = self.underlay.update(observed);
         let changed = self.on_link.update(observed);
         if became_known {
+            changes.all(self);
             return self.nodes.keys().cloned().collect();
+        }
+        for network in networks {
+            changes.network(self, network);
+        }
+        for address in &changed {
+            changes.address(self, *address);
         }
         changed.iter().filter_map(|address| self.by_address.get(address)).flatten().cloned().collect()
     }
 
-    /// Takes over touched nodes; returns what they no longer claim and what they claim now.
+    /// Takes over touched nodes.
     fn update_nodes(
         &mut self,
         observed: &Observed,
         touched: &Touched,
         targets: &mut BTreeSet<NodeKey>,
-    ) -> (Vec<Claim>, Vec<(Claim, crate::id::ClusterId)>) {
-        let (mut withdrawn, mut claims) = (Vec::new(), Vec::new());
+        changes: &mut ClaimChanges,
+    ) {
         for key in &touched.nodes {
             if key.0 == self.local.cluster && key.1 == self.local.name {
                 continue;
@@ -144,21 +185,20 @@ impl RouteDeriver {
                 Some(row) => self.nodes.insert(key.clone(), row.clone()),
                 None => self.nodes.remove(key),
             };
-            let claim = |prefix: &IpNet| Claim { prefix: *prefix, cluster: key.0.clone(), node: key.1.clone() };
             let cidrs = |row: &Option<Arc<NodeRow>>| row.as_ref().map_or(Vec::new(), |row| row.pod_cidrs.to_vec());
-            let (old_cidrs, new_cidrs) = (cidrs(&old), cidrs(&new));
-            withdrawn.extend(old_cidrs.iter().filter(|cidr| !new_cidrs.contains(cidr)).map(claim));
-            if let Some(row) = &new {
-                let fresh = new_cidrs.iter().filter(|cidr| !old_cidrs.contains(cidr));
-                claims.extend(fresh.map(|cidr| (claim(cidr), row.cluster_id)));
-            }
-            self.index_addresses(key, old.as_deref(), new.as_deref());
+            changes.node(self, key, &cidrs(&old), &cidrs(&new));
+            self.index_addresses(key, old.as_deref(), new.as_deref(), changes);
             targets.insert(key.clone());
         }
-        (withdrawn, claims)
     }
 
-    fn index_addresses(&mut self, key: &NodeKey, old: Option<&NodeRow>, new: Option<&NodeRow>) {
+    fn index_addresses(
+        &mut self,
+        key: &NodeKey,
+        old: Option<&NodeRow>,
+        new: Option<&NodeRow>,
+        changes: &mut ClaimChanges,
+    ) {
         if old.map(|row| &row.addresses) == new.map(|row| &row.addresses) {
             return;
         }
@@ -166,15 +206,17 @@ impl RouteDeriver {
             if let Some(nodes) = self.by_address.get_mut(&address)
                 && nodes.remove(key)
             {
-                self.on_link.unwatch(address);
                 if nodes.is_empty() {
                     self.by_address.remove(&address);
                 }
+                self.on_link.unwatch(address);
+                changes.address(self, address);
             }
         }
         for address in new.iter().flat_map(|row| routed_addresses(row)) {
             if self.by_address.entry(address).or_default().insert(key.clone()) {
                 self.on_link.watch(address);
+                changes.address(self, address);
             }
         }
     }
@@ -264,19 +306,16 @@ fn routed_addresses(row: &NodeRow) -> impl Iterator<Item = IpAddr> {
     row.addresses.iter().filter(|address| address.kind != NodeAddressKind::CiliumInternalIP).map(|address| address.ip)
 }
 
-fn record_conflict(desired: &mut Desired, claim: Claim, verdict: Verdict, now: Timestamp) {
+fn conflict_key(claim: Claim) -> (IpNet, TargetKey) {
     let ipv4 = claim.prefix.addr().is_ipv4();
-    let key = (claim.prefix, TargetKey { cluster: claim.cluster, node: claim.node, ipv4 });
-    match verdict {
-        Verdict::Refused { owned, owner } => {
-            let known = desired.conflicts.get(&key).filter(|known| known.owner == owner);
-            let since = known.map_or(now, |known| known.since);
-            desired.conflicts.upsert(key, Arc::new(Conflict { owned, owner, since }));
-        }
-        Verdict::Granted | Verdict::Withdrawn => {
-            desired.conflicts.remove(&key);
-        }
-    }
+    (claim.prefix, TargetKey { cluster: claim.cluster, node: claim.node, ipv4 })
+}
+
+fn record_conflict(desired: &mut Desired, claim: Claim, cause: ConflictCause, now: Timestamp) {
+    let key = conflict_key(claim);
+    let known = desired.conflicts.get(&key).filter(|known| known.cause.is_same_obstacle(&cause));
+    let since = known.map_or(now, |known| known.since);
+    desired.conflicts.upsert(key, Arc::new(Conflict { cause, since }));
 }
 
 #[cfg(test)]

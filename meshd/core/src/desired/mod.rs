@@ -6,7 +6,7 @@
 
 mod route;
 
-pub use route::{Conflict, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey};
+pub use route::{Conflict, ConflictCause, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey};
 
 use std::sync::Arc;
 
@@ -21,6 +21,6 @@ pub struct Desired {
     pub routes: Table<IpNet, Arc<RouteRow>>,
     /// One row per remote node and address family.
     pub targets: Table<TargetKey, Arc<Target>>,
-    /// Prefixes another cluster owns already, by (prefix, claiming node).
+    /// Prefixes another cluster owns already or that would take the underlay away, by (prefix, claiming node).
     pub conflicts: Table<(IpNet, TargetKey), Arc<Conflict>>,
 }

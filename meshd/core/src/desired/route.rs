@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::id::{ClusterName, IfIndex, NodeName};
@@ -84,23 +85,77 @@ pub struct RouteRow {
     pub target: TargetKey,
 }
 
-/// A prefix that was refused because another cluster owns it, or one that overlaps it.
+/// Why a prefix of a node that is otherwise fine was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictCause {
+    /// Another cluster owns it, or one that overlaps it.
+    #[error(
+        "prefix overlaps {owned} of cluster {owner}, which was accepted first; give one of the two clusters another PodCIDR"
+    )]
+    Owned {
+        /// The prefix the owner holds.
+        owned: IpNet,
+        /// The cluster that owns it.
+        owner: ClusterName,
+    },
+    /// It is a network this node is connected to.
+    #[error("prefix is {network}, a network this node is connected to; give the cluster another PodCIDR")]
+    Network {
+        /// The network.
+        network: IpNet,
+    },
+    /// It is a part of such a network.
+    #[error(
+        "prefix lies inside {network}, a network this node is connected to; give the cluster another PodCIDR or, where \
+         workloads do share the network of the nodes, write an entry of accept.pod_cidrs that lies inside {network} too"
+    )]
+    InsideNetwork {
+        /// The network.
+        network: IpNet,
+    },
+    /// It would take the traffic to a gateway of this node.
+    #[error("prefix contains {address}, a gateway of this node; give the cluster another PodCIDR")]
+    Gateway {
+        /// The gateway.
+        address: IpAddr,
+    },
+    /// It would take the traffic to a node.
+    #[error("prefix contains {address}, the address of node {node}; give the cluster another PodCIDR")]
+    Node {
+        /// The address.
+        address: IpAddr,
+        /// Cluster and name of the node.
+        node: Arc<str>,
+    },
+}
+
+impl ConflictCause {
+    /// True when the same cluster, or the underlay, is in the way: the conflict goes on.
+    #[must_use]
+    pub fn is_same_obstacle(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Owned { owner, .. }, Self::Owned { owner: other, .. }) => owner == other,
+            (Self::Owned { .. }, _) | (_, Self::Owned { .. }) => false,
+            (
+                Self::Network { .. } | Self::InsideNetwork { .. } | Self::Gateway { .. } | Self::Node { .. },
+                Self::Network { .. } | Self::InsideNetwork { .. } | Self::Gateway { .. } | Self::Node { .. },
+            ) => true,
+        }
+    }
+}
+
+/// A prefix that was refused although its record is fine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Conflict {
-    /// The prefix the owner holds.
-    pub owned: ipnet::IpNet,
-    /// The cluster that owns it.
-    pub owner: ClusterName,
+    /// Why.
+    pub cause: ConflictCause,
     /// Since when.
     pub since: jiff::Timestamp,
 }
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "prefix overlaps {} of cluster {}, which was accepted first; give one of the two clusters another PodCIDR",
-            self.owned, self.owner
-        )
+        self.cause.fmt(f)
     }
 }

@@ -202,6 +202,11 @@ impl Observed {
                 ClusterChange::Accept(accept) => {
                     let gone = tables.narrow(&accept);
                     touched.extend(gone.into_iter().map(|node| (cluster.clone(), node)));
+                    if tables.accept.as_ref() != Some(&accept) {
+                        // What a list says of the node network is judged with the local addresses.
+                        touched.extend(tables.nodes.iter().map(|(node, _)| (cluster.clone(), node.clone())));
+                        tables.accept = Some(accept);
+                    }
                 }
                 ClusterChange::Kept(key) => tables.mark(&key),
                 ClusterChange::Rejected(key, Some(row)) => tables.refuse(key, row),

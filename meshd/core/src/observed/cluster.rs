@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EndpointRow, IdentityRow, NodeRow, PeerRow, RejectedRow, ServiceName, ServiceRow};
 use crate::{
+    clustermesh::Accept,
     id::{NodeName, NumericIdentity},
     table::{Sync, Table},
 };
@@ -66,6 +67,8 @@ pub struct ClusterTables {
     pub peer: Option<Arc<PeerRow>>,
     /// When the source lost its upstream; rows are kept and called stale (I4).
     pub stale_since: Option<Timestamp>,
+    /// What the cluster may claim; `None` for our own cluster, and before its source said so in this run.
+    pub accept: Option<Accept>,
     /// Nodes by name.
     pub nodes: Table<NodeName, Arc<NodeRow>>,
     /// Identities by number.

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use meshd_core::{
+    clustermesh::Accept,
     derive::{LocalNode, RouteDeriver},
-    desired::{Desired, RouteRow, Target, TargetKey},
+    desired::{Conflict, Desired, RouteRow, Target, TargetKey},
     id::{ClusterId, ClusterName, IfIndex, MAIN_TABLE, MaxClusters, Metric, NodeName, TableId},
     observed::{
-        Change, ClusterChange, KernelChange, KernelKind, LinkRow, NextHopSpec, NodeAddress, NodeAddressKind, NodeRow,
-        Observed, RouteKey, RouteKind, RouteRow as ForeignRoute, Touched,
+        AddressKey, AddressRow, Change, ClusterChange, KernelChange, KernelKind, LinkRow, NextHopSpec, NodeAddress,
+        NodeAddressKind, NodeRow, Observed, RouteKey, RouteKind, RouteRow as ForeignRoute, Touched,
     },
 };
 use proptest::prelude::*;
@@ -22,6 +23,10 @@ enum Step {
     Link(u8, bool),
     /// A row of [`NETWORKS`] comes or goes.
     Network(usize, bool),
+    /// A row of [`ADDRESSES`] comes or goes.
+    Address(usize, bool),
+    /// A cluster is given a row of [`ACCEPTS`].
+    Accept(u8, usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -29,6 +34,8 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (1u8..4, 0u8..4, prop::option::weighted(0.8, (0u8..3, 0u8..3))).prop_map(|(c, n, row)| Step::Node(c, n, row)),
         1 => (2u8..4, any::<bool>()).prop_map(|(link, up)| Step::Link(link, up)),
         2 => (0..NETWORKS.len(), any::<bool>()).prop_map(|(network, there)| Step::Network(network, there)),
+        1 => (0..ADDRESSES.len(), any::<bool>()).prop_map(|(address, there)| Step::Address(address, there)),
+        1 => (2u8..4, 0..ACCEPTS.len()).prop_map(|(cluster, list)| Step::Accept(cluster, list)),
     ]
 }
 
@@ -43,7 +50,14 @@ fn node(number: u8) -> NodeName {
 /// PodCIDRs of different nodes never overlap: conflicts are another property.
 fn row(cluster: u8, node: u8, network: u8, cidrs: u8) -> Arc<NodeRow> {
     let address = format!("172.{}.{cluster}.{node}", 18 + network).parse().expect("an address");
-    let cidr = |i: u8| -> IpNet { format!("10.{cluster}.{}.0/24", node * 16 + i).parse().expect("a prefix") };
+    // The last one of node 3 lies among the nodes.
+    let cidr = |i: u8| -> IpNet {
+        let text = match (node, i) {
+            (3, 1) => format!("172.18.{cluster}.0/24"),
+            _ => format!("10.{cluster}.{}.0/24", node * 16 + i),
+        };
+        text.parse().expect("a prefix")
+    };
     Arc::new(NodeRow {
         cluster_id: ClusterId::new(cluster.into(), MaxClusters::C255).expect("an id"),
         addresses: Box::new([NodeAddress { kind: NodeAddressKind::InternalIP, ip: address }]),
@@ -52,11 +66,23 @@ fn row(cluster: u8, node: u8, network: u8, cidrs: u8) -> Arc<NodeRow> {
     })
 }
 
+/// Networks around the nodes, around and inside the PodCIDRs.
+const ADDRESSES: [&str; 5] = ["172.18.1.0/16", "172.20.2.9/24", "10.2.0.7/16", "10.3.16.1/24", "10.0.0.1/8"];
+
+fn address(number: usize, there: bool) -> KernelChange {
+    let key = AddressKey { link: IfIndex(2), address: ADDRESSES[number].parse().expect("an address") };
+    KernelChange::Address(key, there.then_some(AddressRow { usable: true }))
+}
+
+/// Everything, as a list that says nothing of the node network; and lists that name parts of some.
+const ACCEPTS: [&[&str]; 3] =
+    [&["0.0.0.0/0"], &["0.0.0.0/0", "10.2.0.0/17"], &["10.0.0.0/9", "172.18.2.0/24", "172.18.3.0/24", "0.0.0.0/0"]];
+
 /// A route of somebody else: what it is for, its gateway, its link and its metric.
 struct Foreign(&'static str, Option<&'static str>, u32, u32, RouteKind);
 
 /// Connected networks, parts of them that lead elsewhere or nowhere, a host route, and two ways out.
-const NETWORKS: [Foreign; 8] = [
+const NETWORKS: [Foreign; 10] = [
     Foreign("172.18.0.0/16", None, 2, 0, RouteKind::Unicast),
     Foreign("172.19.0.0/16", None, 3, 0, RouteKind::Unicast),
     Foreign("172.18.2.0/24", None, 3, 0, RouteKind::Unicast),
@@ -65,6 +91,8 @@ const NETWORKS: [Foreign; 8] = [
     Foreign("172.18.1.1/32", None, 3, 0, RouteKind::Unicast),
     Foreign("0.0.0.0/0", Some("172.18.0.1"), 2, 0, RouteKind::Unicast),
     Foreign("0.0.0.0/0", None, 3, 100, RouteKind::Unicast),
+    Foreign("192.0.2.0/24", Some("10.2.16.9"), 2, 0, RouteKind::Unicast),
+    Foreign("10.2.16.0/24", Some("10.2.16.9"), 2, 0, RouteKind::Unicast),
 ];
 
 fn network(number: usize, there: bool) -> KernelChange {
@@ -91,6 +119,12 @@ fn change(step: &Step) -> Change {
         }
         Step::Link(number, up) => Change::Kernel(vec![link(*number, *up)]),
         Step::Network(number, there) => Change::Kernel(vec![network(*number, *there)]),
+        Step::Address(number, there) => Change::Kernel(vec![address(*number, *there)]),
+        Step::Accept(number, list) => {
+            let all: IpNet = "0.0.0.0/0".parse().expect("a prefix");
+            let pod_cidrs = ACCEPTS[*list].iter().map(|text| text.parse().expect("a prefix")).collect();
+            Change::Cluster(cluster(*number), vec![ClusterChange::Accept(Accept { pod_cidrs, node_cidrs: vec![all] })])
+        }
     }
 }
 
@@ -99,8 +133,9 @@ fn kernel() -> Change {
         [vec![KernelChange::ListBegin(kind)], rows, vec![KernelChange::ListEnd(kind)]].concat()
     };
     let links = list(KernelKind::Links, vec![link(2, true), link(3, true)]);
+    let addresses = list(KernelKind::Addresses, vec![address(0, true)]);
     let routes = list(KernelKind::Routes, vec![network(0, true), network(1, true)]);
-    Change::Kernel([links, routes].concat())
+    Change::Kernel([links, addresses, routes].concat())
 }
 
 fn deriver() -> RouteDeriver {
@@ -115,12 +150,12 @@ fn deriver() -> RouteDeriver {
     deriver
 }
 
-type Rows = (Vec<(IpNet, Arc<RouteRow>)>, Vec<(TargetKey, Arc<Target>)>, usize);
+type Rows = (Vec<(IpNet, Arc<RouteRow>)>, Vec<(TargetKey, Arc<Target>)>, Vec<((IpNet, TargetKey), Arc<Conflict>)>);
 
 fn rows(desired: &Desired) -> Rows {
     let routes = desired.routes.iter().map(|(key, row)| (*key, row.clone())).collect();
     let targets = desired.targets.iter().map(|(key, row)| (key.clone(), row.clone())).collect();
-    (routes, targets, desired.conflicts.len())
+    (routes, targets, desired.conflicts.iter().map(|(key, row)| (key.clone(), row.clone())).collect())
 }
 
 /// Derives after each change, or (`once`) only at the end.
@@ -158,6 +193,8 @@ proptest! {
                 Step::Node(c, n, _) => format!("node {c} {n}"),
                 Step::Link(link, _) => format!("link {link}"),
                 Step::Network(network, _) => format!("network {network}"),
+                Step::Address(address, _) => format!("address {address}"),
+                Step::Accept(cluster, _) => format!("accept {cluster}"),
             };
             last.insert(about, change(step));
         }

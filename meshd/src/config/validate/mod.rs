@@ -42,12 +42,12 @@ impl<'a> Validator<'a> {
         let node = self.node(raw.node);
         let own = &node.pod_cidrs;
         let peers_defaults = match &raw.peers_defaults.accept {
-            Some(accept) => self.accept("peers_defaults.accept", accept, own),
+            Some(accept) => self.accept("peers_defaults.accept", accept, &node),
             None => Accept::default(),
         };
         let peers_dir = raw.peers_dir.map(|path| self.path(&path));
         let cluster_name = cluster.as_ref().map(|cluster| &cluster.name);
-        let peers = self.peers(raw.peers, &peers_defaults, own, cluster_name);
+        let peers = self.peers(raw.peers, &peers_defaults, &node, cluster_name);
         let store = self.store(raw.store, cluster_name, &peers);
         let workloads = self.workloads(raw.workloads.r#static, own);
         let routing = self.routing(raw.routing);

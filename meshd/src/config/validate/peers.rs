@@ -1,12 +1,12 @@
 //! Remote clusters and what they may say.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use meshd_core::id::ClusterName;
 
 use super::Validator;
-use crate::config::model::{Accept, Endpoint, Peer};
+use crate::config::model::{Accept, Endpoint, NodeConfig, Peer};
 use crate::config::raw::{RawAccept, RawPeer};
 
 impl Validator<'_> {
@@ -14,7 +14,7 @@ impl Validator<'_> {
         &mut self,
         raw: Vec<RawPeer>,
         defaults: &Accept,
-        own: &[IpNet],
+        own: &NodeConfig,
         own_name: Option<&ClusterName>,
     ) -> Vec<Peer> {
         let mut peers = BTreeMap::new();
@@ -42,7 +42,7 @@ impl Validator<'_> {
         peers.into_values().collect()
     }
 
-    pub(super) fn peer(&mut self, key: &str, raw: RawPeer, defaults: &Accept, own: &[IpNet]) -> Option<Peer> {
+    pub(super) fn peer(&mut self, key: &str, raw: RawPeer, defaults: &Accept, own: &NodeConfig) -> Option<Peer> {
         let cluster = match &raw.cluster {
             Some(name) => self.cluster_name(&format!("{key}.cluster"), name),
             None => {
@@ -71,6 +71,9 @@ impl Validator<'_> {
                 format!("add accept: {{{missing}: [PREFIX]}} here or in peers_defaults"),
             );
         }
+        let stores = endpoints.iter().filter_map(|endpoint| Some(IpNet::from(endpoint.host().parse::<IpAddr>().ok()?)));
+        let stores: Vec<_> = stores.map(|store| (store, "an address of its store")).collect();
+        self.overlaps(&format!("{key}.accept.pod_cidrs"), &accept.pod_cidrs, &stores);
         let mut host_aliases = BTreeMap::new();
         for (i, alias) in raw.host_aliases.iter().enumerate() {
             let ips = self.addresses(&format!("{key}.host_aliases[{i}].ips"), &alias.ips);
@@ -85,12 +88,12 @@ impl Validator<'_> {
     }
 
     /// Checks an accept list against the own prefixes: broader is fine, equal or inside is a mistake.
-    pub(super) fn accept(&mut self, key: &str, raw: &RawAccept, own: &[IpNet]) -> Accept {
+    pub(super) fn accept(&mut self, key: &str, raw: &RawAccept, own: &NodeConfig) -> Accept {
         let mut accept = Accept::default();
         for (i, text) in raw.pod_cidrs.iter().enumerate() {
             let key = format!("{key}.pod_cidrs[{i}]");
             let Some(prefix) = self.prefix(&key, text) else { continue };
-            if let Some(own) = own.iter().find(|own| own.contains(&prefix)) {
+            if let Some(own) = own.pod_cidrs.iter().find(|own| own.contains(&prefix)) {
                 let relation = if *own == prefix { "is" } else { "is inside" };
                 self.error(
                     &key,
@@ -104,6 +107,23 @@ impl Validator<'_> {
             accept.pod_cidrs.push(prefix);
         }
         accept.node_cidrs = self.prefixes(&format!("{key}.node_cidrs"), &raw.node_cidrs);
+        let ours = own.addresses.iter().map(|address| (IpNet::from(*address), "an address of this node"));
+        let nodes = accept.node_cidrs.iter().map(|prefix| (*prefix, "which is in node_cidrs"));
+        let underlay: Vec<_> = ours.chain(nodes).collect();
+        self.overlaps(&format!("{key}.pod_cidrs"), &accept.pod_cidrs, &underlay);
         accept
+    }
+
+    /// Warns of the first thing of the underlay that the workloads of a cluster could be given by `accept`.
+    fn overlaps(&mut self, key: &str, accept: &[IpNet], underlay: &[(IpNet, &str)]) {
+        let within =
+            |entry: &IpNet| underlay.iter().find(|(part, _)| entry.contains(part)).map(|found| (*entry, *found));
+        let Some((entry, (part, what))) = accept.iter().find_map(within) else { return };
+        let part = if part.prefix_len() == part.max_prefix_len() { part.addr().to_string() } else { part.to_string() };
+        self.warn(
+            key,
+            format!("{entry} contains {part}, {what}: no workload can have that"),
+            "write the prefixes of the cluster's workloads only",
+        );
     }
 }

@@ -1,9 +1,10 @@
 use super::*;
 use crate::{
+    clustermesh::Accept,
     id::{ClusterId, IfIndex, MAIN_TABLE, MaxClusters, Metric, TableId},
     observed::{
-        Change, ClusterChange, KernelChange, LinkRow, NextHopSpec, NodeAddress, NodeAddressKind, RouteKey, RouteKind,
-        RouteRow as ForeignRoute,
+        AddressKey, AddressRow, Change, ClusterChange, KernelChange, LinkRow, NextHopSpec, NodeAddress,
+        NodeAddressKind, RouteKey, RouteKind, RouteRow as ForeignRoute,
     },
 };
 
@@ -24,6 +25,27 @@ fn connected(prefix: &str, dev: u32) -> KernelChange {
         hop: Some(hop),
     };
     KernelChange::Route(key, Some(ForeignRoute { kind: RouteKind::Unicast, hops: [hop].into(), nexthop: None }))
+}
+
+fn address(text: &str, link: u32) -> KernelChange {
+    KernelChange::Address(
+        AddressKey { link: IfIndex(link), address: text.parse().unwrap() },
+        Some(AddressRow { usable: true }),
+    )
+}
+
+fn without(change: KernelChange) -> KernelChange {
+    match change {
+        KernelChange::Address(key, _) => KernelChange::Address(key, None),
+        KernelChange::Route(key, _) => KernelChange::Route(key, None),
+        other => other,
+    }
+}
+
+fn via(prefix: &str, gateway: &str, dev: u32) -> KernelChange {
+    let hop = NextHopSpec { via: Some(gateway.parse().unwrap()), dev: IfIndex(dev) };
+    let KernelChange::Route(key, Some(row)) = connected(prefix, dev) else { unreachable!("a route") };
+    KernelChange::Route(RouteKey { hop: Some(hop), ..key }, Some(ForeignRoute { hops: [hop].into(), ..row }))
 }
 
 fn link(index: u32, up: bool, mtu: u32) -> KernelChange {
@@ -58,6 +80,7 @@ impl World {
             [vec![KernelChange::ListBegin(kind)], rows, vec![KernelChange::ListEnd(kind)]].concat()
         };
         world.kernel(list(KernelKind::Links, vec![link(2, true, 1500), link(3, true, 9000)]));
+        world.kernel(list(KernelKind::Addresses, vec![address("172.18.0.5/16", 2), address("fd00::5/64", 3)]));
         world.kernel(list(KernelKind::Routes, vec![connected("172.18.0.0/16", 2), connected("fd00::/64", 3)]));
         world
     }
@@ -71,6 +94,23 @@ impl World {
         let change = ClusterChange::Node(name.parse().unwrap(), row);
         self.observed.apply(Change::Cluster(cluster.parse().unwrap(), vec![change]), Timestamp::UNIX_EPOCH);
         self.derive();
+    }
+
+    fn accept(&mut self, cluster: &str, pod_cidrs: &[&str]) {
+        let pod_cidrs = pod_cidrs.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        let accept = Accept { pod_cidrs, node_cidrs: vec!["0.0.0.0/0".parse().unwrap()] };
+        let change = Change::Cluster(cluster.parse().unwrap(), vec![ClusterChange::Accept(accept)]);
+        self.observed.apply(change, Timestamp::UNIX_EPOCH);
+        self.derive();
+    }
+
+    /// Refused prefixes as `prefix of cluster/node: reason`, the reason up to its advice.
+    fn conflicts(&self) -> Vec<String> {
+        let line = |((prefix, node), conflict): (&(IpNet, TargetKey), &Arc<Conflict>)| {
+            let text = conflict.to_string();
+            format!("{prefix} of {node}: {}", text.split(';').next().unwrap_or_default())
+        };
+        self.desired.conflicts.iter().map(line).collect()
     }
 
     fn derive(&mut self) {
@@ -172,7 +212,8 @@ fn a_prefix_of_two_clusters_is_a_conflict_until_the_owner_leaves() {
     world.node("east", "b", node(2, &["172.18.0.3"], &["10.1.0.0/16"]));
     assert_eq!(world.routes(), ["10.1.0.0/24 via 172.18.0.7%2"]);
     let (key, conflict) = world.desired.conflicts.iter().next().unwrap();
-    assert_eq!((key.1.to_string().as_str(), conflict.owner.as_str()), ("east/b", "south"));
+    assert_eq!(key.1.to_string(), "east/b");
+    assert!(matches!(&conflict.cause, ConflictCause::Owned { owner, .. } if owner.as_str() == "south"), "{conflict}");
     world.node("south", "a", None);
     assert_eq!(world.routes(), ["10.1.0.0/16 via 172.18.0.3%2"]);
     assert!(world.desired.conflicts.is_empty());
@@ -198,4 +239,123 @@ fn a_link_or_route_nobody_is_behind_visits_no_node() {
     world.kernel(vec![connected("172.18.1.7/32", 7)]);
     assert_eq!(world.deriver.lookups(), before + 1);
     assert!(world.routes().contains(&"10.1.7.0/24 via 172.18.1.7%7".to_owned()));
+}
+
+#[test]
+fn a_prefix_that_would_take_the_underlay_away_is_refused() {
+    let inside = "lies inside 172.18.0.0/16, a network this node is connected to";
+    let cases = [
+        ("172.18.0.0/16", "is 172.18.0.0/16, a network this node is connected to"),
+        ("172.18.128.0/17", inside),
+        ("172.18.0.3/32", inside),
+        // Beyond the connected networks: reached by the default route, which is less specific.
+        ("192.168.7.0/24", "contains 192.168.7.1, a gateway of this node"),
+        ("192.168.8.0/24", "contains 192.168.8.4, the address of node west/far"),
+        ("192.168.9.0/24", "contains 192.168.9.3, the address of node east/beyond"),
+        ("192.168.0.0/16", "contains 192.168.7.1, a gateway of this node"),
+        // The network's own route is more specific.
+        ("192.168.192.0/19", ""),
+        // A host route to the node is as well.
+        ("198.51.100.0/24", ""),
+        // Of another remote cluster, which could otherwise have any prefix refused.
+        ("203.0.113.0/24", ""),
+        ("10.1.0.0/24", ""),
+        ("fd00::/64", "is fd00::/64, a network this node is connected to"),
+        ("fd00:0:0:0:8000::/65", "lies inside fd00::/64, a network this node is connected to"),
+        ("fd00::/16", ""),
+    ];
+    for (prefix, reason) in cases {
+        let mut world = World::new();
+        world.kernel(vec![via("0.0.0.0/0", "172.18.0.1", 2), via("10.9.0.0/16", "192.168.7.1", 2)]);
+        world.kernel(vec![via("198.51.100.7/32", "172.18.0.1", 2)]);
+        world.kernel(vec![address("192.168.200.5/24", 3), connected("192.168.200.0/24", 3)]);
+        world.accept("east", &["0.0.0.0/0", "::/0"]);
+        world.node("west", "far", node(1, &["192.168.8.4", "198.51.100.7"], &[]));
+        world.node("east", "beyond", node(2, &["192.168.9.3"], &[]));
+        world.node("south", "a", node(3, &["203.0.113.5"], &[]));
+        world.node("east", "cp", node(2, &["172.18.0.3", "fd00::3"], &[prefix, "10.7.0.0/24"]));
+        let (route, refused) = (world.routes(), world.conflicts());
+        assert!(route.contains(&"10.7.0.0/24 via 172.18.0.3%2".to_owned()), "{prefix}: {route:?}");
+        let prefix: IpNet = prefix.parse().unwrap();
+        if reason.is_empty() {
+            assert_eq!((route.len(), refused.len()), (2, 0), "{prefix}: {refused:?}");
+        } else {
+            assert_eq!((route.len(), refused), (1, vec![format!("{prefix} of east/cp: prefix {reason}")]));
+        }
+    }
+}
+
+#[test]
+fn a_prefix_recovers_with_the_reason_of_its_refusal() {
+    let mut world = World::new();
+    world.deriver.settle();
+    world.node("east", "cp", node(2, &["172.18.0.3"], &["192.168.7.0/24"]));
+    let route = ["192.168.7.0/24 via 172.18.0.3%2"];
+    assert_eq!(world.routes(), route);
+
+    world.kernel(vec![address("192.168.0.4/16", 3)]);
+    // The network is on two links: it is there until both have lost it.
+    world.kernel(vec![address("192.168.0.5/16", 2)]);
+    world.accept("east", &["0.0.0.0/0"]);
+    assert_eq!(world.conflicts().len(), 1);
+    assert_eq!((world.routes().len(), world.desired.targets.len()), (0, 0));
+    world.kernel(vec![without(address("192.168.0.4/16", 3))]);
+    assert_eq!(world.conflicts().len(), 1);
+    world.kernel(vec![without(address("192.168.0.5/16", 2))]);
+    assert_eq!((world.conflicts().len(), world.routes()), (0, route.map(str::to_owned).to_vec()));
+
+    world.kernel(vec![via("0.0.0.0/0", "192.168.7.1", 2)]);
+    assert!(world.conflicts()[0].contains("192.168.7.1, a gateway"), "{:?}", world.conflicts());
+    world.kernel(vec![connected("192.168.7.1/32", 2)]);
+    assert_eq!((world.conflicts().len(), world.routes()), (0, route.map(str::to_owned).to_vec()));
+    world.kernel(vec![without(connected("192.168.7.1/32", 2))]);
+    assert_eq!(world.conflicts().len(), 1);
+    world.kernel(vec![without(via("0.0.0.0/0", "192.168.7.1", 2))]);
+    assert_eq!(world.conflicts().len(), 0);
+
+    world.kernel(vec![via("0.0.0.0/0", "172.18.0.1", 2)]);
+    world.node("west", "n", node(1, &["192.168.7.9"], &[]));
+    assert!(world.conflicts()[0].contains("node west/n"), "{:?}", world.conflicts());
+    // What is refused stands in nobody's way.
+    world.node("south", "a", node(3, &["172.18.0.7"], &["192.168.7.128/25"]));
+    assert_eq!(world.routes(), ["192.168.7.128/25 via 172.18.0.7%2"]);
+    world.node("south", "a", None);
+    world.node("west", "n", node(1, &["172.18.0.9"], &[]));
+    assert_eq!((world.conflicts().len(), world.routes()), (0, route.map(str::to_owned).to_vec()));
+    world.node("east", "cp", None);
+    assert!(world.deriver.claimants.iter().next().is_none() && world.deriver.barred.is_empty());
+}
+
+#[test]
+fn workloads_in_the_node_network_need_an_entry_that_names_a_part_of_it() {
+    let mut world = World::new();
+    world.node("east", "cp", node(2, &["172.18.0.3"], &["172.18.64.0/24"]));
+    let route = ["172.18.64.0/24 via 172.18.0.3%2"].map(str::to_owned).to_vec();
+    assert_eq!(world.routes(), route, "remembered, and its list is not known yet");
+    for (list, fine) in [
+        (["172.18.64.0/18"], true),
+        (["172.16.0.0/12"], false),
+        (["172.18.64.0/24"], true),
+        (["172.18.0.0/16"], false),
+        (["172.18.0.0/17"], true),
+    ] {
+        world.accept("east", &list);
+        assert_eq!(world.routes() == route, fine, "{list:?}: {:?}", world.conflicts());
+    }
+    // The whole network is never a PodCIDR, and what is in use by nodes is none either.
+    world.accept("east", &["172.18.0.0/17"]);
+    world.node("south", "a", node(3, &["172.18.64.7"], &[]));
+    assert!(world.conflicts()[0].contains("contains 172.18.64.7, the address of node south/a"));
+    world.node("south", "a", None);
+    // Our own cluster has no list.
+    world.node("west", "n", node(1, &["172.18.0.9"], &["172.18.65.0/24", "172.18.66.0/24"]));
+    assert_eq!(world.routes().len(), 3);
+}
+
+#[test]
+fn a_route_of_a_tunnel_through_the_prefix_itself_is_no_reason() {
+    let mut world = World::new();
+    world.kernel(vec![via("10.42.1.0/24", "10.42.1.0", 2)]);
+    world.node("west", "n", node(1, &["172.18.0.9"], &["10.42.1.0/24"]));
+    assert_eq!((world.routes().len(), world.conflicts().len()), (1, 0));
 }

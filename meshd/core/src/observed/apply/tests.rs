@@ -116,7 +116,7 @@ fn a_narrower_accept_list_drops_what_no_longer_fits() {
     );
     let accept = Accept { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], node_cidrs: vec![] };
     let touched = apply(&mut observed, vec![ClusterChange::Accept(accept)]);
-    assert_eq!(touched.nodes, [(cluster(), node("b"))].into());
+    assert_eq!(touched.nodes, [(cluster(), node("a")), (cluster(), node("b"))].into());
     assert_eq!(observed.clusters[&cluster()].nodes.len(), 1);
 }
 
