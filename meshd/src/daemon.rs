@@ -158,7 +158,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         metric: config.routing.metric,
         nexthop_objects: config.routing.nexthop_objects,
     };
-    let (routes, routes_handle, settled) = Routes::new(options, kernel, events, snapshots_rx.clone(), problems.clone());
+    let (routes, routes_handle, settled) =
+        Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
     let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));

@@ -267,14 +267,16 @@ impl Disk {
         configured: &BTreeSet<ClusterName>,
         now: Timestamp,
     ) -> Result<Loaded, StateError> {
+        let (owners, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            content.owners.into_iter().partition(|(_, owner)| configured.contains(owner));
         let mut loaded = Loaded {
-            owners: content.owners,
+            owners,
+            left_over: others.into_keys().collect(),
             known_ids: content.known_ids,
             identities: content.identities,
             store_id: content.store_id,
             ..Loaded::default()
         };
-        loaded.owners.retain(|_, owner| configured.contains(owner));
         loaded.known_ids.retain(|name, _| configured.contains(name));
         for (cluster, mut changes) in content.rows {
             if configured.contains(&cluster) {

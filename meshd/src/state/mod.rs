@@ -52,6 +52,8 @@ pub struct Loaded {
     pub observed: Observed,
     /// Which cluster owns which prefix.
     pub owners: BTreeMap<IpNet, ClusterName>,
+    /// Prefixes whose owner is no longer configured: nobody will say any more that they are gone.
+    pub left_over: BTreeSet<IpNet>,
     /// Id of each cluster.
     pub known_ids: BTreeMap<ClusterName, ClusterId>,
     /// Labels and their numbers.

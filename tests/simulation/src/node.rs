@@ -94,6 +94,8 @@ pub(crate) struct Life {
     pub(crate) dump_asked: bool,
     pub(crate) dumped: bool,
     first_half: Vec<Note>,
+    /// Prefixes of clusters it stopped reading while it was down.
+    left_over: Vec<IpNet>,
     deriver: RouteDeriver,
     settle_at: Duration,
     claims: BTreeMap<ClusterId, usize>,
@@ -186,6 +188,9 @@ impl Node {
         }
         let table = TableId(MAIN_TABLE);
         let options = PlannerOptions { table, metric: Metric(ROUTE_METRIC), nexthop_objects: self.index % 5 != 4 };
+        let is_read = |owner: &ClusterName| self.configured.iter().any(|cluster| cluster_name(*cluster) == *owner);
+        let (owners, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            self.memory.owners.clone().into_iter().partition(|(_, owner)| is_read(owner));
         self.life = Some(Life {
             observed,
             desired: Desired::default(),
@@ -199,7 +204,8 @@ impl Node {
             dump_asked: false,
             dumped: false,
             first_half: Vec::new(),
-            deriver: RouteDeriver::new(local, self.memory.owners.clone()),
+            left_over: others.into_keys().collect(),
+            deriver: RouteDeriver::new(local, owners),
             settle_at: now + SETTLE_AFTER,
             claims: BTreeMap::new(),
         });
@@ -285,6 +291,7 @@ impl Node {
         }
         let complete = complete || sabotage == Some(Sabotage::PruneUnheard);
         life.planner.set_desired(&life.desired, complete);
+        life.planner.retire(std::mem::take(&mut life.left_over));
         for turn in 0.. {
             let (mut actions, wake) = life.planner.plan(steady(now));
             round.wake =

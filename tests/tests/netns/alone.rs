@@ -165,16 +165,32 @@ const EAST_RECORDS: [(&str, &str); 3] = [
     ),
 ];
 
-/// A store of the remote cluster in the namespace of the calling thread; it ends with the runtime.
+/// A second remote cluster.
+const NORTH: &str = "127.0.0.1:4379";
+const NORTH_RECORDS: [(&str, &str); 3] = [
+    ("cilium/.heartbeat", "2026-01-01T00:00:00Z"),
+    ("cilium/cluster-config/north", r#"{"id":3,"capabilities":{}}"#),
+    (
+        "cilium/state/nodes/v1/north/n",
+        r#"{"Name":"n","Cluster":"north","ClusterID":3,"IPAddresses":[{"Type":"InternalIP","IP":"192.0.2.8"}],
+            "IPv4AllocCIDR":{"IP":"10.9.0.0","Mask":"////AA=="}}"#,
+    ),
+];
+
 fn east() -> runtime::Runtime {
+    store(EAST, &EAST_RECORDS)
+}
+
+/// A store of a remote cluster in the namespace of the calling thread; it ends with the runtime.
+fn store(address: &'static str, records: &[(&str, &str)]) -> runtime::Runtime {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (store, _) = Store::open(StoreOptions::default()).expect("a store in memory");
-        let listener = TcpListener::bind(EAST).await.expect("a port");
+        let listener = TcpListener::bind(address).await.expect("a port");
         tokio::spawn(async move { store.serve(listener, None, std::future::pending()).await });
     });
-    for (key, value) in EAST_RECORDS {
-        shell(&format!("ETCDCTL_API=3 etcdctl --endpoints http://{EAST} put -- {key} '{value}'"));
+    for (key, value) in records {
+        shell(&format!("ETCDCTL_API=3 etcdctl --endpoints http://{address} put -- {key} '{value}'"));
     }
     runtime
 }
@@ -271,6 +287,43 @@ fn a_prefix_inside_our_own_network_is_refused_as_long_as_it_is_ours() {
         shell("ip address del 10.200.0.1/16 dev two");
         daemon.until("both routes again", || is_fine(&daemon.status()));
         assert_eq!(routes(), "10.1.0.0/24 10.200.0.0/24\n");
+    });
+}
+
+#[test]
+fn routes_of_a_removed_cluster_go_although_another_one_is_silent() {
+    in_namespace(|| {
+        let peer = |name: &str, address: &str| {
+            format!(
+                "- cluster: {name}
+  endpoints: [\"http://{address}\"]
+  accept: {{pod_cidrs: [10.0.0.0/8], node_cidrs: [192.0.2.0/24]}}
+"
+            )
+        };
+        let (east_peer, north_peer) = (peer("east", EAST), peer("north", NORTH));
+        let _east = east();
+        let north = store(NORTH, &NORTH_RECORDS);
+        let mut daemon = Daemon::start(&format!("peers:\n{north_peer}{east_peer}"), |_| {});
+        let routes = || shell("ip -o route show proto 77 | cut -d' ' -f1 | xargs");
+        let both = "10.1.0.0/24 10.9.0.0/24\n";
+        daemon.until("both routes", || routes() == both && daemon.status()["health"] == "ok");
+        daemon.stop();
+
+        // Nobody was there to hear that east is gone, and north cannot say that its route is still wanted.
+        north.shutdown_background();
+        let path = daemon.path("meshd.yaml");
+        let text = fs::read_to_string(&path).expect("a configuration").replace(&east_peer, "");
+        fs::write(&path, text).expect("written");
+        assert_eq!(routes(), both);
+        daemon.start_again();
+        daemon.until("the route of east goes", || routes() == "10.9.0.0/24\n");
+        let is_silent = |status: &Value| {
+            let peer = status["peers"].as_array().and_then(|peers| peers.first()).cloned().unwrap_or_default();
+            peer["cluster"] == "north" && peer["ready"] == false && status["routes"]["installed"] == 1
+        };
+        daemon.until("north is silent", || is_silent(&daemon.status()));
+        assert_eq!(routes(), "10.9.0.0/24\n");
     });
 }
 

@@ -132,6 +132,15 @@ impl RoutePlanner {
         }
     }
 
+    /// Says that routes to `prefixes` were for clusters that are no longer configured: unless somebody wants them now, they
+    /// may go without waiting for every source. Comes after the first [`Self::set_desired`].
+    pub fn retire(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
+        if !self.prune_all {
+            let desired = &self.desired.routes;
+            self.retired.extend(prefixes.into_iter().filter(|prefix| !desired.contains(prefix)));
+        }
+    }
+
     /// Takes over what the kernel said, in its order.
     pub fn observe(&mut self, change: ActualChange) {
         match change {

@@ -8,7 +8,11 @@
 pub mod actual;
 pub mod ops;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -129,12 +133,15 @@ pub struct Routes {
     in_flight: VecDeque<Round>,
     settled: watch::Sender<bool>,
     withdrawn: bool,
+    /// Prefixes of clusters that were removed while nobody ran, until the first snapshot says what is wanted now.
+    left_over: BTreeSet<IpNet>,
     /// The snapshot that is planned has the links and routes of this node.
     local_known: bool,
 }
 
 impl Routes {
-    /// A reconciler and the handle to ask it; `settled` tells when actual matched desired for the first time
+    /// A reconciler and the handle to ask it; `left_over` are prefixes that clusters had in the previous run which are no
+    /// longer configured, `settled` tells when actual matched desired for the first time
     /// with the local network known.
     #[must_use]
     pub fn new(
@@ -142,6 +149,7 @@ impl Routes {
         kernel: Arc<dyn KernelRoutes>,
         events: ActualEvents,
         snapshots: watch::Receiver<Arc<Snapshot>>,
+        left_over: BTreeSet<IpNet>,
         problems: Problems,
     ) -> (Self, RoutesHandle, watch::Receiver<bool>) {
         let (tx, questions) = mpsc::channel(QUESTIONS_MAX);
@@ -157,6 +165,7 @@ impl Routes {
             in_flight: VecDeque::new(),
             settled,
             withdrawn: false,
+            left_over,
             local_known: false,
         };
         (routes, RoutesHandle(tx), is_settled)
@@ -172,6 +181,7 @@ impl Routes {
                     if changed.is_err() { return }
                     let snapshot = self.snapshots.borrow_and_update().clone();
                     self.planner.set_desired(&snapshot.desired, snapshot.complete);
+                    self.planner.retire(std::mem::take(&mut self.left_over));
                     self.local_known = snapshot.local_known;
                 }
                 batch = self.events.recv() => {

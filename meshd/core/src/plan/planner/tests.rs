@@ -267,6 +267,27 @@ fn left_over_routes_wait_until_everybody_was_heard() {
 }
 
 #[test]
+fn left_over_routes_of_clusters_that_are_gone_do_not_wait() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    for prefix in ["10.1.0.0/24", "10.1.1.0/24", "10.2.0.0/24"] {
+        want(&mut desired, prefix, "a");
+    }
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    let mut restarted = start(&kernel, true);
+    desired.routes.remove(&"10.1.0.0/24".parse().unwrap());
+    desired.routes.remove(&"10.2.0.0/24".parse().unwrap());
+    restarted.set_desired(&desired, false);
+    // One of the two that are known to be left over is wanted by somebody else now.
+    restarted.retire(["10.1.0.0/24", "10.1.1.0/24"].map(|prefix| prefix.parse().unwrap()));
+    assert_eq!(settle(&mut restarted, &mut kernel, at(0)), ["delete route 10.1.0.0/24 metric 77"]);
+    assert_eq!(settle(&mut restarted, &mut kernel, at(60)), [""; 0], "whose the other is nobody knows yet");
+}
+
+#[test]
 fn drift_is_repaired() {
     let (mut kernel, mut planner, _desired) = installed();
     let key = *kernel.routes.keys().next().unwrap();
