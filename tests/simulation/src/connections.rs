@@ -184,7 +184,7 @@ impl World {
             Answer::Connected => Input::Connected,
             Answer::Lost(reason) => Input::Lost(reason.into()),
             Answer::Page { target, header, more, rows, .. } => {
-                Input::Page { target, header, records: records(rows), more }
+                Input::Page { target, header, count: rows.len(), records: records(rows), more }
             }
             Answer::ListCompacted(target) => Input::ListCompacted(target),
             Answer::Watching(target, header) => Input::Watching(target, header),

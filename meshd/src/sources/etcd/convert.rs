@@ -37,6 +37,7 @@ pub(super) fn page(target: Target, answer: Result<PbRangeResponse, RpcFailure>) 
         Ok(answer) => Input::Page {
             target,
             header: header(answer.header.as_ref()),
+            count: usize::try_from(answer.count).unwrap_or(0),
             more: answer.more,
             records: answer.kvs.into_iter().map(written).collect(),
         },

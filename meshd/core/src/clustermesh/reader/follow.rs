@@ -58,7 +58,7 @@ pub(super) enum PageStep {
     Unasked,
     /// It cannot be part of an ordered list of this range.
     Disordered,
-    /// With it the list has more than [`LIST_RECORDS_MAX`] records.
+    /// The list has more than [`LIST_RECORDS_MAX`] records.
     TooMany,
     /// It fits.
     Fits {
@@ -101,16 +101,22 @@ impl Follow {
         Some(self.begin())
     }
 
-    /// Checks the page that has come: keys inside the range, ascending, and more only after at least one key.
+    /// Checks the page that has come: keys inside the range, ascending, and more only after at least one key. `count` is
+    /// what the store counts from the first key of this page on.
     pub(super) fn check_page<'a>(
         &mut self,
         revision: i64,
         keys: impl Iterator<Item = &'a [u8]>,
+        count: usize,
         more: bool,
     ) -> PageStep {
         let single = self.end.is_empty();
         let List::Running { pinned, next, records } = &mut self.list else { return PageStep::Unasked };
         let first = pinned.is_none();
+        // The first page tells how long the list is, so that nobody has to read it to the end to know.
+        if records.saturating_add(count) > LIST_RECORDS_MAX {
+            return PageStep::TooMany;
+        }
         let mut last: Option<&[u8]> = None;
         for key in keys {
             let above = last.map_or(key >= next.as_slice(), |last| key > last);
@@ -202,7 +208,7 @@ mod tests {
     }
 
     fn page(follow: &mut Follow, keys: &[&str], more: bool) -> PageStep {
-        follow.check_page(5, keys.iter().map(|key| key.as_bytes()), more)
+        follow.check_page(5, keys.iter().map(|key| key.as_bytes()), keys.len(), more)
     }
 
     #[test]
@@ -245,6 +251,20 @@ mod tests {
         assert_eq!(page(&mut follow, &["a/4"], true), PageStep::TooMany);
         follow.begin();
         assert_eq!(page(&mut follow, &["a/1"], true), PageStep::Fits { first: true }, "every list counts anew");
+    }
+
+    #[test]
+    fn what_the_store_counts_is_believed_when_it_is_too_much() {
+        let counted =
+            |follow: &mut Follow, key: &str, count| follow.check_page(5, std::iter::once(key.as_bytes()), count, true);
+        let mut follow = follow();
+        follow.begin();
+        assert_eq!(counted(&mut follow, "a/1", LIST_RECORDS_MAX + 1), PageStep::TooMany);
+        follow.begin();
+        assert_eq!(counted(&mut follow, "a/1", LIST_RECORDS_MAX), PageStep::Fits { first: true });
+        // Later pages count what is left.
+        assert_eq!(counted(&mut follow, "a/2", LIST_RECORDS_MAX - 1), PageStep::Fits { first: false });
+        assert_eq!(counted(&mut follow, "a/3", LIST_RECORDS_MAX - 1), PageStep::TooMany);
     }
 
     #[test]

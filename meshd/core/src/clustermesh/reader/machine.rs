@@ -21,6 +21,8 @@ use crate::{
 
 /// A connection that lasted this many times the longest pause has earned short pauses again.
 const STEADY_FACTOR: u32 = 4;
+/// Longest pause before a list that was too long is asked for again. A store that does not count makes us read it all.
+const TOO_MANY_RETRY_MAX: Duration = Duration::from_secs(3_600);
 
 /// Reads one cluster; see the [module](super).
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub struct Reader {
     told: Option<Arc<PeerRow>>,
     backoff: Backoff,
     config_backoff: Backoff,
+    /// Ranges whose last list was too long.
+    too_many: BTreeMap<Target, Backoff>,
     connected_before: bool,
 }
 
@@ -75,6 +79,7 @@ impl Reader {
             told: None,
             backoff,
             config_backoff,
+            too_many: BTreeMap::new(),
             connected_before: false,
         }
     }
@@ -156,9 +161,9 @@ impl Reader {
         match input {
             Input::Connected => Ok(()),
             Input::Lost(reason) => Err(Ended(reason)),
-            Input::Page { target, header, records, more } => {
+            Input::Page { target, header, records, count, more } => {
                 self.latch(session, header, now)?;
-                self.page(session, target, header, &records, more, now, out)
+                self.page(session, target, header, &records, count, more, now, out)
             }
             Input::ListCompacted(target) | Input::WatchCompacted(target) => {
                 self.compacted(session, target, now, out);
@@ -228,16 +233,21 @@ impl Reader {
         target: Target,
         header: Header,
         records: &[Record],
+        count: usize,
         more: bool,
         now: Now,
         out: &mut Output,
     ) -> Result<(), Ended> {
         let Some(follow) = session.follows.get_mut(&target) else { return Ok(()) };
-        let first = match follow.check_page(header.revision, records.iter().map(|r| r.key.as_slice()), more) {
+        let first = match follow.check_page(header.revision, records.iter().map(|r| r.key.as_slice()), count, more) {
             PageStep::Unasked => return Ok(()),
             PageStep::Disordered => return Err(Ended(problem::disordered(&self.settings, target))),
             PageStep::TooMany => {
-                self.refused(session, target, problem::too_many(&self.settings, target), now, out);
+                let (min, seed) = (self.settings.timers.refused_retry, self.settings.seed);
+                let backoff = || Backoff::new(min, TOO_MANY_RETRY_MAX, seed);
+                let pause = self.too_many.entry(target).or_insert_with(backoff).next();
+                let reason = problem::too_many(&self.settings, target);
+                self.refused_for(session, target, reason, pause, now, out);
                 return Ok(());
             }
             PageStep::Fits { first } => first,
@@ -270,6 +280,7 @@ impl Reader {
 
     /// A list is complete.
     fn listed(&mut self, session: &mut Session, target: Target, now: Now, out: &mut Output) {
+        self.too_many.remove(&target);
         if let Some(follow) = session.follows.get_mut(&target) {
             out.commands.extend(follow.finish(now.elapsed));
         }
@@ -402,7 +413,19 @@ impl Reader {
     }
 
     fn refused(&mut self, session: &mut Session, target: Target, reason: Arc<str>, now: Now, out: &mut Output) {
-        let retry_at = now.elapsed + self.settings.timers.refused_retry;
+        self.refused_for(session, target, reason, self.settings.timers.refused_retry, now, out);
+    }
+
+    fn refused_for(
+        &mut self,
+        session: &mut Session,
+        target: Target,
+        reason: Arc<str>,
+        pause: Duration,
+        now: Now,
+        out: &mut Output,
+    ) {
+        let retry_at = now.elapsed + pause;
         let Some(follow) = session.follows.get_mut(&target) else { return };
         if follow.list == List::Idle {
             return;

@@ -232,6 +232,8 @@ pub enum Input {
         header: Header,
         /// The records in key order.
         records: Vec<Record>,
+        /// How many records the store counts from the first key asked for to the end of the range.
+        count: usize,
         /// There are more.
         more: bool,
     },

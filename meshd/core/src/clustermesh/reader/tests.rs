@@ -62,8 +62,8 @@ impl Bench {
     }
 
     fn page(&mut self, target: Target, records: &[(&str, &[u8])], more: bool) -> Output {
-        let records = records.iter().map(|(key, value)| written(key, value)).collect();
-        self.give(Input::Page { target, header: self.header(), records, more })
+        let records: Vec<Record> = records.iter().map(|(key, value)| written(key, value)).collect();
+        self.give(Input::Page { target, header: self.header(), count: records.len(), records, more })
     }
 
     fn events(&mut self, target: Target, records: Vec<Record>) -> Output {
@@ -633,7 +633,7 @@ fn a_list_without_end_is_given_up_and_tried_again() {
     bench.page(identities, &[(&key(0), b"k8s:a=b;")], true);
     // What would be many pages, in one: it is counted before it is read.
     let records = (1..=LIST_RECORDS_MAX).map(|n| written(&key(n), b"")).collect();
-    let out = bench.give(Input::Page { target: identities, header: bench.header(), records, more: true });
+    let out = bench.give(Input::Page { target: identities, header: bench.header(), count: 0, records, more: true });
     assert_eq!(rows(&out), ["ListAbort(Identities)"]);
     assert!(out.commands.is_empty(), "no page more: {:?}", out.commands);
     let problem = bench.problem();
@@ -643,6 +643,47 @@ fn a_list_without_end_is_given_up_and_tried_again() {
     assert_eq!(lists(&out), [identities]);
     bench.page(identities, &[], false);
     assert_eq!((bench.problem(), bench.reader.row().is_ready()), ("", true));
+}
+
+/// Only the first page is read, and every look comes later than the one before.
+#[test]
+fn a_list_that_the_store_counts_as_too_long_is_looked_at_less_and_less_often() {
+    let identities = Target::Records(Kind::Identities);
+    let mut bench = Bench::ready(settings());
+    for target in Target::ALL {
+        bench.give(Input::Watching(target, bench.header()));
+    }
+    bench.give(Input::WatchCompacted(identities));
+    let first_page = |bench: &Bench| Input::Page {
+        target: identities,
+        header: bench.header(),
+        records: vec![written("cilium/state/identities/v1/id/0000001", b"")],
+        count: LIST_RECORDS_MAX + 1,
+        more: true,
+    };
+    let second = Duration::from_secs(1);
+    let mut nominal = 15;
+    for _ in 0..12 {
+        let out = bench.give(first_page(&bench));
+        assert!(out.commands.is_empty() && rows(&out).is_empty(), "{:?}", out.commands);
+        let problem = bench.problem();
+        assert!(problem.starts_with("failed to read identities of east: the list has more than 2000000 "), "{problem}");
+        let mut waited = 0;
+        while lists(&bench.pass(second)).is_empty() {
+            waited += 1;
+            // Everything else lives on.
+            bench.events(Target::Heartbeat, vec![written(".", b"")]);
+        }
+        assert!((nominal / 2 - 1..=nominal).contains(&waited), "{waited} s instead of {nominal} s");
+        nominal = (2 * nominal).min(3_600);
+    }
+    bench.page(identities, &[], false);
+    assert_eq!((bench.problem(), bench.reader.row().is_ready()), ("", true));
+    // What was complete once starts with the short pause again.
+    bench.give(Input::Watching(identities, bench.header()));
+    bench.give(Input::WatchCompacted(identities));
+    bench.give(first_page(&bench));
+    assert_eq!(lists(&bench.pass(Duration::from_secs(16))), [identities]);
 }
 
 #[test]
@@ -692,8 +733,8 @@ fn every_input_in_every_state() {
         inputs.push(Input::Claimed(Err("north".parse().unwrap())));
         for target in Target::ALL {
             for more in [false, true] {
-                inputs.push(Input::Page { target, header, records: Vec::new(), more });
-                inputs.push(Input::Page { target, header, records: vec![written("zzz", b"x")], more });
+                inputs.push(Input::Page { target, header, records: Vec::new(), count: 0, more });
+                inputs.push(Input::Page { target, header, records: vec![written("zzz", b"x")], count: 1, more });
             }
             inputs.push(Input::ListCompacted(target));
             inputs.push(Input::PageTooLarge(target));
