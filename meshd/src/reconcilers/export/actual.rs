@@ -50,8 +50,10 @@ pub(super) struct Follower {
     election: Option<String>,
     /// Holder of the election key, when it was readable: name and lease.
     pub(super) elected: Option<(String, i64)>,
-    /// Why the election key cannot be read.
+    /// Why the election key cannot be read or written.
     pub(super) election_refused: Option<String>,
+    /// The election key is watched.
+    election_followed: bool,
 }
 
 /// Answer of a whole list.
@@ -96,7 +98,9 @@ impl Follower {
         }
         let (sender, stream) = open_watches(&client, watches).await?;
         let store_id = store_id.unwrap_or_default();
-        let follower = Self { client, ranges, sender, stream, store_id, election, elected, election_refused };
+        let election_followed = election_refused.is_none();
+        let follower =
+            Self { client, ranges, sender, stream, store_id, election, elected, election_refused, election_followed };
         Ok((follower, actual))
     }
 
@@ -113,6 +117,13 @@ impl Follower {
             match list(&self.client, range).await {
                 Ok(listed) => {
                     check_store_id(self.store_id, listed.store_id)?;
+                    if range.optional && !self.election_followed {
+                        return Err(SessionEnd::lost("the election key may be read now, connecting anew to follow it"));
+                    }
+                    if range.optional {
+                        // Whether it may be written is found out by trying again.
+                        self.election_refused = None;
+                    }
                     for kv in listed.records {
                         take_in(&mut actual, scope, desired, self.election.as_deref(), &mut elected, kv, false);
                     }
@@ -165,6 +176,7 @@ impl Follower {
             let reason = cancel_reason(&message.cancel_reason);
             if range.is_some_and(|range| range.optional) {
                 self.election_refused = Some(reason);
+                self.election_followed = false;
                 return Ok(true);
             }
             return Err(SessionEnd::Refused(reason));

@@ -224,6 +224,8 @@ struct Session {
     follower: Follower,
     actual: Actual,
     election: Election,
+    /// The host of the store writes for the cluster; nobody is elected.
+    is_hosted: bool,
     collector: Collector,
     due: Due,
 }
@@ -389,9 +391,10 @@ impl<M: ExportMemory> Exporter<M> {
             self.leases.adopt(&client, lease).await?;
         }
         self.problems.clear(COMPONENT);
+        let is_hosted = follower.election_refused.is_some() && writer::is_embedded(&client).await;
         let election = Election::new(self.role, &own.cluster);
         let due = Due::new(&self.timers, self.role);
-        Ok(Session { client, scope, follower, actual, election, collector: Collector::default(), due })
+        Ok(Session { client, scope, follower, actual, election, is_hosted, collector: Collector::default(), due })
     }
 
     /// Whether canaries must wait in this store.
@@ -608,6 +611,9 @@ impl<M: ExportMemory> Exporter<M> {
             return Some(refused.to_string());
         }
         let own = self.own.borrow();
+        if let Some(reason) = session.follower.election_refused.as_ref().filter(|_| !session.is_hosted) {
+            return Some(writer::not_electable(&own.cluster, reason));
+        }
         // Settling for a moment is no problem; missing nodes are.
         let (_, withhold) = self.withhold.as_ref().filter(|(_, withhold)| withhold.awaits_nodes())?;
         let is_writer = session.election.is_writer(&own.node, &session.follower);

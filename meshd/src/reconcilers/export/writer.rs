@@ -2,7 +2,8 @@
 //!
 //! The host of the embedded store is the writer and needs no election. With a store of its own the nodes elect one: who
 //! holds the key below [`ELECTION_PREFIX`], on a lease of 25 seconds, is the writer. A node whose role may not write that key
-//! never is; with a sibling's embedded store that is as it should be.
+//! never is: with a sibling's embedded store that is as it should be, with any other store it is a problem to be told, because
+//! nobody takes over when the others are gone.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -11,10 +12,11 @@ use meshd_core::{
     clustermesh::{Key, Keyspace, export::Actual},
     id::{ClusterName, NodeName, NumericIdentity},
 };
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{
-    actual::{Follower, used_identities},
+    actual::{CALL_TIMEOUT, Follower, used_identities},
     ops::{self, Write},
 };
 use crate::store::RpcFailure;
@@ -43,6 +45,24 @@ impl WriterRole {
             Self::Elected => Some(format!("{ELECTION_PREFIX}{cluster}")),
         }
     }
+}
+
+/// True for a sibling's embedded store, whose host writes without an election. Its member has no peer URLs, which a member of
+/// an etcd cannot be without; a store that does not answer the question is no sibling's.
+pub(super) async fn is_embedded(client: &Client) -> bool {
+    let mut cluster = client.cluster_client();
+    match timeout(CALL_TIMEOUT, cluster.member_list()).await {
+        Ok(Ok(answer)) => !answer.members().is_empty() && answer.members().iter().all(|m| m.peer_urls().is_empty()),
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+/// Why a node that cannot be elected is a problem, and what to do.
+pub(super) fn not_electable(cluster: &ClusterName, reason: &str) -> String {
+    format!(
+        "this node cannot be elected to write heartbeat, cluster-config and canaries when the others are gone: \
+         {ELECTION_PREFIX}{cluster}: {reason}; give the role readwrite on the prefix meshd/, see the guide for a real etcd"
+    )
 }
 
 /// Our part in the election.
@@ -104,7 +124,7 @@ impl Election {
             Ok(None) => Ok(()),
             Err(RpcFailure::Refused(reason)) => {
                 if !std::mem::replace(&mut self.refused, true) {
-                    info!(reason, "this node may not be elected, another one writes for the cluster");
+                    info!(reason, "this node may not be elected");
                 }
                 follower.election_refused = Some(reason);
                 Ok(())

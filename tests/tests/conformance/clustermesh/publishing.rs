@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_client::{Client, GetOptions};
+use etcd_client::{Client, GetOptions, Permission, PermissionType, UserAddOptions};
 use meshd::{
     lifecycle::Problems,
     reconcilers::export::{ExportHandle, ExportMemory, ExportStatus, ExportTimers, Exporter, Remembered, WriterRole},
@@ -362,6 +362,54 @@ async fn without_the_store_known_labels_keep_their_number_and_new_ones_wait() {
     assert_eq!(publisher.identities().len(), 2);
     assert!(numbers.iter().all(|(labels, id)| publisher.identities().get(labels) == Some(id)));
     assert!(publisher.problems.list().is_empty(), "{:?}", publisher.problems.list());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_be_elected_says_so_until_its_role_allows_it() {
+    let pki = Pki::new();
+    let etcd = Etcd::start(&pki, "c1", &[]).await;
+    let mut root = etcd.root(&pki).await;
+    // What the guide gives a node, but for `meshd/`.
+    root.role_add("blind").await.unwrap();
+    for key in ["cilium/.heartbeat", "cilium/state/", "cilium/cluster-config/c1", "cilium/synced/c1/"] {
+        let permission = Permission::new(PermissionType::Readwrite, key).with_prefix();
+        root.role_grant_permission("blind", permission).await.unwrap();
+    }
+    root.user_add("blind", "", Some(UserAddOptions::new().with_no_pwd())).await.unwrap();
+    root.user_grant_role("blind", "blind").await.unwrap();
+
+    let start = |name, host, user, server| {
+        let timers = ExportTimers { relist: Duration::from_millis(500), ..ExportTimers::default() };
+        let address = pki.address(server, user);
+        Publisher::start_with(timers, state(name, host, &[]), address, WriterRole::Elected, Remembered::default())
+    };
+    let first = start("n1", 2, "node-c1", etcd.address);
+    first.wait("not elected", |status| status.writer).await;
+    let second = start("n2", 3, "blind", etcd.address);
+    let status = second.done().await;
+    assert!(!status.writer && first.problems.list().is_empty());
+    let [problem] = &second.problems.list()[..] else { panic!("{:?}", second.problems.list()) };
+    assert_eq!(problem.component, "export");
+    assert!(problem.message.contains("meshd/election/c1: permission denied"), "{problem:?}");
+    assert!(problem.message.contains("readwrite on the prefix meshd/"), "{problem:?}");
+
+    let permission = Permission::new(PermissionType::Readwrite, "meshd/").with_prefix();
+    root.role_grant_permission("blind", permission).await.unwrap();
+    let began = Instant::now();
+    while !second.problems.list().is_empty() {
+        assert!(began.elapsed() < DEADLINE, "{:?}", second.problems.list());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    first.task.abort();
+    root.delete("meshd/election/c1", None).await.unwrap();
+    second.wait("does not take over", |status| status.writer).await;
+
+    // In a sibling's embedded store the host writes, and nobody needs the right.
+    let (store, address) = embedded(&pki, "c1", &[], None).await;
+    let guest = start("n2", 3, "node-c1", address);
+    guest.done().await;
+    assert!(guest.problems.list().is_empty(), "{:?}", guest.problems.list());
+    store.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
