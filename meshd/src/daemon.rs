@@ -184,6 +184,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         routes: routes_handle.clone(),
         problems: problems.clone(),
         ready: settled.clone(),
+        own_store: own_store.clone(),
         drain: drain(routes_handle.clone(), export_handle),
         started,
     };

@@ -44,6 +44,18 @@ pub fn render(status: &StatusView) -> Result<String, fmt::Error> {
     gauge(&mut registry, "routes_installed_count", "Wanted routes the kernel holds", status.routes.installed);
     gauge(&mut registry, "routes_error_count", "Wanted routes in error", status.routes.errors);
 
+    if let Some(store) = &status.store {
+        gauge(&mut registry, "store_keys_count", "Keys of the embedded store", store.keys);
+        gauge(&mut registry, "store_connections_count", "Open connections of the embedded store", store.connections);
+        gauge(&mut registry, "store_watches_count", "Open watches of the embedded store", store.watches);
+        gauge(&mut registry, "store_answers_bytes", "Memory of answers that clients have not read", store.answer_bytes);
+        let waiting = "Requests that wait until other answers have been read";
+        gauge(&mut registry, "store_answers_waiting_count", waiting, store.answers_waiting);
+        let refused: Counter<u64, AtomicU64> = Counter::default();
+        refused.inc_by(store.answers_refused);
+        registry.register("store_answers_refused", "Requests that waited for that in vain", refused);
+    }
+
     let problems: Gauges<ProblemLabel> = Family::default();
     for problem in &status.problems {
         problems.get_or_create(&ProblemLabel { component: problem.component.clone() }).set(1);

@@ -35,6 +35,7 @@ use crate::{
     lifecycle::Problems,
     pipeline::Snapshot,
     reconcilers::routes::{Ended, RoutesHandle},
+    store::own::OwnStore,
 };
 
 /// Takes this node out of the mesh; given by whoever wires the daemon.
@@ -57,6 +58,8 @@ pub struct Api {
     pub problems: Problems,
     /// Becomes true when the node first did all its work.
     pub ready: watch::Receiver<bool>,
+    /// Where the own cluster publishes itself.
+    pub own_store: Arc<OwnStore>,
     /// `POST /v1/drain`
     pub drain: Drain,
     /// When the daemon started.
@@ -184,6 +187,7 @@ impl Api {
             },
             bgp: Default::default(),
             datapath: Default::default(),
+            store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: Some(self.started),
         })

@@ -51,12 +51,32 @@ pub struct StatusView {
     pub bgp: BgpCountsView,
     /// State of the eBPF datapath.
     pub datapath: DatapathView,
+    /// What clients of the embedded store hold, where this node serves one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreView>,
     /// Version of the daemon that answered.
     #[serde(default)]
     pub version: String,
     /// When the daemon started.
     #[serde(default)]
     pub started: Option<Timestamp>,
+}
+
+/// What the clients of the embedded store hold of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreView {
+    /// Keys.
+    pub keys: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Open watches.
+    pub watches: u64,
+    /// Memory of answers that have not been written to their connections.
+    pub answer_bytes: u64,
+    /// Requests that wait for room for their answers.
+    pub answers_waiting: u64,
+    /// Requests that waited in vain since the store was opened.
+    pub answers_refused: u64,
 }
 
 /// Name and number of a cluster.

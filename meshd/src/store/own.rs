@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::{RemoteStore, StoreAddress};
 use crate::{
+    api::view::StoreView,
     config::{
         Config,
         model::{StoreConfig, StoreUser, TlsFiles, UserRole},
@@ -113,6 +114,21 @@ impl OwnStore {
     #[must_use]
     pub fn is_embedded(&self) -> bool {
         matches!(self, Self::Embedded(_))
+    }
+
+    /// What clients hold of the embedded store.
+    #[must_use]
+    pub fn figures(&self) -> Option<StoreView> {
+        let Self::Embedded(embedded) = self else { return None };
+        let status = embedded.store.status();
+        Some(StoreView {
+            keys: status.keys as u64,
+            connections: status.connections as u64,
+            watches: status.watchers as u64,
+            answer_bytes: status.answer_bytes as u64,
+            answers_waiting: status.answers_waiting as u64,
+            answers_refused: status.answers_refused,
+        })
     }
 
     /// True when the embedded store came up without its history.

@@ -127,6 +127,17 @@ fn metrics_are_served_over_tcp_and_nothing_else_is() {
         let answer = get("/metrics");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("application/openmetrics-text") && answer.ends_with("# EOF\n"), "{answer}");
+        for store in [
+            "keys_count ",
+            "watches_count ",
+            "answers_bytes ",
+            "answers_waiting_count 0\n",
+            "answers_refused_total 0\n",
+        ] {
+            assert!(answer.contains(&format!("\nmeshd_store_{store}")), "{store}: {answer}");
+        }
+        let store = &daemon.status()["store"];
+        assert!(store["keys"].as_u64() > Some(0) && store["answers_refused"] == 0, "{store}");
         for path in ["/", "/v1/status", "/v1/drain", "/metrics/"] {
             let answer = get(path);
             assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
