@@ -1,6 +1,12 @@
 //! The log: lines on standard error, for people or machines.
 
-use tracing_subscriber::{EnvFilter, fmt::time::SystemTime, util::SubscriberInitExt as _, util::TryInitError};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::{layer, time::SystemTime},
+    layer::SubscriberExt as _,
+    registry,
+    util::{SubscriberInitExt as _, TryInitError},
+};
 
 use crate::config::model::{LogConfig, LogFormat};
 
@@ -9,11 +15,11 @@ use crate::config::model::{LogConfig, LogFormat};
 /// # Errors
 /// When the process logs already.
 pub fn start(config: &LogConfig) -> Result<(), TryInitError> {
-    // The filter was checked with the configuration; a word it does not know is left out.
-    let filter = EnvFilter::builder().parse_lossy(&config.filter);
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_timer(SystemTime);
+    // The filter was checked with the configuration.
+    let filter = config.filter.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    let lines = layer().with_writer(std::io::stderr).with_timer(SystemTime);
     match config.format {
-        LogFormat::Text => lines.with_ansi(false).finish().try_init(),
-        LogFormat::Json => lines.json().finish().try_init(),
+        LogFormat::Text => registry().with(filter).with(lines.with_ansi(false)).try_init(),
+        LogFormat::Json => registry().with(filter).with(lines.json()).try_init(),
     }
 }

@@ -130,7 +130,7 @@ impl<'a> Validator<'a> {
 
     fn log(&mut self, raw: RawLog) -> LogConfig {
         let filter = raw.level.map_or_else(|| LOG_FILTER.to_owned(), |level| level.0);
-        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&filter) {
+        if let Err(error) = filter.parse::<tracing_subscriber::filter::Targets>() {
             self.error(
                 "log.level",
                 format!("{filter:?} is not a log filter: {error}"),
