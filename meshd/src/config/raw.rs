@@ -209,7 +209,7 @@ section! {
     /// prefixes are refused in any case.
     RawAccept {
         /// Prefixes its workloads may have. A prefix inside a network this node is connected to is accepted only from an
-        /// entry that lies inside that network as well, and never when it contains a gateway or a node.
+        /// entry that lies inside that network as well. One that would take the traffic to a gateway or a node is refused.
         pod_cidrs: Vec<PrefixText> = "nothing",
         /// Prefixes its nodes' addresses may be in.
         node_cidrs: Vec<PrefixText> = "nothing",

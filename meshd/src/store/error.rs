@@ -121,6 +121,8 @@ impl RpcFailure {
             Code::Unauthenticated => {
                 Self::Refused(format!("{} (is there a user with the CN of our certificate?)", plain(message)))
             }
+            // A store of ours that holds too much for clients that do not read: the connection is fine.
+            Code::Unavailable if message.contains("no room for an answer") => Self::Refused(plain(message).to_owned()),
             code => Self::Lost(format!("the store answered {code:?}: {}", status_text(status))),
         }
     }
@@ -204,6 +206,8 @@ mod tests {
         let future = "etcdserver: mvcc: required revision is a future revision";
         assert!(matches!(failure(Code::OutOfRange, future), RpcFailure::Lost(_)));
         assert!(matches!(failure(Code::Unavailable, "x"), RpcFailure::Lost(_)));
+        let full = "etcdserver: no room for an answer of 9 bytes: read them";
+        assert!(matches!(failure(Code::Unavailable, full), RpcFailure::Refused(_)));
     }
 
     #[test]

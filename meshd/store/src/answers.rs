@@ -139,8 +139,17 @@ impl Answers {
         if let Some(hold) = self.try_take(user, bytes) {
             return Ok(hold);
         }
+        // Declared first, so that it is dropped after the receiver: who waited behind a request that ended may fit.
+        let _leaving = Leaving(self);
         let (granted, mut grant) = oneshot::channel();
-        if !self.state().wait(self.is_large(bytes), Waiting { user: Arc::clone(user), bytes, granted }) {
+        let is_waiting = {
+            let mut state = self.state();
+            let is_waiting = state.wait(self.is_large(bytes), Waiting { user: Arc::clone(user), bytes, granted });
+            // Requests that have ended no longer stand in front of this one.
+            state.serve(self);
+            is_waiting
+        };
+        if !is_waiting {
             return Err(self.refuse(user, bytes));
         }
         if let Ok(Ok(hold)) = tokio::time::timeout(self.wait_max, &mut grant).await {
@@ -151,8 +160,6 @@ impl Answers {
         if let Ok(hold) = grant.try_recv() {
             return Ok(hold);
         }
-        // Who waited behind this one may fit.
-        self.state().serve(self);
         Err(self.refuse(user, bytes))
     }
 
@@ -176,6 +183,15 @@ impl Answers {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that waited, however its wait ends.
+struct Leaving<'a>(&'a Arc<Answers>);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.state().serve(self.0);
     }
 }
 
@@ -297,6 +313,7 @@ impl Hold {
             let user = state.users.entry(Arc::clone(&self.user)).or_default();
             user.held = user.held - self.bytes + bytes;
         }
+        state.serve(answers);
         self.bytes = bytes;
     }
 }

@@ -429,6 +429,7 @@ impl Node {
             own_addresses: self.addresses.clone(),
             accept,
             known_id: self.memory.ids.get(&cluster_name(cluster)).copied(),
+            listed_from: BTreeMap::new(),
             timers: Timers::default(),
             page_limit: if self.index.is_multiple_of(3) { 4 } else { 2_000 },
             seed,

@@ -98,6 +98,13 @@ impl PrefixOwners {
         Some((&grant.cluster, grant.nodes.first()?))
     }
 
+    /// True when the cluster has this prefix, or had it before the restart.
+    #[must_use]
+    pub fn is_established(&self, prefix: IpNet, cluster: &ClusterName) -> bool {
+        let grant = self.grants.get(&prefix).map(|grant| &grant.cluster);
+        grant.or_else(|| self.remembered.get(&prefix)) == Some(cluster)
+    }
+
     /// Applies withdrawals, then claims, and returns what changed for whom. Claims that waited are looked at again when
     /// something overlapping them was given up.
     pub fn update(&mut self, withdrawn: &[Claim], mut claims: Vec<(Claim, ClusterId)>) -> BTreeMap<Claim, Verdict> {

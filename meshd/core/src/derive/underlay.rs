@@ -10,6 +10,9 @@
 //!   when they are our cluster's, the claiming cluster's own, or in a connected network: a third cluster could
 //!   otherwise have any prefix refused by publishing an address inside it.
 //!
+//! The last of these counts only against a prefix the cluster does not have yet: a route that works is not taken away
+//! because a more specific one flaps, or because somebody publishes an address in it.
+//!
 //! A prefix that only covers a connected network is harmless: the network's own route is more specific.
 
 use std::{collections::BTreeSet, net::IpAddr};

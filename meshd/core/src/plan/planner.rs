@@ -20,6 +20,8 @@ use crate::{
 
 /// Most actions of one plan; the rest follows in the next round.
 pub const PLAN_ACTIONS_MAX: usize = 8_192;
+/// Prefixes that were wanted once and may be remembered beyond twice the routes the kernel holds.
+const RETIRED_SPARE: usize = PLAN_ACTIONS_MAX;
 /// How long an installed route stays after its node stopped being on-link: an address that is taken away and given back
 /// by its own daemon must not cost a packet.
 pub const WITHDRAW_HOLD: SignedDuration = SignedDuration::from_secs(5);
@@ -315,6 +317,11 @@ impl RoutePlanner {
             }
             self.route_failures.remove(&prefix);
             self.dirty_routes.insert(prefix);
+        }
+        // A peer may claim prefixes without end that never reach the kernel.
+        if self.retired.len() > 2 * self.routes.len() + RETIRED_SPARE {
+            let routes: BTreeSet<IpNet> = self.routes.keys().map(|key| key.prefix).collect();
+            self.retired.retain(|prefix| routes.contains(prefix));
         }
     }
 

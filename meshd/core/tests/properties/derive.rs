@@ -47,13 +47,14 @@ fn node(number: u8) -> NodeName {
     format!("n{number}").parse().expect("a name")
 }
 
-/// PodCIDRs of different nodes never overlap: conflicts are another property.
+/// PodCIDRs of different nodes never overlap, and contain no node and no gateway: who was first matters there, and that is
+/// another property.
 fn row(cluster: u8, node: u8, network: u8, cidrs: u8) -> Arc<NodeRow> {
     let address = format!("172.{}.{cluster}.{node}", 18 + network).parse().expect("an address");
     // The last one of node 3 lies among the nodes.
     let cidr = |i: u8| -> IpNet {
         let text = match (node, i) {
-            (3, 1) => format!("172.18.{cluster}.0/24"),
+            (3, 1) => format!("172.18.{}.0/24", 100 + cluster),
             _ => format!("10.{cluster}.{}.0/24", node * 16 + i),
         };
         text.parse().expect("a prefix")
@@ -76,7 +77,7 @@ fn address(number: usize, there: bool) -> KernelChange {
 
 /// Everything, as a list that says nothing of the node network; and lists that name parts of some.
 const ACCEPTS: [&[&str]; 3] =
-    [&["0.0.0.0/0"], &["0.0.0.0/0", "10.2.0.0/17"], &["10.0.0.0/9", "172.18.2.0/24", "172.18.3.0/24", "0.0.0.0/0"]];
+    [&["0.0.0.0/0"], &["0.0.0.0/0", "10.2.0.0/17"], &["10.0.0.0/9", "172.18.102.0/24", "172.18.103.0/24", "0.0.0.0/0"]];
 
 /// A route of somebody else: what it is for, its gateway, its link and its metric.
 struct Foreign(&'static str, Option<&'static str>, u32, u32, RouteKind);
@@ -91,8 +92,8 @@ const NETWORKS: [Foreign; 10] = [
     Foreign("172.18.1.1/32", None, 3, 0, RouteKind::Unicast),
     Foreign("0.0.0.0/0", Some("172.18.0.1"), 2, 0, RouteKind::Unicast),
     Foreign("0.0.0.0/0", None, 3, 100, RouteKind::Unicast),
-    Foreign("192.0.2.0/24", Some("10.2.16.9"), 2, 0, RouteKind::Unicast),
-    Foreign("10.2.16.0/24", Some("10.2.16.9"), 2, 0, RouteKind::Unicast),
+    Foreign("192.0.2.0/24", Some("172.18.0.9"), 2, 0, RouteKind::Unicast),
+    Foreign("10.2.16.0/24", Some("172.18.0.9"), 2, 0, RouteKind::Unicast),
 ];
 
 fn network(number: usize, there: bool) -> KernelChange {

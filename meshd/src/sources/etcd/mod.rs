@@ -43,7 +43,7 @@ use meshd_core::{
         reader::{Now, PAGE_LIMIT, Settings, Timers},
     },
     id::{ClusterId, ClusterName, MaxClusters, NodeName},
-    observed::{Change, ClusterChange, Failure, PeerRow},
+    observed::{Change, ClusterChange, Failure, Kind, PeerRow},
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch as watch_channel},
@@ -107,6 +107,9 @@ struct Shared {
     connects: Arc<Semaphore>,
     lists: Arc<Semaphore>,
     claims: Mutex<BTreeMap<ClusterId, ClusterName>>,
+    /// Which data of its store the rows of each cluster are from. A reader that is made anew, because the configuration
+    /// or a certificate changed, must not take the nodes that are missing from a new store for removed.
+    listed_from: Mutex<BTreeMap<ClusterName, BTreeMap<Kind, u64>>>,
 }
 
 impl Shared {
@@ -130,7 +133,20 @@ impl Shared {
         Ok(())
     }
 
+    fn listed_from(&self, cluster: &ClusterName) -> BTreeMap<Kind, u64> {
+        let all = self.listed_from.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(cluster).cloned().unwrap_or_default()
+    }
+
+    fn set_listed_from(&self, cluster: &ClusterName, kinds: &BTreeMap<Kind, u64>) {
+        let mut all = self.listed_from.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(cluster) != Some(kinds) {
+            all.insert(cluster.clone(), kinds.clone());
+        }
+    }
+
     fn release(&self, cluster: &ClusterName) {
+        self.listed_from.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, owner| owner != cluster);
     }
 }
@@ -177,6 +193,7 @@ impl EtcdSource {
             connects: Arc::new(Semaphore::new(CONNECTS_MAX)),
             lists: Arc::new(Semaphore::new(LISTS_MAX)),
             claims: Mutex::new(claims.map(|(name, id)| (*id, name.clone())).collect()),
+            listed_from: Mutex::default(),
         }
     }
 
@@ -264,6 +281,8 @@ impl EtcdSource {
             own_addresses: self.own.addresses.clone(),
             accept: peer.map(accept).unwrap_or_default(),
             known_id: self.known_ids.get(cluster).copied(),
+            // Filled in when the reader is made: it is what the reader before it said last.
+            listed_from: BTreeMap::new(),
             timers: self.timers,
             page_limit: PAGE_LIMIT,
             seed: rand::random(),

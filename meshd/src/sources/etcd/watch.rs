@@ -70,7 +70,8 @@ impl ClusterTask {
         shared: Arc<Shared>,
         changes: mpsc::Sender<Change>,
     ) -> Self {
-        let reader = Reader::new(settings.clone());
+        let listed_from = shared.listed_from(&settings.cluster);
+        let reader = Reader::new(Settings { listed_from, ..settings.clone() });
         Self { settings, address, shared, changes, reader, connection: Connection::default() }
     }
 
@@ -109,6 +110,7 @@ impl ClusterTask {
         if out.changes.is_empty() {
             return Ok(());
         }
+        self.shared.set_listed_from(&self.settings.cluster, self.reader.listed_from());
         let change = Change::Cluster(self.settings.cluster.clone(), mem::take(&mut out.changes));
         self.changes.send(change).await
     }

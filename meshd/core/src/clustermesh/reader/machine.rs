@@ -69,10 +69,10 @@ impl Reader {
         let row = PeerRow { endpoints: settings.endpoints.clone(), ..PeerRow::default() };
         Self {
             known_id: settings.known_id,
+            listed_from: settings.listed_from.clone(),
             settings,
             state: State::Idle,
             context: None,
-            listed_from: BTreeMap::new(),
             replaced: None,
             decoder: Decoder::default(),
             row,
@@ -128,6 +128,12 @@ impl Reader {
         &self.row
     }
 
+    /// Which data of the store the rows of each kind are from, for the next reader of the cluster.
+    #[must_use]
+    pub fn listed_from(&self) -> &BTreeMap<Kind, u64> {
+        &self.listed_from
+    }
+
     fn handle_connecting(&mut self, input: Input, now: Now, out: &mut Output) {
         self.state = State::Connecting;
         match input {
@@ -162,7 +168,7 @@ impl Reader {
             Input::Connected => Ok(()),
             Input::Lost(reason) => Err(Ended(reason)),
             Input::Page { target, header, records, count, more } => {
-                self.latch(session, header, now)?;
+                self.latch(session, header)?;
                 self.page(session, target, header, &records, count, more, now, out)
             }
             Input::ListCompacted(target) | Input::WatchCompacted(target) => {
@@ -174,7 +180,7 @@ impl Reader {
                 Ok(())
             }
             Input::Watching(target, header) => {
-                self.latch(session, header, now)?;
+                self.latch(session, header)?;
                 if let Some(follow) = session.follows.get_mut(&target)
                     && matches!(follow.watch, Watch::Opening(_))
                 {
@@ -183,7 +189,7 @@ impl Reader {
                 Ok(())
             }
             Input::Events { target, header, records } => {
-                self.latch(session, header, now)?;
+                self.latch(session, header)?;
                 self.events(session, target, &records, now, out)
             }
             Input::Refused(target, reason) => {
@@ -199,7 +205,7 @@ impl Reader {
     }
 
     /// Every answer must come from the same data.
-    fn latch(&mut self, session: &mut Session, header: Header, now: Now) -> Result<(), Ended> {
+    fn latch(&mut self, session: &mut Session, header: Header) -> Result<(), Ended> {
         match session.store_id {
             _ if header.store_id == 0 => Err(Ended(problem::no_store_id(&self.settings))),
             Some(old) if old != header.store_id => {
@@ -208,22 +214,11 @@ impl Reader {
             Some(_) => Ok(()),
             None => {
                 session.store_id = Some(header.store_id);
-                session.sweep_at = self.sweep_at(header.store_id, now.elapsed);
                 self.row.store_id = Some(header.store_id);
                 self.row.connected = true;
                 Ok(())
             }
         }
-    }
-
-    /// When rows that other data told may be removed. A connection that breaks does not make it later.
-    fn sweep_at(&mut self, store_id: u64, now: Duration) -> Option<Duration> {
-        if self.listed_from.values().all(|from| *from == store_id) {
-            return None;
-        }
-        let (_, since) =
-            *self.replaced.insert(self.replaced.filter(|(id, _)| *id == store_id).unwrap_or((store_id, now)));
-        Some(since + self.settings.timers.replaced_grace)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one input, taken apart by the caller")]
@@ -303,21 +298,35 @@ impl Reader {
         }
     }
 
-    /// Tells the end of a list, which removes what it did not have; later if these rows are from other data.
+    /// Tells the end of a list, which removes what it did not have; a grace later if these rows are from other data.
     fn end_list(&mut self, session: &mut Session, kind: Kind, now: Now, out: &mut Output) {
         let Some(store_id) = session.store_id else { return };
-        let is_from_other_data = self.listed_from.get(&kind).is_some_and(|from| *from != store_id);
-        if is_from_other_data && session.sweep_at.is_some_and(|due| now.elapsed < due) {
-            session.unswept.insert(kind);
-            self.row.kept_until = session.sweep_at.and_then(|due| now.wall_at(due));
-            return;
+        if self.listed_from.get(&kind).is_some_and(|from| *from != store_id) {
+            let sweep_at = self.sweep_at(store_id, now.elapsed);
+            if now.elapsed < sweep_at {
+                session.unswept.insert(kind);
+                session.sweep_at = Some(sweep_at);
+                self.row.kept_until = now.wall_at(sweep_at);
+                return;
+            }
         }
         session.unswept.remove(&kind);
         if session.unswept.is_empty() {
             self.row.kept_until = None;
         }
         self.listed_from.insert(kind, store_id);
+        if self.listed_from.values().all(|from| *from == store_id) {
+            self.replaced = None;
+        }
         out.changes.push(ClusterChange::ListEnd(kind));
+    }
+
+    /// When rows may be removed that the data of this store does not have: a grace after its first complete list, since
+    /// before its canaries nobody knows how far it is. A connection that breaks does not make it later.
+    fn sweep_at(&mut self, store_id: u64, now: Duration) -> Duration {
+        let (_, since) = self.replaced.filter(|(id, _)| *id == store_id).unwrap_or((store_id, now));
+        self.replaced = Some((store_id, since));
+        since + self.settings.timers.replaced_grace
     }
 
     fn events(
@@ -397,6 +406,9 @@ impl Reader {
         {
             out.changes.push(ClusterChange::ListAbort(kind));
         }
+        if session.unswept.is_empty() {
+            self.row.kept_until = None;
+        }
         follow.watch = Watch::Closed;
         out.commands.extend(follow.restart(now.elapsed, pause));
     }
@@ -434,6 +446,9 @@ impl Reader {
             && (session.unswept.remove(&kind) || follow.is_mid_list())
         {
             out.changes.push(ClusterChange::ListAbort(kind));
+        }
+        if session.unswept.is_empty() {
+            self.row.kept_until = None;
         }
         follow.refuse(reason, retry_at);
         // The store answers: that much is certain, and the problem says what it refuses.
@@ -546,6 +561,10 @@ impl Reader {
             out.changes.push(ClusterChange::Drop);
             self.decoder.clear();
             self.listed_from.clear();
+            if !self.settings.is_own() {
+                // What it may claim went with its rows, and holds for the new cluster too.
+                out.changes.push(ClusterChange::Accept(self.settings.accept.clone()));
+            }
             self.told = None;
         }
         self.accept(session, config, out);

@@ -37,7 +37,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -109,7 +109,7 @@ pub struct Timers {
     pub watch_timeout: Duration,
     /// Pause before a list or watch that the store refused is tried again.
     pub refused_retry: Duration,
-    /// How long rows that the new data of a store does not have are kept. The store may have been lost together with
+    /// How long rows that the new data of a store does not have are kept after its first complete list. The store may have been lost together with
     /// all memory of who published there, so that its canaries come before the last of its nodes has come back.
     pub replaced_grace: Duration,
 }
@@ -157,6 +157,8 @@ pub struct Settings {
     pub accept: Accept,
     /// Cluster id the kept rows belong to, when the state directory had some.
     pub known_id: Option<ClusterId>,
+    /// Which data the rows of each kind are from, when a reader before this one had listed them.
+    pub listed_from: BTreeMap<Kind, u64>,
     /// Times.
     pub timers: Timers,
     /// Records per page.

@@ -55,7 +55,7 @@ pub(super) struct Session {
     pub(super) canaries_listed: Option<Duration>,
     /// Kinds whose list is complete but whose end is not told before [`Self::sweep_at`].
     pub(super) unswept: BTreeSet<Kind>,
-    /// When rows of the data this store had before may be removed; `None` when there were none.
+    /// When rows of the data this store had before may be removed, once a list had to wait for that.
     pub(super) sweep_at: Option<Duration>,
     pub(super) watchdog: Watchdog,
 }

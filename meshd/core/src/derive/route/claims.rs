@@ -59,14 +59,20 @@ impl ClaimChanges {
     pub(super) fn judge(&mut self, deriver: &mut RouteDeriver, observed: &Observed) {
         for prefix in std::mem::take(&mut self.suspects) {
             let claimants = deriver.claimants.get(&prefix).cloned().unwrap_or_default();
+            // Many nodes of a cluster may claim one prefix: it is judged once for each cluster.
+            let mut judged: BTreeMap<ClusterName, Option<ConflictCause>> = BTreeMap::new();
             for key in claimants {
                 let claim = claim(prefix, &key);
                 let Some(id) = deriver.nodes.get(&key).map(|row| row.cluster_id) else { continue };
                 let is_fresh = self.fresh.remove(&claim);
-                match (deriver.danger(prefix, &key.0, observed), deriver.barred.get(&claim)) {
+                let danger = match judged.get(&key.0) {
+                    Some(danger) => danger.clone(),
+                    None => judged.entry(key.0.clone()).or_insert(deriver.danger(prefix, &key.0, observed)).clone(),
+                };
+                match (danger, deriver.barred.get(&claim)) {
                     (Some(cause), Some(known)) if cause == *known => {}
-                    (Some(cause), _) => {
-                        if !is_fresh {
+                    (Some(cause), known) => {
+                        if !is_fresh && known.is_none() {
                             self.withdrawn.push(claim.clone());
                         }
                         deriver.barred.insert(claim.clone(), cause.clone());
@@ -94,6 +100,10 @@ impl RouteDeriver {
         let accept = observed.clusters.get(cluster).and_then(|tables| tables.accept.as_ref());
         if let Some(cause) = self.underlay.network_around(prefix, accept) {
             return Some(cause);
+        }
+        // A route that works is not taken away because a host route flaps, or because somebody now has an address in it.
+        if self.owners.is_established(prefix, cluster) {
+            return None;
         }
         let is_taken = |address: IpAddr| self.on_link.longest(address).is_some_and(|len| len <= prefix.prefix_len());
         // Tunnels of other programs have a route to each remote PodCIDR through an address of its own, which is no part of
