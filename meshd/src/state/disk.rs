@@ -260,13 +260,8 @@ impl Disk {
         Ok(content)
     }
 
-    /// Keeps what belongs to `configured` clusters and removes what belongs to others, here and in the file.
-    pub(super) fn keep(
-        &self,
-        content: Content,
-        configured: &BTreeSet<ClusterName>,
-        now: Timestamp,
-    ) -> Result<Loaded, StateError> {
+    /// Keeps what belongs to `configured` clusters. The file is left as it is.
+    pub(super) fn keep(content: Content, configured: &BTreeSet<ClusterName>, now: Timestamp) -> Loaded {
         let (owners, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
             content.owners.into_iter().partition(|(_, owner)| configured.contains(owner));
         let mut loaded = Loaded {
@@ -284,11 +279,15 @@ impl Disk {
                 loaded.observed.apply(Change::Cluster(cluster, changes), now);
             }
         }
-        self.forget_others(configured).map_err(|trouble| trouble.during("remove"))?;
-        Ok(loaded)
+        loaded
     }
 
-    fn forget_others(&self, configured: &BTreeSet<ClusterName>) -> Result<(), Trouble> {
+    /// Removes from the file what does not belong to `configured` clusters.
+    pub(super) fn forget_others(&self, configured: &BTreeSet<ClusterName>) -> Result<(), StateError> {
+        self.remove_others(configured).map_err(|trouble| trouble.during("remove"))
+    }
+
+    fn remove_others(&self, configured: &BTreeSet<ClusterName>) -> Result<(), Trouble> {
         let is_other = |name: &str| !configured.contains(name);
         let transaction = self.database.begin_write()?;
         transaction.open_table(CLUSTERS)?.retain(|name, _| !is_other(name))?;

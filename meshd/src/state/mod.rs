@@ -103,9 +103,9 @@ impl State {
         let path = dir.join(FILE);
         let (disk, content, set_aside) = disk::Disk::open(&path)?;
         let configured = configured(&content.clusters);
-        let mut loaded = disk.keep(content, &configured, now)?;
+        let mut loaded = disk::Disk::keep(content, &configured, now);
         loaded.set_aside = set_aside;
-        let saver = Self::new(Arc::new(disk), &loaded);
+        let saver = Self::new(Arc::new(disk), &loaded, configured);
         Ok((saver, loaded))
     }
 }

@@ -1,7 +1,7 @@
 //! Saving what changed, once a second at most.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -85,6 +85,9 @@ impl Facts {
 /// The state file and what is saved in it.
 pub struct State {
     disk: Arc<Disk>,
+    /// The clusters that were configured at the start, until the others are out of the file. That happens with the first
+    /// save: a start that fails must find again which routes were of clusters that are no longer configured.
+    configured: Option<BTreeSet<ClusterName>>,
     saved: OrdMap<ClusterName, ClusterTables>,
     owners: Owners,
     ids: BTreeMap<ClusterName, ClusterId>,
@@ -107,9 +110,10 @@ impl std::fmt::Debug for State {
 }
 
 impl State {
-    pub(super) fn new(disk: Arc<Disk>, loaded: &Loaded) -> Self {
+    pub(super) fn new(disk: Arc<Disk>, loaded: &Loaded, configured: BTreeSet<ClusterName>) -> Self {
         Self {
             disk,
+            configured: Some(configured),
             saved: loaded.observed.clusters.clone(),
             owners: Owners::Loaded(loaded.owners.clone()),
             ids: loaded.known_ids.clone(),
@@ -166,10 +170,11 @@ impl State {
     /// Writing waits for the disk, so it has a thread of its own.
     async fn save_in_background(mut self, snapshot: Arc<Snapshot>) -> (Self, Result<usize, StateError>) {
         let disk = self.disk.clone();
+        let configured = self.configured.clone();
         let (saved, owners, ids, facts) =
             (self.saved.clone(), self.owners.clone(), self.ids.clone(), self.facts.clone());
         let done = spawn_blocking(move || {
-            let mut copy = Self { disk, saved, owners, ids, facts };
+            let mut copy = Self { disk, configured, saved, owners, ids, facts };
             let outcome = copy.save(&snapshot);
             (copy, outcome)
         })
@@ -188,6 +193,10 @@ impl State {
     /// # Errors
     /// [`StateError`] when the transaction failed; nothing of it is saved then.
     pub fn save(&mut self, snapshot: &Snapshot) -> Result<usize, StateError> {
+        if let Some(configured) = &self.configured {
+            self.disk.forget_others(configured)?;
+            self.configured = None;
+        }
         let clusters = &snapshot.observed.clusters;
         let mut ids = self.ids.clone();
         ids.retain(|name, _| clusters.contains_key(name));

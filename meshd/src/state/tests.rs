@@ -146,6 +146,11 @@ fn clusters_that_are_no_longer_configured_are_forgotten() {
     assert_eq!(loaded.observed.clusters.keys().collect::<Vec<_>>(), [&name("west")]);
     assert!(loaded.owners.is_empty() && loaded.known_ids.is_empty());
     assert_eq!(loaded.left_over, ["10.1.0.0/24".parse().unwrap()].into());
+    // A start that fails after this finds the same again.
+    drop(state);
+    let (mut state, loaded) = State::open(dir.path(), configured, NOW).unwrap();
+    assert_eq!(loaded.left_over, ["10.1.0.0/24".parse().unwrap()].into());
+    state.save(&Snapshot { observed: loaded.observed, ..Snapshot::default() }).unwrap();
     drop(state);
     let (_, loaded) = open(dir.path());
     assert!(loaded.left_over.is_empty());
