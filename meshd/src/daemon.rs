@@ -19,7 +19,7 @@ use meshd_core::{
     clustermesh::export::{OwnState, Workload},
     derive::{LocalNode, RouteDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
-    observed::{Labels, NodeAddress, NodeAddressKind, NodeRow},
+    observed::{Change, ClusterChange, Labels, NodeAddress, NodeAddressKind, NodeRow},
     plan::PlannerOptions,
 };
 use tokio::{
@@ -45,7 +45,7 @@ use crate::{
     },
     sources::{
         config::{self as peers, PeerSet, PeerSources},
-        etcd::{EtcdSource, OwnCluster},
+        etcd::{self, EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
     state::{State, StateError},
@@ -109,9 +109,16 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         };
         State::open(&config.state_dir, configured, started)
     };
-    let (state, loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
+    let (state, mut loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
         .await
         .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
+    // What was refused before the restart must not get a route until the source has said again what its cluster may claim.
+    for (name, entry) in &first_peers.peers {
+        if loaded.observed.clusters.contains_key(name) {
+            let accept = ClusterChange::Accept(etcd::accept(entry));
+            loaded.observed.apply(Change::Cluster(name.clone(), vec![accept]), started);
+        }
+    }
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
     let (kernel, events) =
         LinuxRoutes::start(LinuxOptions { metric: config.routing.metric, ..LinuxOptions::default() })

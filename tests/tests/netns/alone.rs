@@ -279,7 +279,7 @@ fn a_prefix_inside_our_own_network_is_refused_as_long_as_it_is_ours() {
             "peers: [{{cluster: east, endpoints: [\"http://{EAST}\"], accept: {{pod_cidrs: [10.0.0.0/8], node_cidrs: [192.0.2.0/24]}}}}]
 "
         );
-        let daemon = Daemon::start(&more, |_| {});
+        let mut daemon = Daemon::start(&more, |_| {});
         let routes = || shell("ip -o route show proto 77 | cut -d' ' -f1 | xargs");
         let is_fine = |status: &Value| status["health"] == "ok" && status["routes"]["installed"] == 2;
         daemon.until("both routes", || is_fine(&daemon.status()));
@@ -294,6 +294,19 @@ fn a_prefix_inside_our_own_network_is_refused_as_long_as_it_is_ours() {
             status["problems"].as_array().is_some_and(|list| list.len() == 1 && told(&list[0]))
         };
         daemon.until("a problem and one route", || is_refused(&daemon.status()) && routes() == "10.1.0.0/24\n");
+
+        // A restart remembers the row and never gives it a route, not even before its source is heard.
+        let monitor = fs::File::create(daemon.path("monitor")).expect("a file");
+        let mut watching = Command::new("ip").args(["monitor", "route"]).stdout(monitor).spawn().expect("ip runs");
+        daemon.stop();
+        daemon.start_again();
+        daemon.until("the same again", || is_refused(&daemon.status()));
+        shell("ip route add 10.3.0.0/24 dev two");
+        let seen = || fs::read_to_string(daemon.path("monitor")).expect("text");
+        daemon.until("the monitor has heard everything", || seen().contains("10.3.0.0/24"));
+        assert!(!seen().contains("10.200.0.0/24"), "{}", seen());
+        watching.kill().expect("killed");
+        watching.wait().expect("reaped");
 
         shell("ip address del 10.200.0.1/16 dev two");
         daemon.until("both routes again", || is_fine(&daemon.status()));

@@ -291,7 +291,7 @@ impl EtcdSource {
 }
 
 /// What the configuration lets a peer claim.
-fn accept(entry: &PeerEntry) -> Accept {
+pub(crate) fn accept(entry: &PeerEntry) -> Accept {
     let accept = &entry.peer.accept;
     Accept { pod_cidrs: accept.pod_cidrs.clone(), node_cidrs: accept.node_cidrs.clone() }
 }
