@@ -165,35 +165,28 @@ fn an_address_of_metrics_that_is_taken_is_a_problem_and_no_more() {
 /// Where the store of the remote cluster listens, and the file that says so in the peers directory.
 const EAST: &str = "127.0.0.1:3379";
 const EAST_FILE: &str = "endpoints: [\"http://127.0.0.1:3379\"]\n";
-/// What the remote cluster says of itself.
-const EAST_RECORDS: [(&str, &str); 3] = [
-    ("cilium/.heartbeat", "2026-01-01T00:00:00Z"),
-    ("cilium/cluster-config/east", r#"{"id":2,"capabilities":{}}"#),
-    (
-        "cilium/state/nodes/v1/east/b",
-        r#"{"Name":"b","Cluster":"east","ClusterID":2,"IPAddresses":[{"Type":"InternalIP","IP":"192.0.2.9"}],
-            "IPv4AllocCIDR":{"IP":"10.1.0.0","Mask":"////AA=="}}"#,
-    ),
-];
-
-/// A second remote cluster.
+/// Where the store of a second remote cluster listens.
 const NORTH: &str = "127.0.0.1:4379";
-const NORTH_RECORDS: [(&str, &str); 3] = [
-    ("cilium/.heartbeat", "2026-01-01T00:00:00Z"),
-    ("cilium/cluster-config/north", r#"{"id":3,"capabilities":{}}"#),
-    (
-        "cilium/state/nodes/v1/north/n",
-        r#"{"Name":"n","Cluster":"north","ClusterID":3,"IPAddresses":[{"Type":"InternalIP","IP":"192.0.2.8"}],
-            "IPv4AllocCIDR":{"IP":"10.9.0.0","Mask":"////AA=="}}"#,
-    ),
-];
+
+/// What a remote cluster of one node says of itself; `network` is the PodCIDR of the node, a /24.
+fn records(cluster: &str, id: u8, node: &str, address: &str, network: &str) -> [(String, String); 3] {
+    let record = format!(
+        r#"{{"Name":"{node}","Cluster":"{cluster}","ClusterID":{id},"IPAddresses":[{{"Type":"InternalIP","IP":"{address}"}}],
+            "IPv4AllocCIDR":{{"IP":"{network}","Mask":"////AA=="}}}}"#
+    );
+    [
+        ("cilium/.heartbeat".to_owned(), "2026-01-01T00:00:00Z".to_owned()),
+        (format!("cilium/cluster-config/{cluster}"), format!(r#"{{"id":{id},"capabilities":{{}}}}"#)),
+        (format!("cilium/state/nodes/v1/{cluster}/{node}"), record),
+    ]
+}
 
 fn east() -> runtime::Runtime {
-    store(EAST, &EAST_RECORDS)
+    store(EAST, &records("east", 2, "b", "192.0.2.9", "10.1.0.0"))
 }
 
 /// A store of a remote cluster in the namespace of the calling thread; it ends with the runtime.
-fn store(address: &'static str, records: &[(&str, &str)]) -> runtime::Runtime {
+fn store(address: &'static str, records: &[(String, String)]) -> runtime::Runtime {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (store, _) = Store::open(StoreOptions::default()).expect("a store in memory");
@@ -327,7 +320,7 @@ fn routes_of_a_removed_cluster_go_although_another_one_is_silent() {
         };
         let (east_peer, north_peer) = (peer("east", EAST), peer("north", NORTH));
         let _east = east();
-        let north = store(NORTH, &NORTH_RECORDS);
+        let north = store(NORTH, &records("north", 3, "n", "192.0.2.8", "10.9.0.0"));
         let mut daemon = Daemon::start(&format!("peers:\n{north_peer}{east_peer}"), |_| {});
         let routes = || shell("ip -o route show proto 77 | cut -d' ' -f1 | xargs");
         let both = "10.1.0.0/24 10.9.0.0/24\n";

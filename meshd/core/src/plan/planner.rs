@@ -319,7 +319,7 @@ impl RoutePlanner {
             self.dirty_routes.insert(prefix);
         }
         // A peer may claim prefixes without end that never reach the kernel.
-        if self.retired.len() > 2 * self.routes.len() + RETIRED_SPARE {
+        if self.dumped && self.retired.len() > 2 * self.routes.len() + RETIRED_SPARE {
             let routes: BTreeSet<IpNet> = self.routes.keys().map(|key| key.prefix).collect();
             self.retired.retain(|prefix| routes.contains(prefix));
         }

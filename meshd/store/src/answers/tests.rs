@@ -134,6 +134,30 @@ async fn a_request_that_ends_while_it_waits_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn who_waits_behind_a_request_that_ends_is_served_at_once() {
+    let answers = answers(40);
+    // Nothing of this is given back: only the end of the request in front can make place.
+    let _hold = answers.try_take(&user("a"), 10).unwrap();
+    let start = |bytes| {
+        let answers = Arc::clone(&answers);
+        tokio::spawn(async move { answers.take(&user("a"), bytes).await.map(drop) })
+    };
+    let (front, behind) = (start(20), start(5));
+    while answers.figures().waiting < 2 {
+        tokio::task::yield_now().await;
+    }
+    front.abort();
+    tokio::time::timeout(LONG / 10, behind).await.expect("served long before the wait is over").unwrap().unwrap();
+    // The same for one that comes when the request in front is already gone.
+    let front = start(20);
+    while answers.figures().waiting < 1 {
+        tokio::task::yield_now().await;
+    }
+    front.abort();
+    tokio::time::timeout(LONG / 10, start(5)).await.expect("served at once").unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn the_queue_of_a_user_is_bounded() {
     let answers = answers(40);
     let hold = answers.try_take(&user("a"), 20).unwrap();

@@ -12,6 +12,7 @@ struct World {
     observed: Observed,
     desired: Desired,
     deriver: RouteDeriver,
+    now: Timestamp,
 }
 
 fn connected(prefix: &str, dev: u32) -> KernelChange {
@@ -75,6 +76,7 @@ impl World {
             observed: Observed::default(),
             desired: Desired::default(),
             deriver: RouteDeriver::new(local, BTreeMap::new()),
+            now: Timestamp::UNIX_EPOCH,
         };
         let list = |kind, rows: Vec<KernelChange>| {
             [vec![KernelChange::ListBegin(kind)], rows, vec![KernelChange::ListEnd(kind)]].concat()
@@ -115,7 +117,7 @@ impl World {
 
     fn derive(&mut self) {
         let touched = self.observed.take_touched();
-        self.deriver.update(&self.observed, &touched, Timestamp::UNIX_EPOCH, &mut self.desired);
+        self.deriver.update(&self.observed, &touched, self.now, &mut self.desired);
     }
 
     /// Routes as `prefix via hop,hop` or `prefix ! problem`.
@@ -328,6 +330,20 @@ fn a_prefix_recovers_with_the_reason_of_its_refusal() {
     assert_eq!((world.conflicts().len(), world.routes()), (0, route.map(str::to_owned).to_vec()));
     world.node("east", "cp", None);
     assert!(world.deriver.claimants.iter().next().is_none() && world.deriver.barred.is_empty());
+}
+
+#[test]
+fn a_refusal_is_as_old_as_its_first_cause() {
+    let mut world = World::new();
+    world.kernel(vec![via("0.0.0.0/0", "192.168.7.1", 2)]);
+    world.accept("east", &["0.0.0.0/0"]);
+    world.node("east", "cp", node(2, &["172.18.0.3"], &["192.168.7.0/24"]));
+    let since = |world: &World| world.desired.conflicts.iter().map(|(_, conflict)| conflict.since).collect::<Vec<_>>();
+    assert_eq!(since(&world), [Timestamp::UNIX_EPOCH]);
+    world.now = Timestamp::from_second(60).unwrap();
+    world.kernel(vec![address("192.168.0.4/16", 3)]);
+    assert!(world.conflicts()[0].contains("lies inside 192.168.0.0/16"), "{:?}", world.conflicts());
+    assert_eq!(since(&world), [Timestamp::UNIX_EPOCH]);
 }
 
 #[test]

@@ -121,14 +121,20 @@ fn start(kernel: &Kernel, objects: bool) -> RoutePlanner {
     planner
 }
 
-/// One route to node `a` at the kernel, with everything that led there.
-fn installed() -> (Kernel, RoutePlanner, Desired) {
-    let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, true);
+/// A planner that has heard that `kernel` holds what it holds, and wants one route to node `a`.
+fn wanting_one(kernel: &Kernel, objects: bool) -> (RoutePlanner, Desired) {
+    let mut planner = start(kernel, objects);
     let mut desired = Desired::default();
     want(&mut desired, "10.1.0.0/24", "a");
     desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
     planner.set_desired(&desired, true);
+    (planner, desired)
+}
+
+/// One route to node `a` at the kernel, with everything that led there.
+fn installed() -> (Kernel, RoutePlanner, Desired) {
+    let mut kernel = Kernel::default();
+    let (mut planner, desired) = wanting_one(&kernel, true);
     settle(&mut planner, &mut kernel, at(0));
     (kernel, planner, desired)
 }
@@ -198,11 +204,7 @@ fn several_hops_make_a_group_and_shrinking_gives_it_back() {
 #[test]
 fn without_objects_the_hops_are_in_the_route() {
     let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, false);
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    planner.set_desired(&desired, true);
+    let (mut planner, mut desired) = wanting_one(&kernel, false);
     let log = settle(&mut planner, &mut kernel, at(0));
     assert_eq!(log, ["add route 10.1.0.0/24 via 172.18.0.3 dev 2 metric 77"]);
     desired.targets.upsert(target("a"), hops(&["172.18.0.4"]));
@@ -454,13 +456,42 @@ fn foreign_objects_in_our_range_are_passed_over() {
 }
 
 #[test]
+fn prefixes_that_never_reach_the_kernel_are_not_remembered_without_end() {
+    let (kernel, mut planner, mut desired) = installed();
+    planner.prune_all = false;
+    for n in 0..3 * RETIRED_SPARE {
+        let prefix: IpNet = format!("10.{}.{}.0/24", 100 + n / 256, n % 256).parse().unwrap();
+        desired.targets.upsert(target("a"), broken());
+        desired.routes.upsert(prefix, Arc::new(RouteRow { target: target("a") }));
+        planner.set_desired(&desired, false);
+        desired.routes.remove(&prefix);
+        planner.set_desired(&desired, false);
+        assert!(planner.retired.len() <= RETIRED_SPARE + 2 * kernel.routes.len() + 1);
+    }
+    // What the kernel held is not forgotten over that.
+    desired.routes.remove(&"10.1.0.0/24".parse().unwrap());
+    planner.set_desired(&desired, false);
+    assert!(planner.plan(at(0)).0.iter().any(|action| matches!(action, Action::DeleteRoute { .. })));
+}
+
+#[test]
+fn what_is_retired_before_the_first_dump_is_kept_whatever_its_number() {
+    let mut planner = RoutePlanner::new(options(true));
+    let prefix = |n: usize| format!("10.{}.{}.0/24", n / 256, n % 256).parse().unwrap();
+    planner.retire((0..2 * RETIRED_SPARE).map(prefix));
+    let mut desired = Desired::default();
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    for name in ["172.30.0.0/24", "172.30.1.0/24"] {
+        want(&mut desired, name, "a");
+        planner.set_desired(&desired, false);
+    }
+    assert_eq!(planner.retired.len(), 2 * RETIRED_SPARE);
+}
+
+#[test]
 fn an_id_that_a_foreign_object_has_is_left_to_it() {
     let mut kernel = Kernel::default();
-    let mut planner = start(&kernel, true);
-    let mut desired = Desired::default();
-    want(&mut desired, "10.1.0.0/24", "a");
-    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
-    planner.set_desired(&desired, true);
+    let (mut planner, _) = wanting_one(&kernel, true);
     let (actions, _) = planner.plan(at(0));
     let Some(Action::PutNexthop { id: taken, .. }) = actions.first() else { panic!("{actions:?}") };
     let now = at(0);
