@@ -19,7 +19,7 @@ use meshd_core::{
     clustermesh::export::{OwnState, Workload},
     derive::{LocalNode, RouteDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
-    observed::{Change, ClusterChange, Labels, NodeAddress, NodeAddressKind, NodeRow},
+    observed::{Labels, NodeAddress, NodeAddressKind, NodeRow},
     plan::PlannerOptions,
 };
 use tokio::{
@@ -112,12 +112,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (state, mut loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
         .await
         .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
-    // What was refused before the restart must not get a route until the source has said again what its cluster may claim.
     for (name, entry) in &first_peers.peers {
-        if loaded.observed.clusters.contains_key(name) {
-            let accept = ClusterChange::Accept(etcd::accept(entry));
-            loaded.observed.apply(Change::Cluster(name.clone(), vec![accept]), started);
-        }
+        loaded.limit(name, etcd::accept(entry), started);
     }
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
     let (kernel, events) =

@@ -32,8 +32,9 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use meshd_core::{
+    clustermesh::Accept,
     id::{ClusterId, ClusterName, NodeName, NumericIdentity},
-    observed::{Labels, Observed},
+    observed::{Change, ClusterChange, Labels, Observed},
 };
 use thiserror::Error;
 
@@ -62,6 +63,18 @@ pub struct Loaded {
     pub store_id: Option<u64>,
     /// Where a file that could not be used was put, and why.
     pub set_aside: Option<SetAside>,
+}
+
+impl Loaded {
+    /// Holds what is remembered of `cluster` to what it may claim now. Without it a prefix that its list had refused before
+    /// the restart would be believed until the source says the list again.
+    pub fn limit(&mut self, cluster: &ClusterName, accept: Accept, now: Timestamp) {
+        // A cluster nothing is remembered of must not seem to be.
+        if self.observed.clusters.contains_key(cluster) {
+            let change = Change::Cluster(cluster.clone(), vec![ClusterChange::Accept(accept)]);
+            self.observed.apply(change, now);
+        }
+    }
 }
 
 /// A file that could not be used.

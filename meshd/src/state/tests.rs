@@ -3,7 +3,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use meshd_core::{
     desired::{RouteRow, TargetKey},
     id::MaxClusters,
-    observed::{Change, ClusterChange, EndpointRow, IdentityRow, NodeAddress, NodeAddressKind, NodeRow, PeerRow},
+    observed::{EndpointRow, IdentityRow, NodeAddress, NodeAddressKind, NodeRow, PeerRow},
 };
 use redb::{Database, TableDefinition, WriteTransaction};
 
@@ -130,6 +130,30 @@ fn a_cluster_that_is_dropped_and_read_again_between_two_saves_is_saved_anew() {
     let (_, loaded) = open(dir.path());
     let nodes: Vec<_> = loaded.observed.clusters[&name("east")].nodes.iter().map(|(n, _)| n.to_string()).collect();
     assert_eq!(nodes, ["new"]);
+}
+
+#[test]
+fn what_is_remembered_is_held_to_the_list_of_today() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    state.save(&snapshot()).unwrap();
+    drop(state);
+    let (_, loaded) = open(dir.path());
+    let limited = |prefix: &str| {
+        let mut loaded = loaded.clone();
+        let list = |text: &str| vec![text.parse().unwrap()];
+        let accept = Accept { pod_cidrs: list(prefix), node_cidrs: list("0.0.0.0/0") };
+        loaded.limit(&name("east"), accept.clone(), NOW);
+        loaded.limit(&name("unheard-of"), accept.clone(), NOW);
+        assert_eq!(loaded.observed.clusters.keys().cloned().collect::<BTreeSet<_>>(), both());
+        let tables = &loaded.observed.clusters[&name("east")];
+        assert_eq!(tables.accept, Some(accept));
+        tables.nodes.len()
+    };
+    assert_eq!(
+        (limited("10.1.0.0/16"), limited("10.9.0.0/16")),
+        (loaded.observed.clusters[&name("east")].nodes.len(), 0)
+    );
 }
 
 #[test]
