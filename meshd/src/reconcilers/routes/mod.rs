@@ -141,8 +141,7 @@ pub struct Routes {
 
 impl Routes {
     /// A reconciler and the handle to ask it; `left_over` are prefixes that clusters had in the previous run which are no
-    /// longer configured, `settled` tells when actual matched desired for the first time
-    /// with the local network known.
+    /// longer configured, `settled` tells when actual matched desired for the first time with the local network known.
     #[must_use]
     pub fn new(
         options: PlannerOptions,
