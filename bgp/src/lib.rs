@@ -4,10 +4,17 @@
 //! number: whoever drives it says what time it is and carries the bytes, so that every decision can be replayed, fuzzed
 //! and simulated without a network. `meshd::speaker` is the one that drives it over TCP.
 //!
-//! So far it holds the outermost layer of the wire format, [`wire::header`]: enough to cut a TCP stream into messages and
-//! to refuse what RFC 4271 section 6.1 refuses. `README.md` says what comes next to it.
+//! [`wire`] knows messages, [`session`] when to send which. `README.md` lists the RFCs with their modules and tests.
 
 #![forbid(unsafe_code)]
 
+pub mod family;
 pub mod fuzzing;
+pub mod id;
+mod next_hop;
+pub mod session;
 pub mod wire;
+
+pub use family::{Family, PerFamily, Prefix};
+pub use id::{Asn, Moment, PathId, PeerId, RouterId};
+pub use next_hop::NextHop;
