@@ -13,7 +13,7 @@ pub struct Notification {
     pub data: Vec<u8>,
 }
 
-/// Error codes (RFC 4271 section 4.5, RFC 7313 section 5).
+/// Error codes (RFC 4271 section 4.5, RFC 7313 section 5, RFC 9687 section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ErrorCode {
@@ -31,4 +31,6 @@ pub enum ErrorCode {
     Cease = 6,
     /// ROUTE-REFRESH Message Error.
     RouteRefresh = 7,
+    /// Send Hold Timer Expired.
+    SendHoldTimer = 8,
 }
