@@ -151,8 +151,14 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("peer-names", names_task);
     let remembered = loaded.remembered(&local.cluster, &local.name);
     let deriver = RouteDeriver::new((*local).clone(), loaded.owners);
-    let pipeline =
-        Pipeline { remembered: loaded.observed, changes: changes_rx, clusters: clusters_rx, snapshots, deriver };
+    let pipeline = Pipeline {
+        remembered: loaded.observed,
+        changes: changes_rx,
+        clusters: clusters_rx,
+        snapshots,
+        has_speaker: false,
+        deriver,
+    };
     tasks.spawn("pipeline", pipeline.run());
 
     // ③ reconcilers

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ipnet::IpNet;
 use meshd_core::{
     derive::LocalNode,
-    desired::{Conflict, TargetKey},
+    desired::{Conflict, NodeTarget, TargetKey},
     id::ClusterName,
     observed::{ClusterTables, Kind, Labels, NodeAddressKind, ServiceRow},
     plan::Action,
@@ -109,11 +109,14 @@ pub fn prefixes(snapshot: &Snapshot, local: &LocalNode) -> Vec<PrefixView> {
         node: local.name.to_string(),
         stale_since: None,
     });
-    let learned = snapshot.desired.routes.iter().map(|(prefix, row)| PrefixView {
-        prefix: *prefix,
-        cluster: row.target.cluster.to_string(),
-        node: row.target.node.to_string(),
-        stale_since: snapshot.observed.clusters.get(&row.target.cluster).and_then(|tables| tables.stale_since),
+    let learned = snapshot.desired.routes.iter().filter_map(|(prefix, row)| {
+        let target = row.target.node()?;
+        Some(PrefixView {
+            prefix: *prefix,
+            cluster: target.cluster.to_string(),
+            node: target.node.to_string(),
+            stale_since: snapshot.observed.clusters.get(&target.cluster).and_then(|tables| tables.stale_since),
+        })
     });
     let mut views: Vec<PrefixView> = own.chain(learned).collect();
     views.sort_by_key(|view| view.prefix);
@@ -136,10 +139,13 @@ pub fn routes(snapshot: &Snapshot, states: &[RouteState]) -> Vec<RouteView> {
         RouteView {
             prefix: *prefix,
             next_hops: hops.iter().map(|hop| NextHopView { via: Some(hop.via), dev: link(hop.dev) }).collect(),
-            mode: RouteMode::Native,
+            mode: match row.target {
+                TargetKey::Node(_) => RouteMode::Native,
+                TargetKey::Bgp(_) => RouteMode::Bgp,
+            },
             mtu: target.map(|target| target.mtu).filter(|mtu| *mtu > 0),
-            cluster: row.target.cluster.to_string(),
-            node: row.target.node.to_string(),
+            cluster: row.target.node().map(|target| target.cluster.to_string()),
+            node: row.target.node().map(|target| target.node.to_string()),
             status,
             error,
         }
@@ -162,7 +168,7 @@ pub fn rejected(snapshot: &Snapshot) -> Vec<RejectedView> {
             });
         }
     }
-    let conflict = |((prefix, target), conflict): (&(IpNet, TargetKey), &Arc<Conflict>)| RejectedView {
+    let conflict = |((prefix, target), conflict): (&(IpNet, NodeTarget), &Arc<Conflict>)| RejectedView {
         cluster: target.cluster.to_string(),
         key: format!("{} {prefix}", target.node),
         kind: "prefix".to_owned(),

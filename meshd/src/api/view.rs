@@ -263,10 +263,10 @@ pub struct RouteView {
     pub mode: RouteMode,
     /// Path MTU set on the route, when one is.
     pub mtu: Option<u32>,
-    /// Cluster of the node behind it.
-    pub cluster: String,
-    /// The node behind it.
-    pub node: String,
+    /// Cluster of the node behind it; `null` for a route learned by BGP.
+    pub cluster: Option<String>,
+    /// The node behind it; `null` for a route learned by BGP.
+    pub node: Option<String>,
     /// Did the kernel take it?
     pub status: RowStatus,
     /// Why not, when `status` is `error`.

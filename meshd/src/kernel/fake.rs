@@ -231,7 +231,7 @@ impl State {
                 let is_hop = |id: &NexthopId| {
                     self.nexthops.get(id).is_some_and(|held| !matches!(held.content, ActualNexthop::Group(_)))
                 };
-                if members.is_empty() || !members.iter().all(is_hop) {
+                if members.is_empty() || !members.iter().all(|member| is_hop(&member.id)) {
                     return Err(refusal(Errno::EINVAL));
                 }
                 self.put_nexthop(*id, ActualNexthop::Group(members.clone()), *replace)
@@ -301,7 +301,7 @@ impl State {
         match &self.nexthops.get(&id)?.content {
             ActualNexthop::Hop(hop) => Some(vec![*hop]),
             ActualNexthop::Group(members) => {
-                Some(members.iter().filter_map(|member| self.hops(*member)).flatten().collect())
+                Some(members.iter().filter_map(|member| self.hops(member.id)).flatten().collect())
             }
             ActualNexthop::Irregular | ActualNexthop::Foreign => Some(Vec::new()),
         }
@@ -328,8 +328,8 @@ impl State {
         let mut smaller = Vec::new();
         for (group, held) in &mut self.nexthops {
             let ActualNexthop::Group(members) = &mut held.content else { continue };
-            if members.contains(&id) {
-                *members = members.iter().filter(|member| **member != id).copied().collect();
+            if members.iter().any(|member| member.id == id) {
+                *members = members.iter().filter(|member| member.id != id).copied().collect();
                 if members.is_empty() {
                     empty.push(*group);
                 } else {
@@ -462,7 +462,7 @@ mod tests {
         let hop = Hop { via: "192.0.2.9".parse().unwrap(), dev: LINK };
         let actions = [
             Action::PutNexthop { id: ONE, hop, replace: false },
-            Action::PutGroup { id: GROUP, members: [ONE].into(), replace: false },
+            Action::PutGroup { id: GROUP, members: [ONE.into()].into(), replace: false },
             Action::PutRoute { key: key("10.1.0.0/24"), via: RouteVia::Object(GROUP), replace: false },
             Action::PutRoute { key: key("10.2.0.0/24"), via: RouteVia::Hops([hop].into()), replace: false },
         ];

@@ -35,7 +35,8 @@ pub struct Snapshot {
     pub observed: Observed,
     /// What we want.
     pub desired: Desired,
-    /// Every configured cluster, the own one included, has told its nodes once: nothing wanted is missing any more.
+    /// Every configured cluster, the own one included, has told its nodes once, and every BGP peer its routes: nothing wanted
+    /// is missing any more.
     pub complete: bool,
     /// The links, addresses and routes of this node have been read: what is desired has next hops, as far as there are any.
     pub local_known: bool,
@@ -51,6 +52,8 @@ pub struct Pipeline {
     pub clusters: watch::Receiver<BTreeSet<ClusterName>>,
     /// Where snapshots go.
     pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// A BGP speaker runs: its routes are among what is wanted.
+    pub has_speaker: bool,
     /// Observed to desired.
     pub deriver: RouteDeriver,
 }
@@ -80,8 +83,9 @@ impl Pipeline {
     }
 
     fn derive(&mut self, current: &mut Snapshot) {
-        current.complete = is_complete(&current.observed.clusters, &self.clusters.borrow_and_update());
-        if current.complete && !self.deriver.is_settled() {
+        let told = is_complete(&current.observed.clusters, &self.clusters.borrow_and_update());
+        current.complete = told && (!self.has_speaker || current.observed.is_bgp_complete());
+        if told && !self.deriver.is_settled() {
             info!("every configured cluster has been heard");
             self.deriver.settle();
         }

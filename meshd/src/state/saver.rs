@@ -240,24 +240,23 @@ impl State {
 impl Owners {
     /// What the owners of the prefixes that have a route differ in from what is saved.
     fn changes(&self, routes: &Table<IpNet, Arc<RouteRow>>) -> Vec<(IpNet, Option<ClusterName>)> {
-        let owner = |row: &Arc<RouteRow>| row.target.cluster.clone();
+        let owner = |row: &Arc<RouteRow>| row.target.node().map(|target| target.cluster.clone());
         match self {
             Self::Routes(saved) => routes
                 .diff(saved)
                 .filter_map(|diff| match diff {
-                    RowDiff::Added(prefix, row) => Some((*prefix, Some(owner(row)))),
-                    RowDiff::Changed(_, old, new) if old.target.cluster == new.target.cluster => None,
-                    RowDiff::Changed(prefix, _, row) => Some((*prefix, Some(owner(row)))),
-                    RowDiff::Removed(prefix, _) => Some((*prefix, None)),
+                    RowDiff::Added(prefix, row) => owner(row).map(|owner| (*prefix, Some(owner))),
+                    RowDiff::Changed(_, old, new) if owner(old) == owner(new) => None,
+                    RowDiff::Changed(prefix, _, row) => Some((*prefix, owner(row))),
+                    RowDiff::Removed(prefix, row) => owner(row).map(|_| (*prefix, None)),
                 })
                 .collect(),
             Self::Loaded(saved) => {
-                let gone = saved.keys().filter(|prefix| !routes.contains(prefix)).map(|prefix| (*prefix, None));
-                let new = routes
-                    .iter()
-                    .filter(|(prefix, row)| saved.get(*prefix) != Some(&row.target.cluster))
-                    .map(|(prefix, row)| (*prefix, Some(owner(row))));
-                gone.chain(new).collect()
+                let owned = |prefix: &IpNet| routes.get(prefix).and_then(owner);
+                let gone = saved.keys().filter(|prefix| owned(prefix).is_none()).map(|prefix| (*prefix, None));
+                let owners = routes.iter().filter_map(|(prefix, row)| Some((*prefix, owner(row)?)));
+                let new = owners.filter(|(prefix, owner)| saved.get(prefix) != Some(owner));
+                gone.chain(new.map(|(prefix, owner)| (prefix, Some(owner)))).collect()
             }
         }
     }

@@ -1,7 +1,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use meshd_core::{
-    desired::{RouteRow, TargetKey},
+    desired::{NodeTarget, RouteRow},
     id::MaxClusters,
     observed::{EndpointRow, IdentityRow, NodeAddress, NodeAddressKind, NodeRow, PeerRow},
 };
@@ -51,7 +51,7 @@ fn snapshot() -> Snapshot {
     let west = vec![ClusterChange::Node("sibling".parse().unwrap(), Some(node("10.0.0.0/24")))];
     snapshot.observed.apply(Change::Cluster(name("east"), east), NOW);
     snapshot.observed.apply(Change::Cluster(name("west"), west), NOW);
-    let target = TargetKey { cluster: name("east"), node: "a".parse().unwrap(), ipv4: true };
+    let target = NodeTarget { cluster: name("east"), node: "a".parse().unwrap(), ipv4: true }.into();
     snapshot.desired.routes.upsert("10.1.0.0/24".parse().unwrap(), Arc::new(RouteRow { target }));
     snapshot
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use ipnet::IpNet;
 use meshd_core::{
-    desired::Hop,
+    desired::{Hop, RouteRow},
     id::{ROUTE_METRIC, ROUTE_PROTOCOL},
     observed::ClusterChange,
     plan::{Action, ActualKey},
@@ -42,10 +42,11 @@ impl World {
         let Some(routes) = me.life.as_ref().map(|life| &life.desired.routes) else { return };
         // The other prefixes lie in ranges that only one cluster may claim.
         let Some(row) = routes.get(&key.prefix).filter(|_| is_quarrel(&key.prefix)) else { return };
-        let other = routes.iter().find(|(prefix, of)| overlaps(prefix) && of.target.cluster != row.target.cluster);
+        let cluster = |row: &RouteRow| row.target.node().map(|target| target.cluster.to_string());
+        let other = routes.iter().find(|(prefix, of)| overlaps(prefix) && cluster(of) != cluster(row));
         if let Some((prefix, of)) = other {
-            let (ours, theirs) = (&row.target.cluster, &of.target.cluster);
-            let what = format!("node {node} wants {} of {ours} and {prefix} of {theirs}", key.prefix);
+            let (ours, theirs) = (cluster(row), cluster(of));
+            let what = format!("node {node} wants {} of {ours:?} and {prefix} of {theirs:?}", key.prefix);
             self.fail(what);
         }
     }

@@ -12,7 +12,7 @@ use meshd_core::{
     desired::Hop,
     id::{IfIndex, MAIN_TABLE, Metric, NexthopId, ROUTE_PROTOCOL, TableId},
     observed::{KernelChange, KernelKind, LinkRow, NextHopSpec, RouteKey, RouteKind, RouteRow},
-    plan::{Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia},
+    plan::{Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, RouteVia},
 };
 
 /// Notifications the kernel holds for a slow listener; one more is an overflow.
@@ -97,7 +97,7 @@ impl Kernel {
             Some(RouteVia::Object(id)) => match self.nexthops.get(id) {
                 Some(ActualNexthop::Hop(hop)) => vec![*hop],
                 Some(ActualNexthop::Group(members)) => {
-                    let hop = |id| match self.nexthops.get(id) {
+                    let hop = |member: &GroupMember| match self.nexthops.get(&member.id) {
                         Some(ActualNexthop::Hop(hop)) => Some(*hop),
                         _ => None,
                     };
@@ -152,7 +152,7 @@ impl Kernel {
             }
             Action::PutGroup { id, members, replace } => {
                 self.own_id(*id, action);
-                if !members.iter().all(|m| matches!(self.nexthops.get(m), Some(ActualNexthop::Hop(_)))) {
+                if !members.iter().all(|m| matches!(self.nexthops.get(&m.id), Some(ActualNexthop::Hop(_)))) {
                     return Err(Refusal::NoNexthop);
                 }
                 self.put_nexthop(*id, ActualNexthop::Group(members.clone()), *replace)
@@ -327,9 +327,9 @@ impl Kernel {
         let mut dead = vec![id];
         for (group, nexthop) in &mut self.nexthops {
             if let ActualNexthop::Group(members) = nexthop
-                && members.contains(&id)
+                && members.iter().any(|member| member.id == id)
             {
-                *members = members.iter().filter(|member| **member != id).copied().collect();
+                *members = members.iter().filter(|member| member.id != id).copied().collect();
                 if members.is_empty() {
                     dead.push(*group);
                 }

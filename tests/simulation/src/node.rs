@@ -387,7 +387,7 @@ impl Node {
         }
         for nexthop in self.kernel.nexthops.values() {
             if let ActualNexthop::Group(members) = nexthop {
-                used.extend(members.iter().copied());
+                used.extend(members.iter().map(|member| member.id));
             }
         }
         self.kernel.nexthops.keys().filter(|id| !used.contains(id)).count()

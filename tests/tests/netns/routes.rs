@@ -279,13 +279,13 @@ fn several_hops_make_a_group_or_a_multipath_route() {
         kernel.apply(vec![
             nexthop(1, "192.0.2.9", ONE, false),
             nexthop(2, "198.51.100.9", TWO, false),
-            Action::PutGroup { id: id(3), members: [id(1), id(2)].into(), replace: false },
+            Action::PutGroup { id: id(3), members: [id(1).into(), id(2).into()].into(), replace: false },
             through("10.1.0.0/24", 3, false),
             plain("10.2.0.0/24", &hops, false),
             plain("fd00:2::/64", &hops6, false),
         ]);
         kernel.until_routes(&["10.1.0.0/24", "10.2.0.0/24", "fd00:2::/64"]);
-        assert_eq!(kernel.actual.nexthops[&id(3)], ActualNexthop::Group([id(1), id(2)].into()));
+        assert_eq!(kernel.actual.nexthops[&id(3)], ActualNexthop::Group([id(1).into(), id(2).into()].into()));
         let regular = |via| ActualRoute { via, regular: true };
         assert_eq!(kernel.actual.routes[&key("10.2.0.0/24")], regular(RouteVia::Hops(hops.into())));
         assert_eq!(kernel.actual.routes[&key("fd00:2::/64")], regular(RouteVia::Hops(hops6.into())));
@@ -301,10 +301,10 @@ fn several_hops_make_a_group_or_a_multipath_route() {
         kernel.apply(vec![
             plain("10.2.0.0/24", &hops[..1], true),
             plain("fd00:2::/64", &hops6[1..], true),
-            Action::PutGroup { id: id(3), members: [id(2)].into(), replace: true },
+            Action::PutGroup { id: id(3), members: [id(2).into()].into(), replace: true },
         ]);
         kernel.until("the smaller ones", |actual| {
-            actual.nexthops[&id(3)] == ActualNexthop::Group([id(2)].into())
+            actual.nexthops[&id(3)] == ActualNexthop::Group([id(2).into()].into())
                 && actual.routes[&key("10.2.0.0/24")] == regular(RouteVia::Hops(hops[..1].into()))
                 && actual.routes[&key("fd00:2::/64")] == regular(RouteVia::Hops(hops6[1..].into()))
         });

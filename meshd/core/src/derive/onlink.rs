@@ -117,6 +117,44 @@ impl OnLink {
         }
     }
 
+    /// Through which gateway, on which link with which MTU and with which metric, is `address` reached? On-link addresses
+    /// are their own gateway. One level is followed, as the kernel does it: a gateway has to be on-link.
+    ///
+    /// # Errors
+    /// What the kernel's routes say instead.
+    pub fn resolve(&self, address: IpAddr) -> Result<(IpAddr, IfIndex, u32, u32), Arc<str>> {
+        let reason = match self.find(address) {
+            OnLinkAnswer::Link(dev, mtu) => return Ok((address, dev, mtu, 0)),
+            OnLinkAnswer::No(reason) => reason,
+        };
+        let host = IpNet::from(address);
+        let mut covering: Vec<_> = self.by_prefix.cover(&host).collect();
+        covering.reverse();
+        for row in covering.iter().flat_map(|(_, rows)| rows.iter()) {
+            let ((metric, _), row) = row;
+            if row.kind != RouteKind::Unicast {
+                return Err(reason);
+            }
+            if let Some((dev, mtu, via)) = self.usable_hop(row) {
+                return via.map(|via| (via, dev, mtu, metric.0)).ok_or(reason);
+            }
+        }
+        Err(reason)
+    }
+
+    fn usable_hop(&self, row: &RouteRow) -> Option<(IfIndex, u32, Option<IpAddr>)> {
+        row.hops.iter().find_map(|hop| {
+            let link = self.links.get(&hop.dev).filter(|link| link.up && link.running && !link.loopback)?;
+            Some((hop.dev, link.mtu, hop.via))
+        })
+    }
+
+    /// Is the link there and up, and which MTU has it?
+    #[must_use]
+    pub fn link_mtu(&self, link: IfIndex) -> Option<u32> {
+        self.links.get(&link).filter(|link| link.up && link.running).map(|link| link.mtu)
+    }
+
     /// Length of the most specific route to a watched address, whatever that route does.
     #[must_use]
     pub fn longest(&self, address: IpAddr) -> Option<u8> {

@@ -13,13 +13,15 @@ use prefix_trie::joint::JointPrefixMap;
 
 use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict, underlay::Underlay};
 use crate::{
-    desired::{Conflict, ConflictCause, Desired, Hop, RouteMode, RouteProblem, RouteRow, Target, TargetKey},
+    desired::{Conflict, ConflictCause, Desired, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target},
     id::{ClusterId, ClusterName, NodeName},
     observed::{KernelKind, NodeAddressKind, NodeRow, Observed, Touched},
 };
 
+mod bgp;
 mod claims;
 
+use bgp::BgpRoutes;
 use claims::ClaimChanges;
 
 /// Most next hops of one target; a node with more addresses is reached through the first ones.
@@ -65,6 +67,7 @@ pub struct RouteDeriver {
     /// Claims that are kept from the question of owners, and why.
     barred: BTreeMap<Claim, ConflictCause>,
     kernel_known: bool,
+    bgp: BgpRoutes,
 }
 
 impl RouteDeriver {
@@ -82,6 +85,7 @@ impl RouteDeriver {
             claimants: JointPrefixMap::new(),
             barred: BTreeMap::new(),
             kernel_known: false,
+            bgp: BgpRoutes::default(),
         }
     }
 
@@ -130,13 +134,19 @@ impl RouteDeriver {
             record_conflict(desired, claim, cause, now);
         }
         for prefix in prefixes {
-            self.update_route(prefix, desired, &mut targets);
+            self.update_route(prefix, observed, desired, &mut targets);
         }
         for node in targets {
             for ipv4 in [true, false] {
                 self.update_target(&node, ipv4, desired);
             }
         }
+        for prefix in &touched.bgp_routes {
+            if self.owners.holder(prefix).is_none() {
+                self.bgp.route(*prefix, observed, desired);
+            }
+        }
+        self.bgp.finish(&self.on_link, self.kernel_known, desired);
     }
 
     /// Takes over links, addresses and routes; returns the nodes whose addresses are affected.
@@ -147,6 +157,7 @@ impl RouteDeriver {
         changes: &mut ClaimChanges,
     ) -> BTreeSet<NodeKey> {
         if !touched.links && !touched.routes {
+            self.bgp.watch(observed, &mut self.on_link);
             return BTreeSet::new();
         }
         let kinds = [KernelKind::Links, KernelKind::Addresses, KernelKind::Routes];
@@ -155,6 +166,8 @@ impl RouteDeriver {
         self.kernel_known = known;
         let networks = self.underlay.update(observed);
         let changed = self.on_link.update(observed);
+        self.bgp.watch(observed, &mut self.on_link);
+        self.bgp.look_again(&changed, became_known);
         if became_known {
             changes.all(self);
             return self.nodes.keys().cloned().collect();
@@ -221,26 +234,31 @@ impl RouteDeriver {
         }
     }
 
-    fn update_route(&self, prefix: IpNet, desired: &mut Desired, targets: &mut BTreeSet<NodeKey>) {
+    fn update_route(
+        &mut self,
+        prefix: IpNet,
+        observed: &Observed,
+        desired: &mut Desired,
+        targets: &mut BTreeSet<NodeKey>,
+    ) {
         let ipv4 = prefix.addr().is_ipv4();
         let holder = self.owners.holder(&prefix);
-        let old = desired.routes.get(&prefix).map(|row| row.target.clone());
+        let old = desired.routes.get(&prefix).and_then(|row| row.target.node().cloned());
         targets.extend(old.map(|target| (target.cluster, target.node)));
         match holder {
             Some((cluster, node)) => {
                 targets.insert((cluster.clone(), node.clone()));
-                let target = TargetKey { cluster: cluster.clone(), node: node.clone(), ipv4 };
-                desired.routes.upsert(prefix, Arc::new(RouteRow { target }));
+                let target = NodeTarget { cluster: cluster.clone(), node: node.clone(), ipv4 };
+                self.bgp.displaced(desired.routes.get(&prefix).map(|row| &row.target));
+                desired.routes.upsert(prefix, Arc::new(RouteRow { target: target.into() }));
             }
-            None => {
-                desired.routes.remove(&prefix);
-            }
+            None => self.bgp.route(prefix, observed, desired),
         }
     }
 
     /// A target exists while its node holds a prefix of the family.
     fn update_target(&self, node: &NodeKey, ipv4: bool, desired: &mut Desired) {
-        let key = TargetKey { cluster: node.0.clone(), node: node.1.clone(), ipv4 };
+        let key = NodeTarget { cluster: node.0.clone(), node: node.1.clone(), ipv4 }.into();
         let row = self.nodes.get(node);
         let holds = |cidr: &IpNet| {
             cidr.addr().is_ipv4() == ipv4 && self.owners.holder(cidr).is_some_and(|(c, n)| *c == node.0 && *n == node.1)
@@ -256,8 +274,7 @@ impl RouteDeriver {
     }
 
     fn target(&self, row: &NodeRow, node: &NodeKey, ipv4: bool) -> Target {
-        let problem =
-            |problem| Target { hops: Box::default(), problem: Some(problem), mode: RouteMode::Native, mtu: 0 };
+        let problem = |problem| Target::unreachable(problem, RouteMode::Native);
         if !self.kernel_known {
             return problem(RouteProblem::KernelUnknown);
         }
@@ -279,7 +296,7 @@ impl RouteDeriver {
         found.truncate(HOPS_MAX);
         let mtu = found.iter().map(|(_, mtu)| *mtu).min().unwrap_or(0);
         let hops = found.into_iter().map(|(hop, _)| hop).collect();
-        Target { hops, problem: None, mode: RouteMode::Native, mtu }
+        Target::native(hops, mtu)
     }
 
     /// On-link addresses of one family with the MTU of their link, and the first one that is not, with the reason.
@@ -306,9 +323,9 @@ fn routed_addresses(row: &NodeRow) -> impl Iterator<Item = IpAddr> {
     row.addresses.iter().filter(|address| address.kind != NodeAddressKind::CiliumInternalIP).map(|address| address.ip)
 }
 
-fn conflict_key(claim: Claim) -> (IpNet, TargetKey) {
+fn conflict_key(claim: Claim) -> (IpNet, NodeTarget) {
     let ipv4 = claim.prefix.addr().is_ipv4();
-    (claim.prefix, TargetKey { cluster: claim.cluster, node: claim.node, ipv4 })
+    (claim.prefix, NodeTarget { cluster: claim.cluster, node: claim.node, ipv4 })
 }
 
 fn record_conflict(desired: &mut Desired, claim: Claim, cause: ConflictCause, now: Timestamp) {

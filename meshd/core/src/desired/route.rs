@@ -5,11 +5,14 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::id::{ClusterName, IfIndex, NodeName};
+use crate::{
+    id::{ClusterName, IfIndex, NodeName},
+    observed::BgpHops,
+};
 
 /// One remote node seen through one address family of next hops.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct TargetKey {
+pub struct NodeTarget {
     /// Its cluster.
     pub cluster: ClusterName,
     /// Its name.
@@ -18,9 +21,45 @@ pub struct TargetKey {
     pub ipv4: bool,
 }
 
-impl fmt::Display for TargetKey {
+impl fmt::Display for NodeTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.cluster, self.node)
+    }
+}
+
+/// What stands behind a route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetKey {
+    /// A node of the mesh.
+    Node(NodeTarget),
+    /// The next hops that BGP chose.
+    Bgp(BgpHops),
+}
+
+impl TargetKey {
+    /// The node, when it is one.
+    #[must_use]
+    pub fn node(&self) -> Option<&NodeTarget> {
+        match self {
+            Self::Node(node) => Some(node),
+            Self::Bgp(_) => None,
+        }
+    }
+}
+
+impl From<NodeTarget> for TargetKey {
+    fn from(node: NodeTarget) -> Self {
+        Self::Node(node)
+    }
+}
+
+impl fmt::Display for TargetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => node.fmt(f),
+            Self::Bgp(hops) => hops.fmt(f),
+        }
     }
 }
 
@@ -39,6 +78,8 @@ pub struct Hop {
 pub enum RouteMode {
     /// Plain forwarding to the node's own address.
     Native,
+    /// Plain forwarding to the next hops of the best BGP paths.
+    Bgp,
 }
 
 /// Why a desired row cannot become a kernel route now.
@@ -60,6 +101,12 @@ pub enum RouteProblem {
         /// What the kernel's routes say instead.
         reason: Arc<str>,
     },
+    /// No next hop of the best BGP paths can be used.
+    #[error("no next hop can be used: {reason}")]
+    NoNextHop {
+        /// What is wrong with the first of them.
+        reason: Arc<str>,
+    },
     /// The local routes are not known yet.
     #[error("the local links and routes have not been read yet")]
     KernelUnknown,
@@ -70,6 +117,11 @@ pub enum RouteProblem {
 pub struct Target {
     /// Next hops, sorted; empty exactly when `problem` is set.
     pub hops: Box<[Hop]>,
+    /// The share of each of `hops` in the traffic, as many as there are hops; empty means equal shares.
+    pub weights: Box<[u8]>,
+    /// Routes lead to a group even when one next hop is left of it: those that come and go then cost one message each,
+    /// however many routes there are.
+    pub grouped: bool,
     /// Why there is no next hop.
     pub problem: Option<RouteProblem>,
     /// How packets travel.
@@ -78,10 +130,30 @@ pub struct Target {
     pub mtu: u32,
 }
 
+impl Target {
+    /// A target reached through these next hops of a node in equal shares.
+    #[must_use]
+    pub fn native(hops: Box<[Hop]>, mtu: u32) -> Self {
+        Self { hops, weights: Box::default(), grouped: false, problem: None, mode: RouteMode::Native, mtu }
+    }
+
+    /// A target without a next hop.
+    #[must_use]
+    pub fn unreachable(problem: RouteProblem, mode: RouteMode) -> Self {
+        Self { hops: Box::default(), weights: Box::default(), grouped: false, problem: Some(problem), mode, mtu: 0 }
+    }
+
+    /// True when routes lead to a group of next hops.
+    #[must_use]
+    pub fn uses_group(&self) -> bool {
+        self.grouped || self.hops.len() > 1
+    }
+}
+
 /// A route we want.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRow {
-    /// The node behind the prefix.
+    /// What is behind the prefix.
     pub target: TargetKey,
 }
 

@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{
-    AddressKey, AddressRow, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow, NeighborKey, NeighborRow,
-    NodeAddress, NodeAddressKind, NodeRow, Observed, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey,
-    RuleRow, ServiceName, ServiceRow,
+    AddressKey, AddressRow, BgpChange, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow, NeighborKey,
+    NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow,
+    RuleKey, RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
     clustermesh::{Accept, RecordKey},
@@ -23,6 +23,8 @@ pub enum Change {
     Cluster(ClusterName, Vec<ClusterChange>),
     /// Rows of the local kernel.
     Kernel(Vec<KernelChange>),
+    /// Rows of the BGP speaker.
+    Bgp(Vec<BgpChange>),
 }
 
 /// A change to the rows of one cluster. `None` as a value removes the row.
@@ -118,6 +120,8 @@ pub struct Touched {
     pub links: bool,
     /// Foreign routes changed.
     pub routes: bool,
+    /// Prefixes whose best BGP paths changed, in the order in which they did; one may come several times.
+    pub bgp_routes: Vec<IpNet>,
     /// Anything at all changed.
     pub any: bool,
 }
@@ -133,6 +137,46 @@ impl Observed {
                     self.apply_kernel(change);
                 }
             }
+            Change::Bgp(changes) => {
+                for change in changes {
+                    self.apply_bgp(change);
+                }
+            }
+        }
+    }
+
+    /// True when every BGP peer has told its routes once in this run, or the wait for it is over.
+    #[must_use]
+    pub fn is_bgp_complete(&self) -> bool {
+        self.bgp_complete
+    }
+
+    fn apply_bgp(&mut self, change: BgpChange) {
+        match change {
+            BgpChange::Route(prefix, Some(hops)) => {
+                if self.bgp.upsert(prefix, hops) != Upsert::Unchanged {
+                    self.touched.bgp_routes.push(prefix);
+                }
+            }
+            BgpChange::Route(prefix, None) => {
+                if self.bgp.remove(&prefix).is_some() {
+                    self.touched.bgp_routes.push(prefix);
+                }
+            }
+            BgpChange::Watch(next_hop) => {
+                if !self.bgp_next_hops.contains(&next_hop) {
+                    self.bgp_next_hops.upsert(next_hop, false);
+                }
+            }
+            BgpChange::Unwatch(next_hop) => {
+                self.bgp_next_hops.remove(&next_hop);
+            }
+            BgpChange::Dead(next_hop, dead) => {
+                if self.bgp_next_hops.contains(&next_hop) {
+                    self.bgp_next_hops.upsert(next_hop, dead);
+                }
+            }
+            BgpChange::Complete => self.bgp_complete = true,
         }
     }
 

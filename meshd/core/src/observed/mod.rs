@@ -6,6 +6,7 @@
 //! the last derivation is collected in [`Touched`].
 
 mod apply;
+mod bgp;
 mod cluster;
 mod endpoint;
 mod identity;
@@ -16,6 +17,7 @@ mod rejected;
 mod service;
 
 pub use apply::{Change, ClusterChange, KernelChange, KernelKind, Touched};
+pub use bgp::{BgpChange, BgpHop, BgpHops, BgpNextHop};
 pub use cluster::{ClusterTables, Kind, Limits};
 pub use endpoint::EndpointRow;
 pub use identity::{IdentityRow, Labels};
@@ -29,6 +31,7 @@ pub use rejected::{RejectedRow, Rejection};
 pub use service::{L4Addr, Ports, Protocol, ServiceName, ServiceRow};
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 
 use crate::{
     id::{ClusterName, IfIndex},
@@ -50,6 +53,11 @@ pub struct Observed {
     pub rules: Table<RuleKey, RuleRow>,
     /// ARP and NDP entries of this node.
     pub neighbors: Table<NeighborKey, NeighborRow>,
+    /// Best BGP paths of accepted prefixes.
+    pub bgp: Table<IpNet, BgpHops>,
+    /// BGP next hops in use, and whether each is known to be dead although the kernel has a route to it.
+    pub bgp_next_hops: Table<BgpNextHop, bool>,
+    bgp_complete: bool,
     sync: apply::KernelSync,
     touched: Touched,
 }

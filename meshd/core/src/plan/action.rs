@@ -5,7 +5,7 @@ use std::fmt;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::ActualKey;
+use super::{ActualKey, GroupMember};
 use crate::{desired::Hop, id::NexthopId};
 
 /// Where a route leads.
@@ -29,12 +29,12 @@ pub enum Action {
         /// True when an object of ours with this id exists.
         replace: bool,
     },
-    /// Add or replace a group of equal-cost nexthop objects.
+    /// Add or replace a group of nexthop objects.
     PutGroup {
         /// Its id.
         id: NexthopId,
-        /// Member ids, sorted.
-        members: Box<[NexthopId]>,
+        /// Members, sorted.
+        members: Box<[GroupMember]>,
         /// True when a group of ours with this id exists.
         replace: bool,
     },
@@ -113,7 +113,10 @@ impl fmt::Display for Action {
             Self::PutNexthop { id, hop, .. } => write!(f, "nexthop {id} via {} dev {}", hop.via, hop.dev),
             Self::PutGroup { id, members, .. } => {
                 write!(f, "nexthop {id} group")?;
-                members.iter().try_for_each(|member| write!(f, " {member}"))
+                members.iter().try_for_each(|member| match member.weight {
+                    1 => write!(f, " {}", member.id),
+                    weight => write!(f, " {},{weight}", member.id),
+                })
             }
             Self::PutRoute { key, via, .. } => write!(f, "route {} {via} metric {}", key.prefix, key.metric),
             Self::DeleteRoute { key } => write!(f, "route {} metric {}", key.prefix, key.metric),

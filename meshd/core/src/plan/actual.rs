@@ -30,13 +30,28 @@ pub struct ActualRoute {
     pub regular: bool,
 }
 
+/// A nexthop object in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct GroupMember {
+    /// Its id.
+    pub id: NexthopId,
+    /// Its share of the traffic, at least 1.
+    pub weight: u8,
+}
+
+impl From<NexthopId> for GroupMember {
+    fn from(id: NexthopId) -> Self {
+        Self { id, weight: 1 }
+    }
+}
+
 /// A nexthop object with an id in our range, and our protocol number unless it is [`Self::Foreign`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ActualNexthop {
     /// Gateway and link.
     Hop(Hop),
-    /// Group of ids, sorted.
-    Group(Box<[NexthopId]>),
+    /// Group of objects, sorted.
+    Group(Box<[GroupMember]>),
     /// Something we never install (changed by hand): it is replaced.
     Irregular,
     /// An object of somebody else. It stays as it is, and its id is passed over.

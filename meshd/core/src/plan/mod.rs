@@ -10,5 +10,5 @@ mod nexthops;
 mod planner;
 
 pub use action::{Action, RouteVia};
-pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute};
+pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember};
 pub use planner::{PLAN_ACTIONS_MAX, PlannerOptions, RETRY_MAX, RETRY_MIN, RoutePlanner, WITHDRAW_HOLD};

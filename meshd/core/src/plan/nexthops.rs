@@ -75,12 +75,12 @@ impl NexthopIds {
         freed
     }
 
-    /// Gives up the slots a target with `hops` next hops does not need; returns their ids.
-    pub(super) fn shrink(&mut self, target: &TargetKey, hops: usize) -> Vec<NexthopId> {
+    /// Gives up the slots a target with `hops` next hops, in a group or not, does not need; returns their ids.
+    pub(super) fn shrink(&mut self, target: &TargetKey, hops: usize, grouped: bool) -> Vec<NexthopId> {
         let Some(slots) = self.by_target.get_mut(target) else { return Vec::new() };
         let unneeded = |slot: &Slot| match slot {
             Slot::Hop(n) => *n >= hops,
-            Slot::Group => hops < 2,
+            Slot::Group => !grouped,
         };
         let gone: Vec<Slot> = slots.keys().filter(|slot| unneeded(slot)).copied().collect();
         let freed: Vec<NexthopId> = gone.iter().filter_map(|slot| slots.remove(slot)).collect();
@@ -125,7 +125,11 @@ impl NexthopIds {
 fn content_key(nexthop: &ActualNexthop) -> Vec<u8> {
     match nexthop {
         ActualNexthop::Hop(hop) => format!("{} {}", hop.via, hop.dev).into_bytes(),
-        ActualNexthop::Group(members) => members.iter().flat_map(|id| id.0.to_be_bytes()).collect(),
+        ActualNexthop::Group(members) => members
+            .iter()
+            .flat_map(|member| [member.id.0, u32::from(member.weight)])
+            .flat_map(u32::to_be_bytes)
+            .collect(),
         ActualNexthop::Irregular => b"?".to_vec(),
         ActualNexthop::Foreign => b"!".to_vec(),
     }

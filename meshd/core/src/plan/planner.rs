@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia,
+    Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, RouteVia,
     nexthops::{NexthopIds, Slot},
 };
 use crate::{
@@ -408,7 +408,7 @@ impl RoutePlanner {
             _ => Vec::new(),
         };
         for member in members(state.as_ref()) {
-            *self.references.entry(member).or_default() += 1;
+            *self.references.entry(member.id).or_default() += 1;
         }
         let is_ours = state.as_ref().is_some_and(|nexthop| *nexthop != ActualNexthop::Foreign);
         let is_foreign = state == Some(ActualNexthop::Foreign);
@@ -418,7 +418,7 @@ impl RoutePlanner {
             None => self.nexthops.remove(&id),
         };
         for member in members(old.as_ref()) {
-            self.release(member);
+            self.release(member.id);
         }
         match self.ids.target(id).cloned() {
             // Somebody else has the id now: ours takes another one.
@@ -466,7 +466,7 @@ impl RoutePlanner {
         if !self.options.nexthop_objects {
             return Some(RouteVia::Hops(target.hops.clone()));
         }
-        let slot = if target.hops.len() == 1 { Slot::Hop(0) } else { Slot::Group };
+        let slot = if target.uses_group() { Slot::Group } else { Slot::Hop(0) };
         self.ids.get(key, slot).map(RouteVia::Object)
     }
 
@@ -478,7 +478,7 @@ impl RoutePlanner {
             self.ids.get(key, Slot::Hop(slot)).and_then(|id| self.object(id)) == Some(&ActualNexthop::Hop(*hop))
         };
         let hops_done = target.hops.iter().enumerate().all(hop_done);
-        hops_done && (target.hops.len() < 2 || self.group_is_done(key, target))
+        hops_done && (!target.uses_group() || self.group_is_done(key, target))
     }
 
     /// The object as written last, else as the kernel told it.
@@ -486,9 +486,12 @@ impl RoutePlanner {
         self.sent.get(&id).or_else(|| self.nexthops.get(&id))
     }
 
-    fn group_members(&self, key: &TargetKey, target: &Target) -> Option<Box<[NexthopId]>> {
-        let members: Option<Vec<NexthopId>> =
-            (0..target.hops.len()).map(|slot| self.ids.get(key, Slot::Hop(slot))).collect();
+    fn group_members(&self, key: &TargetKey, target: &Target) -> Option<Box<[GroupMember]>> {
+        let member = |slot| {
+            let weight = target.weights.get(slot).copied().unwrap_or(1).max(1);
+            self.ids.get(key, Slot::Hop(slot)).map(|id| GroupMember { id, weight })
+        };
+        let members: Option<Vec<GroupMember>> = (0..target.hops.len()).map(member).collect();
         let mut members = members?;
         members.sort_unstable();
         Some(members.into())
@@ -592,7 +595,7 @@ impl RoutePlanner {
                 self.sent.insert(id, wanted);
             }
         }
-        if target.hops.len() > 1 {
+        if target.uses_group() {
             let Some(members) = self.group_members(key, target) else { return };
             let wanted = ActualNexthop::Group(members.clone());
             let Some(id) = self.ids.assign(key, Slot::Group, &wanted, &self.nexthops) else { return };
@@ -603,7 +606,7 @@ impl RoutePlanner {
             }
         }
         // Slots beyond the new number of hops are free once no route or group refers to them.
-        let freed = self.ids.shrink(key, target.hops.len());
+        let freed = self.ids.shrink(key, target.hops.len(), target.uses_group());
         let held: Vec<_> = freed.into_iter().filter(|id| self.holds_nexthop(*id)).collect();
         self.surplus_nexthops.extend(held);
     }

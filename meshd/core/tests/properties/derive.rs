@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use meshd_core::{
     clustermesh::Accept,
     derive::{LocalNode, RouteDeriver},
-    desired::{Conflict, Desired, RouteRow, Target, TargetKey},
+    desired::{Conflict, Desired, NodeTarget, RouteRow, Target, TargetKey},
     id::{ClusterId, ClusterName, IfIndex, MAIN_TABLE, MaxClusters, Metric, NodeName, TableId},
     observed::{
         AddressKey, AddressRow, Change, ClusterChange, KernelChange, KernelKind, LinkRow, NextHopSpec, NodeAddress,
@@ -151,7 +151,7 @@ fn deriver() -> RouteDeriver {
     deriver
 }
 
-type Rows = (Vec<(IpNet, Arc<RouteRow>)>, Vec<(TargetKey, Arc<Target>)>, Vec<((IpNet, TargetKey), Arc<Conflict>)>);
+type Rows = (Vec<(IpNet, Arc<RouteRow>)>, Vec<(TargetKey, Arc<Target>)>, Vec<((IpNet, NodeTarget), Arc<Conflict>)>);
 
 fn rows(desired: &Desired) -> Rows {
     let routes = desired.routes.iter().map(|(key, row)| (*key, row.clone())).collect();

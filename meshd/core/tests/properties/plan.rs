@@ -8,9 +8,12 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use meshd_core::{
-    desired::{Desired, Hop, RouteMode, RouteRow, Target, TargetKey},
+    desired::{Desired, Hop, NodeTarget, RouteRow, Target, TargetKey},
     id::{IfIndex, MAIN_TABLE, Metric, NEXTHOP_IDS, NexthopId, ROUTE_METRIC, TableId},
-    plan::{Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, PlannerOptions, RoutePlanner, RouteVia},
+    plan::{
+        Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, PlannerOptions, RoutePlanner,
+        RouteVia,
+    },
 };
 use proptest::prelude::*;
 
@@ -42,14 +45,16 @@ fn desired() -> impl Strategy<Value = Desired> {
     let hops = prop::collection::vec(prop::collection::btree_set(1u8..9, 1..4), usize::from(TARGETS));
     (routes, hops).prop_map(|(routes, hops)| {
         let mut desired = Desired::default();
-        let target = |number: u8| TargetKey {
-            cluster: "east".parse().expect("a name"),
-            node: format!("n{number}").parse().expect("a name"),
-            ipv4: true,
+        let target = |number: u8| {
+            TargetKey::from(NodeTarget {
+                cluster: "east".parse().expect("a name"),
+                node: format!("n{number}").parse().expect("a name"),
+                ipv4: true,
+            })
         };
         for (prefix, number) in routes {
             let hops = hops[usize::from(number)].iter().map(|number| hop(*number)).collect();
-            let row = Target { hops, problem: None, mode: RouteMode::Native, mtu: 1500 };
+            let row = Target::native(hops, 1500);
             desired.targets.upsert(target(number), Arc::new(row));
             desired.routes.upsert(key(prefix, 0).prefix, Arc::new(RouteRow { target: target(number) }));
         }
@@ -71,8 +76,8 @@ fn kernel() -> impl Strategy<Value = Kernel> {
                 .insert(id(number), via.map_or(ActualNexthop::Irregular, |via| ActualNexthop::Hop(hop(via))));
         }
         for (number, members) in groups {
-            let members: Box<[NexthopId]> = members.into_iter().map(id).collect();
-            if members.iter().all(|member| matches!(kernel.nexthops.get(member), Some(ActualNexthop::Hop(_)))) {
+            let members: Box<[GroupMember]> = members.into_iter().map(id).map(GroupMember::from).collect();
+            if members.iter().all(|member| matches!(kernel.nexthops.get(&member.id), Some(ActualNexthop::Hop(_)))) {
                 kernel.nexthops.insert(id(number), ActualNexthop::Group(members));
             }
         }
@@ -99,7 +104,7 @@ impl Kernel {
         match action {
             Action::PutNexthop { id, hop, replace } => self.put_nexthop(*id, ActualNexthop::Hop(*hop), *replace),
             Action::PutGroup { id, members, replace } => {
-                if !members.iter().all(|member| matches!(self.nexthops.get(member), Some(ActualNexthop::Hop(_)))) {
+                if !members.iter().all(|member| matches!(self.nexthops.get(&member.id), Some(ActualNexthop::Hop(_)))) {
                     return Err("a member is missing".to_owned());
                 }
                 self.put_nexthop(*id, ActualNexthop::Group(members.clone()), *replace)
@@ -121,7 +126,7 @@ impl Kernel {
             }
             Action::DeleteNexthop { id } => {
                 let leads = |route: &ActualRoute| route.via == RouteVia::Object(*id);
-                let member = |n: &ActualNexthop| matches!(n, ActualNexthop::Group(members) if members.contains(id));
+                let member = |n: &ActualNexthop| matches!(n, ActualNexthop::Group(members) if members.iter().any(|member| member.id == *id));
                 if self.routes.values().any(leads) || self.nexthops.values().any(member) {
                     return Err("routes or groups would go with it".to_owned());
                 }
@@ -153,7 +158,7 @@ impl Kernel {
         let mut hops: Vec<Hop> = match self.routes.get(key).map(|route| &route.via) {
             Some(RouteVia::Hops(hops)) => hops.to_vec(),
             Some(RouteVia::Object(id)) => match self.nexthops.get(id) {
-                Some(ActualNexthop::Group(members)) => members.iter().filter_map(one).collect(),
+                Some(ActualNexthop::Group(members)) => members.iter().filter_map(|member| one(&member.id)).collect(),
                 _ => one(id).into_iter().collect(),
             },
             None => Vec::new(),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use meshd_core::{
     desired::Hop,
     id::{IfIndex, Metric, NexthopId, ROUTE_PROTOCOL, TableId},
-    plan::{ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia},
+    plan::{ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, RouteVia},
 };
 
 use super::{
@@ -137,13 +137,16 @@ fn nexthop(payload: &[u8]) -> Option<(NexthopId, bool, ActualNexthop)> {
     Some((id, protocol == ROUTE_PROTOCOL, nexthop))
 }
 
-/// Member ids of `NHA_GROUP`, sorted; `None` when they are weighted.
-fn members(value: &[u8]) -> Option<Vec<NexthopId>> {
+/// Members of `NHA_GROUP`, sorted; `None` when they say more than we write. The kernel writes a weight of one as zero.
+fn members(value: &[u8]) -> Option<Vec<GroupMember>> {
     let (entries, _) = value.as_chunks::<8>();
-    let equal = entries.iter().all(|entry| entry[4..] == [0; 4]);
-    let mut ids: Vec<_> = entries.iter().map(|entry| NexthopId(u32_at(entry, 0))).collect();
-    ids.sort_unstable();
-    equal.then_some(ids)
+    let member = |entry: &[u8; 8]| {
+        let weight = entry[4].checked_add(1)?;
+        (entry[5..] == [0; 3]).then(|| GroupMember { id: NexthopId(u32_at(entry, 0)), weight })
+    };
+    let mut members: Vec<_> = entries.iter().map(member).collect::<Option<_>>()?;
+    members.sort_unstable();
+    Some(members)
 }
 
 fn address(v4: bool, value: &[u8]) -> Option<IpAddr> {

@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use meshd_core::{
     desired::Hop,
     id::{NexthopId, ROUTE_PROTOCOL},
-    plan::{Action, ActualKey, RouteVia},
+    plan::{Action, ActualKey, GroupMember, RouteVia},
 };
 
 use super::{
@@ -128,13 +128,13 @@ impl Batch {
         Ok(())
     }
 
-    fn put_group(&mut self, seq: u32, id: NexthopId, members: &[NexthopId], replace: bool) -> Result<(), Refusal> {
+    fn put_group(&mut self, seq: u32, id: NexthopId, members: &[GroupMember], replace: bool) -> Result<(), Refusal> {
         self.nexthop_header(seq, id, AF_UNSPEC, replace)?;
         // `struct nexthop_grp`: id, weight minus one, three bytes of zeros.
         self.nested(NHA_GROUP, members.len(), |batch| {
             for member in members {
-                batch.bytes.extend_from_slice(&member.0.to_ne_bytes());
-                batch.bytes.extend_from_slice(&[0; 4]);
+                batch.bytes.extend_from_slice(&member.id.0.to_ne_bytes());
+                batch.bytes.extend_from_slice(&[member.weight.saturating_sub(1), 0, 0, 0]);
             }
             Ok(())
         })

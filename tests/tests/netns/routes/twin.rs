@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use meshd::kernel::fake::FakeKernel;
+use meshd_core::plan::GroupMember;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::*;
@@ -24,7 +25,11 @@ fn random_action(rng: &mut StdRng) -> Action {
         1 => Action::PutNexthop { id: id(rng.random_range(3..5)), hop: pick(rng, &hops6), replace },
         2 => {
             let members: BTreeSet<NexthopId> = (0..2).map(|_| id(rng.random_range(1..3))).collect();
-            Action::PutGroup { id: id(5), members: members.into_iter().collect(), replace }
+            Action::PutGroup {
+                id: id(5),
+                members: members.into_iter().map(|id| GroupMember { id, weight: rng.random_range(1..4) }).collect(),
+                replace,
+            }
         }
         3 => Action::DeleteNexthop { id: id(rng.random_range(1..6)) },
         4 | 5 => delete(prefix),

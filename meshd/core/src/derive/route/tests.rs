@@ -8,14 +8,14 @@ use crate::{
     },
 };
 
-struct World {
+pub(super) struct World {
     observed: Observed,
-    desired: Desired,
+    pub(super) desired: Desired,
     deriver: RouteDeriver,
     now: Timestamp,
 }
 
-fn connected(prefix: &str, dev: u32) -> KernelChange {
+pub(super) fn connected(prefix: &str, dev: u32) -> KernelChange {
     let hop = NextHopSpec { via: None, dev: IfIndex(dev) };
     let key = RouteKey {
         table: TableId(MAIN_TABLE),
@@ -35,7 +35,7 @@ fn address(text: &str, link: u32) -> KernelChange {
     )
 }
 
-fn without(change: KernelChange) -> KernelChange {
+pub(super) fn without(change: KernelChange) -> KernelChange {
     match change {
         KernelChange::Address(key, _) => KernelChange::Address(key, None),
         KernelChange::Route(key, _) => KernelChange::Route(key, None),
@@ -43,18 +43,18 @@ fn without(change: KernelChange) -> KernelChange {
     }
 }
 
-fn via(prefix: &str, gateway: &str, dev: u32) -> KernelChange {
+pub(super) fn via(prefix: &str, gateway: &str, dev: u32) -> KernelChange {
     let hop = NextHopSpec { via: Some(gateway.parse().unwrap()), dev: IfIndex(dev) };
     let KernelChange::Route(key, Some(row)) = connected(prefix, dev) else { unreachable!("a route") };
     KernelChange::Route(RouteKey { hop: Some(hop), ..key }, Some(ForeignRoute { hops: [hop].into(), ..row }))
 }
 
-fn link(index: u32, up: bool, mtu: u32) -> KernelChange {
+pub(super) fn link(index: u32, up: bool, mtu: u32) -> KernelChange {
     let row = LinkRow { name: format!("eth{index}").into(), up, running: up, loopback: false, mtu, kind: None };
     KernelChange::Link(IfIndex(index), Some(row))
 }
 
-fn node(cluster: u32, addresses: &[&str], cidrs: &[&str]) -> Option<Arc<NodeRow>> {
+pub(super) fn node(cluster: u32, addresses: &[&str], cidrs: &[&str]) -> Option<Arc<NodeRow>> {
     let address = |ip: &&str| NodeAddress { kind: NodeAddressKind::InternalIP, ip: ip.parse().unwrap() };
     Some(Arc::new(NodeRow {
         cluster_id: ClusterId::new(cluster, MaxClusters::C255).unwrap(),
@@ -65,7 +65,7 @@ fn node(cluster: u32, addresses: &[&str], cidrs: &[&str]) -> Option<Arc<NodeRow>
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let local = LocalNode {
             cluster: "west".parse().unwrap(),
             name: "me".parse().unwrap(),
@@ -87,14 +87,19 @@ impl World {
         world
     }
 
-    fn kernel(&mut self, changes: Vec<KernelChange>) {
+    pub(super) fn kernel(&mut self, changes: Vec<KernelChange>) {
         self.observed.apply(Change::Kernel(changes), Timestamp::UNIX_EPOCH);
         self.derive();
     }
 
-    fn node(&mut self, cluster: &str, name: &str, row: Option<Arc<NodeRow>>) {
+    pub(super) fn node(&mut self, cluster: &str, name: &str, row: Option<Arc<NodeRow>>) {
         let change = ClusterChange::Node(name.parse().unwrap(), row);
         self.observed.apply(Change::Cluster(cluster.parse().unwrap(), vec![change]), Timestamp::UNIX_EPOCH);
+        self.derive();
+    }
+
+    pub(super) fn tell(&mut self, change: Change) {
+        self.observed.apply(change, Timestamp::UNIX_EPOCH);
         self.derive();
     }
 
@@ -108,7 +113,7 @@ impl World {
 
     /// Refused prefixes as `prefix of cluster/node: reason`, the reason up to its advice.
     fn conflicts(&self) -> Vec<String> {
-        let line = |((prefix, node), conflict): (&(IpNet, TargetKey), &Arc<Conflict>)| {
+        let line = |((prefix, node), conflict): (&(IpNet, NodeTarget), &Arc<Conflict>)| {
             let text = conflict.to_string();
             format!("{prefix} of {node}: {}", text.split(';').next().unwrap_or_default())
         };
@@ -165,7 +170,7 @@ fn several_on_link_addresses_are_several_hops_and_families_do_not_mix() {
     world.node("east", "cp", node(2, &["172.18.0.9", "172.18.0.3", "fd00::3"], &["10.1.0.0/24", "fd01::/64"]));
     assert_eq!(world.routes(), ["10.1.0.0/24 via 172.18.0.3%2,172.18.0.9%2", "fd01::/64 via fd00::3%3"]);
     let mtu = |ipv4| {
-        let key = TargetKey { cluster: "east".parse().unwrap(), node: "cp".parse().unwrap(), ipv4 };
+        let key = NodeTarget { cluster: "east".parse().unwrap(), node: "cp".parse().unwrap(), ipv4 }.into();
         world.desired.targets.get(&key).unwrap().mtu
     };
     assert_eq!((mtu(true), mtu(false)), (1500, 9000));

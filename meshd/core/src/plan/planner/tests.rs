@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    desired::{RouteMode, RouteProblem},
+    desired::{NodeTarget, RouteMode, RouteProblem},
     id::{IfIndex, MAIN_TABLE, NEXTHOP_IDS, ROUTE_METRIC},
 };
 
@@ -40,7 +40,7 @@ impl Kernel {
             }
             Action::PutGroup { id, members, replace } => {
                 exists(self.nexthops.contains_key(id), *replace)?;
-                assert!(members.iter().all(|m| matches!(self.nexthops.get(m), Some(ActualNexthop::Hop(_)))));
+                assert!(members.iter().all(|m| matches!(self.nexthops.get(&m.id), Some(ActualNexthop::Hop(_)))));
                 self.nexthops.insert(*id, ActualNexthop::Group(members.clone()));
                 Ok(vec![ActualChange::Nexthop(*id, Some(ActualNexthop::Group(members.clone())))])
             }
@@ -71,12 +71,12 @@ fn options(nexthop_objects: bool) -> PlannerOptions {
 }
 
 fn target(node: &str) -> TargetKey {
-    TargetKey { cluster: "east".parse().unwrap(), node: node.parse().unwrap(), ipv4: true }
+    NodeTarget { cluster: "east".parse().unwrap(), node: node.parse().unwrap(), ipv4: true }.into()
 }
 
 fn hops(vias: &[&str]) -> Arc<Target> {
     let hops = vias.iter().map(|via| Hop { via: via.parse().unwrap(), dev: IfIndex(2) }).collect();
-    Arc::new(Target { hops, problem: None, mode: RouteMode::Native, mtu: 1500 })
+    Arc::new(Target::native(hops, 1500))
 }
 
 fn broken() -> Arc<Target> {
@@ -84,7 +84,7 @@ fn broken() -> Arc<Target> {
 }
 
 fn problem(problem: RouteProblem) -> Arc<Target> {
-    Arc::new(Target { hops: Box::default(), problem: Some(problem), mode: RouteMode::Native, mtu: 0 })
+    Arc::new(Target::unreachable(problem, RouteMode::Native))
 }
 
 fn want(desired: &mut Desired, prefix: &str, node: &str) {
@@ -516,4 +516,28 @@ fn an_id_that_a_foreign_object_has_is_left_to_it() {
     settle(&mut planner, &mut kernel, now + RETRY_MIN);
     assert_eq!(kernel.routes.get(&key), Some(&RouteVia::Object(*id)));
     assert_eq!(planner.counts(), (1, 0));
+}
+
+/// A next hop that dies costs one message for its group, and no route is touched; shares go to the kernel.
+#[test]
+fn a_group_shrinks_without_its_routes() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    for number in 0..50 {
+        want(&mut desired, &format!("10.1.{number}.0/24"), "a");
+    }
+    let group = |vias: &[&str], weights: &[u8]| {
+        let hops = hops(vias).hops.clone();
+        Arc::new(Target { weights: weights.into(), grouped: true, ..Target::native(hops, 1500) })
+    };
+    desired.targets.upsert(target("a"), group(&["172.18.0.3", "172.18.0.4"], &[1, 3]));
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(done[2], "add nexthop 77000002 group 77000000 77000001,3");
+    assert_eq!(done.len(), 3 + 50);
+    desired.targets.upsert(target("a"), group(&["172.18.0.3"], &[]));
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(1));
+    assert_eq!(done, ["replace nexthop 77000002 group 77000000", "delete nexthop 77000001"]);
 }

@@ -120,11 +120,17 @@ fn nexthop_objects_follow_linux_nexthop_h() {
     }
     assert_eq!(bytes, wanted);
 
-    let members = [NexthopId(77_000_001), NexthopId(77_000_002)];
+    let members =
+        [GroupMember { id: NexthopId(77_000_001), weight: 1 }, GroupMember { id: NexthopId(77_000_002), weight: 3 }];
     let bytes = encode(&[Action::PutGroup { id: NexthopId(77_000_003), members: members.into(), replace: true }]);
     assert_eq!(bytes[16..24], [0, 0, 77, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[32..36], [[20, 0], [2, 0]].concat());
     assert_eq!(bytes[36..44], [77_000_001u32.to_ne_bytes(), [0; 4]].concat());
+    assert_eq!(
+        bytes[44..52],
+        [77_000_002u32.to_ne_bytes(), [2, 0, 0, 0]].concat(),
+        "the wire has the weight minus one"
+    );
 
     let bytes = encode(&[Action::DeleteNexthop { id: NexthopId(77_000_001) }]);
     assert_eq!(bytes[16..24], [0; 8], "the kernel refuses a deletion with anything in its header");
@@ -144,7 +150,7 @@ fn what_cannot_be_sent_leaves_the_batch_as_it_was() {
     batch.push(&Action::DeleteRoute { key: key("10.1.0.0/24", 254) }, 1).unwrap();
     let before = batch.finish().to_vec();
     let foreign_id = NexthopId(5);
-    let many: Box<[NexthopId]> = (0..10_000).map(|n| NexthopId(77_000_000 + n)).collect();
+    let many: Box<[GroupMember]> = (0..10_000).map(|n| NexthopId(77_000_000 + n).into()).collect();
     for (action, refusal) in [
         (Action::DeleteNexthop { id: foreign_id }, Refusal::NotOwned(5)),
         (Action::PutGroup { id: foreign_id, members: [].into(), replace: false }, Refusal::NotOwned(5)),

@@ -17,7 +17,7 @@ use meshd::{
     reconcilers::routes::{ROUNDS_IN_FLIGHT, actual},
 };
 use meshd_core::{
-    desired::{Desired, Hop, RouteMode, RouteRow, Target, TargetKey},
+    desired::{Desired, Hop, NodeTarget, RouteRow, Target, TargetKey},
     id::{IfIndex, MAIN_TABLE, Metric, ROUTE_METRIC, TableId},
     plan::{PlannerOptions, RoutePlanner},
 };
@@ -30,13 +30,13 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 /// All prefixes behind one node.
 pub(super) fn desired(family: Family, prefixes: &[IpNet]) -> Desired {
-    let key = TargetKey {
+    let key = TargetKey::from(NodeTarget {
         cluster: "east".parse().expect("a cluster name"),
         node: "worker".parse().expect("a node name"),
         ipv4: family == Family::V4,
-    };
+    });
     let hop = Hop { via: family.gateway().parse().expect("an address"), dev: IfIndex(LINK) };
-    let target = Target { hops: [hop].into(), problem: None, mode: RouteMode::Native, mtu: 1500 };
+    let target = Target::native([hop].into(), 1500);
     let row = Arc::new(RouteRow { target: key.clone() });
     Desired {
         routes: prefixes.iter().map(|prefix| (*prefix, row.clone())).collect(),
