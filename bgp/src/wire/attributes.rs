@@ -5,8 +5,8 @@
 //!
 //! - NEXT_HOP, MP_REACH_NLRI and MP_UNREACH_NLRI are not in it: the next hop is kept beside it, see [`crate::NextHop`];
 //! - AS numbers in AS_PATH and AGGREGATOR have four octets; AS4_PATH and AS4_AGGREGATOR are merged in and gone;
-//! - the flags of a known code are what its RFC says; the extended length flag is set exactly when the value is longer
-//!   than 255 octets;
+//! - the flags of a known code are what its RFC says, and Partial when an optional transitive one came with it; the extended
+//!   length flag is set exactly when the value is longer than 255 octets;
 //! - an unknown transitive attribute is kept with the Partial flag; unknown non-transitive ones are not.
 //!
 //! The decoder of UPDATE makes this form from what a remote speaker sent, after all checks; [`Builder`] makes it from values.
