@@ -4,7 +4,7 @@
 //! number: whoever drives it says what time it is and carries the bytes, so that every decision can be replayed, fuzzed
 //! and simulated without a network. `meshd::speaker` is the one that drives it over TCP.
 //!
-//! [`wire`] knows messages, [`session`] when to send which. `README.md` lists the RFCs with their modules and tests.
+//! [`wire`] knows messages, [`session`] when to send which, [`policy`] which paths pass. `README.md` lists the RFCs with their modules and tests.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod family;
 pub mod fuzzing;
 pub mod id;
 mod next_hop;
+pub mod policy;
 pub mod session;
 pub mod wire;
 
