@@ -36,7 +36,7 @@ fn for_each(octets: &[u8], target: &Target, mut see: impl FnMut(&Update<'_>, &[u
         see(&update, message);
         rest = frame.rest;
     }
-    assert_eq!(rest, []);
+    assert!(rest.is_empty());
 }
 
 fn attributes(path: &[(SegmentKind, &[u32])], aggregator: u32) -> Vec<u8> {
