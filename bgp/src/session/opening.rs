@@ -1,0 +1,216 @@
+//! The way to an established session: attempts, the peer's connections, OPEN, collisions.
+
+use std::time::Duration;
+
+use super::{
+    connection::{Connection, Live, Phase, ours_wins},
+    event::{Action, DownCause, Fact, Outgoing, Slot, State},
+    machine::{End, Run, Session},
+    negotiate::negotiate,
+};
+use crate::{
+    id::Moment,
+    wire::{
+        header::MessageType,
+        notification::{ErrorCode, Notification, cease},
+        open::Open,
+    },
+};
+
+/// A connection of the peer that has not sent OPEN for this long gives way to a newer one. Until then newer ones are refused,
+/// so that somebody who opens connections without end cannot disturb the one that talks.
+pub const SILENT_CONNECTION_TIME: Duration = Duration::from_secs(5);
+/// Shortest time between two KEEPALIVE messages that find out whether an established connection is dead.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// Opens a connection unless there is one of ours.
+    pub(super) fn connect(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if self.connections.iter().flatten().any(|connection| connection.ours) {
+            return;
+        }
+        let Some(slot) = self.free_slot() else {
+            return;
+        };
+        self.connections[slot.index()] = Some(Connection { ours: true, since: now, phase: Phase::Connecting });
+        self.connect_retry = Some(now.after(self.jitter.apply(self.config.connect_retry)));
+        actions.push(Action::Connect(slot));
+    }
+
+    /// Connects without waiting for the timer: also in place of an attempt that began when the peer could not be reached.
+    pub(super) fn reachable(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if matches!(self.state(), State::Connect | State::Active) && self.run == Run::Running && !self.config.passive {
+            self.close_attempt(actions);
+            self.connect(now, actions);
+        }
+    }
+
+    /// Gives an attempt up that has not become a connection.
+    pub(super) fn close_attempt(&mut self, actions: &mut Vec<Action>) {
+        for slot in Slot::ALL {
+            if self.connections[slot.index()].as_ref().is_some_and(|connection| !connection.is_open()) {
+                self.connections[slot.index()] = None;
+                actions.push(Action::Close(slot));
+            }
+        }
+    }
+
+    pub(super) fn connected(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
+        if self.connections[slot.index()].as_ref().is_some_and(|connection| !connection.is_open()) {
+            self.speak(now, slot, actions);
+        }
+    }
+
+    /// The peer opened a connection.
+    pub(super) fn accept(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        match self.place_for_incoming(now, actions) {
+            Ok(slot) => {
+                self.connections[slot.index()] = Some(Connection { ours: false, since: now, phase: Phase::Connecting });
+                actions.push(Action::Accept(slot));
+                self.speak(now, slot, actions);
+            }
+            Err(why) => {
+                actions.push(Action::Refuse);
+                actions.push(Action::Fact(Fact::Refused(why)));
+            }
+        }
+    }
+
+    fn place_for_incoming(&mut self, now: Moment, actions: &mut Vec<Action>) -> Result<Slot, &'static str> {
+        match self.run {
+            Run::Stopped => return Err("the session is stopped"),
+            Run::Waiting(_) => return Err("waiting after a failure"),
+            Run::Running => {}
+        }
+        if let Some((slot, live)) = self.established() {
+            if live.negotiated.restart.is_none() {
+                self.probe(now, slot, actions);
+                return Err("the session is established");
+            }
+            // RFC 4724 section 5: a peer that has restarted comes back before its old connection is known to be dead.
+            return self.place_instead_of_silent(now, slot.other(), actions);
+        }
+        for slot in Slot::ALL {
+            let Some(connection) = &self.connections[slot.index()] else {
+                continue;
+            };
+            match connection.live() {
+                Some(live) if !connection.ours || ours_wins(self.config.router_id, &live.negotiated) => {
+                    return Err("another connection is further");
+                }
+                None if !connection.ours => return self.place_instead_of_silent(now, slot, actions),
+                Some(_) | None => {}
+            }
+        }
+        self.free_slot().ok_or("there are two connections already")
+    }
+
+    /// The place itself, once whatever silent connection of the peer was in it has been closed.
+    fn place_instead_of_silent(
+        &mut self,
+        now: Moment,
+        slot: Slot,
+        actions: &mut Vec<Action>,
+    ) -> Result<Slot, &'static str> {
+        if let Some(connection) = &self.connections[slot.index()] {
+            if now.since(connection.since) < SILENT_CONNECTION_TIME {
+                return Err("another connection of the peer has just been opened");
+            }
+            self.connections[slot.index()] = None;
+            actions.push(Action::Close(slot));
+        }
+        Ok(slot)
+    }
+
+    /// Makes the kernel find out whether the peer still knows an established connection: when it does not, its answer to this
+    /// KEEPALIVE ends the connection long before the hold timer does.
+    fn probe(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
+        if self.probed.is_none_or(|probed| now.since(probed) >= PROBE_INTERVAL) {
+            self.probed = Some(now);
+            actions.push(Action::Send(slot, Outgoing::Keepalive));
+        }
+    }
+
+    fn speak(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
+        match (self.config.delay_open, &mut self.connections[slot.index()]) {
+            (Some(delay), Some(connection)) => {
+                connection.phase = Phase::Delaying { until: now.after(self.jitter.apply(delay)) };
+            }
+            (None, _) | (_, None) => self.send_open(now, slot, actions),
+        }
+    }
+
+    pub(super) fn open_received(&mut self, now: Moment, slot: Slot, open: &Open, actions: &mut Vec<Action>) {
+        match self.connections[slot.index()].as_ref().map(|connection| &connection.phase) {
+            None => return,
+            Some(Phase::OpenSent { .. }) => {}
+            Some(Phase::Delaying { .. }) => self.send_open(now, slot, actions),
+            Some(Phase::Connecting | Phase::OpenConfirm(_) | Phase::Established(_)) => {
+                self.unexpected(now, slot, MessageType::Open, actions);
+                return;
+            }
+        }
+        let negotiated = match negotiate(&self.config, open) {
+            Ok(negotiated) => negotiated,
+            Err(notification) => {
+                let cause = DownCause::Sent(notification.clone());
+                self.fail(now, slot, End { cause, notification: Some(notification) }, actions);
+                return;
+            }
+        };
+        let live = Live::new(now, &self.config, negotiated, &mut self.jitter);
+        if !self.survives_collision(now, slot, &live, actions) {
+            return;
+        }
+        if let Some(connection) = &mut self.connections[slot.index()] {
+            connection.phase = Phase::OpenConfirm(live);
+            actions.push(Action::Send(slot, Outgoing::Keepalive));
+        }
+    }
+
+    /// Decides between this connection, whose OPEN has just come, and the other one, and closes the loser.
+    ///
+    /// Who the peer is has become clear, so the other connection is judged without waiting for its OPEN: both speakers judge
+    /// the same pair by the same two identifiers, and a KEEPALIVE is sent on the winner only. So two speakers that do it this
+    /// way cannot close both.
+    fn survives_collision(&mut self, now: Moment, slot: Slot, live: &Live, actions: &mut Vec<Action>) -> bool {
+        let other = slot.other();
+        let (Some(this), Some(that)) = (&self.connections[slot.index()], &self.connections[other.index()]) else {
+            return true;
+        };
+        match &that.phase {
+            Phase::Connecting => {
+                self.connections[other.index()] = None;
+                actions.push(Action::Close(other));
+                true
+            }
+            Phase::Delaying { .. } | Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {
+                let ours_stays = ours_wins(self.config.router_id, &live.negotiated);
+                let survives = this.ours == ours_stays;
+                actions.push(Action::Fact(Fact::Collision { ours_stays }));
+                self.end_collided(now, if survives { other } else { slot }, actions);
+                survives
+            }
+            Phase::Established(old) if old.negotiated.restart.is_some() => {
+                // Without a NOTIFICATION (RFC 4724 section 5): the peer has forgotten this connection.
+                self.end(now, other, End { cause: DownCause::Replaced, notification: None }, actions);
+                true
+            }
+            Phase::Established(_) => {
+                self.end_collided(now, slot, actions);
+                false
+            }
+        }
+    }
+
+    /// Ends a connection that has lost against another one.
+    pub(super) fn end_collided(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
+        let notification = Notification::new(ErrorCode::Cease, cease::CONNECTION_COLLISION);
+        let cause = DownCause::Sent(notification.clone());
+        self.end(now, slot, End { cause, notification: Some(notification) }, actions);
+    }
+
+    fn free_slot(&self) -> Option<Slot> {
+        Slot::ALL.into_iter().find(|slot| self.connections[slot.index()].is_none())
+    }
+}
