@@ -1,5 +1,7 @@
 //! What the tests of several levels share.
 
+pub mod routers;
+
 /// Fails the test when it is not run by root.
 ///
 /// A test that cannot do its work must not count as passed, and the test harness knows no skipped test at run time. So a
