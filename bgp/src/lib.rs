@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bfd;
 pub mod family;
 pub mod fuzzing;
 pub mod id;
