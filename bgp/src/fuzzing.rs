@@ -3,6 +3,10 @@
 //! A target in `fuzz/` only calls one of these, and the test below feeds the committed corpus to the same functions on the
 //! stable toolchain. Each returns normally for every input or panics on a broken promise.
 
+mod policy;
+
+pub use policy::{as_path_pattern, vrps};
+
 use crate::{
     bfd::{Action, Discriminator, Event, Interval, Packet, Session, Settings, State},
     id::Moment,
@@ -138,5 +142,15 @@ mod tests {
     #[test]
     fn corpus_of_header() {
         replay("header", super::header);
+    }
+
+    #[test]
+    fn corpus_of_vrps() {
+        replay("vrps", super::vrps);
+    }
+
+    #[test]
+    fn corpus_of_as_path_pattern() {
+        replay("as_path_pattern", super::as_path_pattern);
     }
 }

@@ -1,8 +1,11 @@
 //! What is refused before any rule is asked, and what well-known communities do.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::{candidate::RuleId, nested::Nested};
+use crate::family::{Family, PerFamily};
 
 /// Checks that hold for every path a peer sends, whatever its policy says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +13,8 @@ pub struct ImportGuard {
     own: Nested<()>,
     settings: GuardSettings,
     martians: Nested<()>,
+    /// First octets of addresses in [`Self::own`] or [`Self::martians`]: most prefixes of a full table begin with another.
+    octets: PerFamily<[bool; 256]>,
 }
 
 /// Which checks are made.
@@ -103,8 +108,15 @@ impl ImportGuard {
             Martians::NotOnInternet => [&UNROUTABLE, &NOT_ON_INTERNET],
         };
         let martians = lists.concat().into_iter().filter_map(|text| Some((text.parse().ok()?, ())));
-        let own = Nested::build(own.into_iter().map(|prefix| (prefix, ())));
-        Self { own, settings, martians: Nested::build(martians) }
+        let martians: Vec<(IpNet, ())> = martians.collect();
+        let own: Vec<(IpNet, ())> = own.into_iter().map(|prefix| (prefix, ())).collect();
+        let mut octets = PerFamily { ipv4: [false; 256], ipv6: [false; 256] };
+        for (prefix, ()) in own.iter().chain(&martians) {
+            let family = octets.get_mut(Family::of(prefix));
+            let range = usize::from(first_octet(prefix.network()))..=usize::from(first_octet(prefix.broadcast()));
+            family.get_mut(range).unwrap_or_default().fill(true);
+        }
+        Self { own: Nested::build(own), settings, martians: Nested::build(martians), octets }
     }
 
     /// The settings it was made with.
@@ -117,6 +129,11 @@ impl ImportGuard {
     /// the default route, which covers everything, has a check of its own.
     #[must_use]
     pub fn check(&self, prefix: &IpNet) -> Option<RuleId> {
+        let octets = self.octets.get(Family::of(prefix));
+        let octet = usize::from(first_octet(prefix.addr()));
+        if prefix.prefix_len() >= 8 && octets.get(octet) == Some(&false) {
+            return None;
+        }
         if self.own.any_covering(prefix) {
             return Some(RuleId::OWN_PREFIX);
         }
@@ -127,6 +144,13 @@ impl ImportGuard {
             return Some(RuleId::MARTIAN);
         }
         (!self.settings.covering_own && self.own.any_within(prefix)).then_some(RuleId::COVERS_OWN_PREFIX)
+    }
+}
+
+const fn first_octet(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(address) => address.octets()[0],
+        IpAddr::V6(address) => address.octets()[0],
     }
 }
 

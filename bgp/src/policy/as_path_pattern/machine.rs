@@ -17,6 +17,9 @@ const SEPARATORS: Set = ANY & !DIGITS;
 
 /// The bit of a character, if a path can have it.
 pub(super) fn set_of(octet: u8) -> Option<Set> {
+    if octet.is_ascii_digit() {
+        return Some(1 << (octet - b'0'));
+    }
     let index = CHARACTERS.iter().position(|character| *character == octet)?;
     Some(1 << index)
 }
@@ -39,19 +42,74 @@ enum State {
     Match,
 }
 
-/// The states of a pattern; the first is where it begins, the last is [`State::Match`].
+/// The states of a pattern; the first is where it begins, the last is [`State::Match`]. What is reached without a character
+/// is known before any text is.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
     states: Vec<State>,
+    /// Words of a set of states that are used.
+    words: usize,
+    /// Where a text begins.
+    begin: States,
+    /// Where a text that has begun may begin to match as well.
+    restart: States,
+    /// For each state, what is reached from the one behind it.
+    behind: Vec<States>,
+    /// States from which the end of a text leads to a match.
+    at_end: States,
+    matches_empty: bool,
 }
 
 impl Machine {
     /// `None` when there would be too many states.
     pub(super) fn build(tree: &Tree) -> Option<Self> {
-        let mut machine = Self { states: Vec::new() };
+        let mut machine = Self {
+            states: Vec::new(),
+            words: 0,
+            begin: States::NONE,
+            restart: States::NONE,
+            behind: Vec::new(),
+            at_end: States::NONE,
+            matches_empty: false,
+        };
         machine.add(tree)?;
         machine.push(State::Match)?;
+        machine.close();
         Some(machine)
+    }
+
+    /// Follows everything that needs no character.
+    fn close(&mut self) {
+        let count = u16::try_from(self.states.len()).unwrap_or(u16::MAX);
+        let accept = count.saturating_sub(1);
+        self.words = self.states.len().div_ceil(64).min(WORDS);
+        self.begin = self.closure(0, true, false);
+        self.restart = self.closure(0, false, false);
+        self.behind = (0..count).map(|state| self.closure(state + 1, false, false)).collect();
+        self.matches_empty = self.closure(0, true, true).contains(accept);
+        for state in 0..count {
+            if self.closure(state, false, true).contains(accept) {
+                self.at_end.insert(state);
+            }
+        }
+    }
+
+    /// Everything that is reached from a state without a character.
+    fn closure(&self, from: u16, at_begin: bool, at_end: bool) -> States {
+        let mut reached = States::NONE;
+        let mut waiting = vec![from];
+        while let Some(state) = waiting.pop() {
+            if !reached.insert(state) {
+                continue;
+            }
+            match self.states.get(usize::from(state)) {
+                Some(State::Split(one, other)) => waiting.extend([*one, *other]),
+                Some(State::Begin) if at_begin => waiting.push(state + 1),
+                Some(State::End) if at_end => waiting.push(state + 1),
+                Some(State::One(_) | State::Begin | State::End | State::Match) | None => {}
+            }
+        }
+        reached
     }
 
     fn here(&self) -> Option<u16> {
@@ -137,7 +195,7 @@ impl Machine {
 }
 
 /// A set of states.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct States([u64; WORDS]);
 
 impl States {
@@ -152,15 +210,8 @@ impl States {
         new
     }
 
-    fn iter(&self) -> impl Iterator<Item = u16> {
-        (0u16..).step_by(64).zip(self.0).flat_map(|(base, word)| {
-            let mut rest = word;
-            std::iter::from_fn(move || {
-                let bit = u16::try_from(rest.checked_ilog2()?).ok()?;
-                rest &= !(1 << bit);
-                Some(base + bit)
-            })
-        })
+    fn contains(&self, state: u16) -> bool {
+        self.0.get(usize::from(state) / 64).is_some_and(|word| word & (1 << (state % 64)) != 0)
     }
 }
 
@@ -168,83 +219,49 @@ impl States {
 pub(super) struct Run<'a> {
     machine: &'a Machine,
     states: States,
-    matched: bool,
     begun: bool,
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(machine: &'a Machine) -> Self {
-        let mut run = Self { machine, states: States::NONE, matched: false, begun: false };
-        run.states = run.closure(&[0], false);
-        run
+    pub(super) const fn new(machine: &'a Machine) -> Self {
+        Self { machine, states: machine.begin, begun: false }
     }
 
     /// True when the pattern matched what was written so far.
-    pub(super) const fn has_matched(&self) -> bool {
-        self.matched
+    pub(super) fn has_matched(&self) -> bool {
+        let accept = self.machine.states.len().wrapping_sub(1);
+        u16::try_from(accept).is_ok_and(|accept| self.states.contains(accept))
     }
 
     /// True when it matches the whole text.
-    pub(super) fn finish(mut self) -> bool {
-        let mut waiting = [0; STATES_MAX];
-        let count = self.states.iter().zip(waiting.iter_mut()).map(|(state, slot)| *slot = state).count();
-        self.closure(waiting.get(..count).unwrap_or_default(), true);
-        self.matched
+    pub(super) fn finish(self) -> bool {
+        if !self.begun {
+            return self.machine.matches_empty;
+        }
+        let mut pairs = self.states.0.iter().zip(&self.machine.at_end.0).take(self.machine.words);
+        pairs.any(|(reached, accepting)| reached & accepting != 0)
     }
 
     fn take(&mut self, octet: u8) {
         let bit = set_of(octet).unwrap_or(0);
         self.begun = true;
-        let mut next = [0; STATES_MAX];
-        let mut count = 0;
-        for state in self.states.iter() {
-            if let Some(State::One(set)) = self.machine.states.get(usize::from(state))
-                && set & bit != 0
-                && let Some(slot) = next.get_mut(count)
-            {
-                *slot = state + 1;
-                count += 1;
-            }
-        }
         // A pattern may begin anywhere.
-        if let Some(slot) = next.get_mut(count) {
-            *slot = 0;
-            count += 1;
-        }
-        self.states = self.closure(next.get(..count).unwrap_or_default(), false);
-    }
-
-    /// Everything that is reached from `from` without a character. [`State::End`] stays in the set until the end is known.
-    fn closure(&mut self, from: &[u16], at_end: bool) -> States {
-        let mut reached = States::NONE;
-        let mut waiting = [0; STATES_MAX];
-        let mut count = 0;
-        let push = |reached: &mut States, count: &mut usize, waiting: &mut [u16; STATES_MAX], state: u16| {
-            // Every state is in it once at most, so there is always room.
-            if reached.insert(state)
-                && let Some(slot) = waiting.get_mut(*count)
-            {
-                *slot = state;
-                *count += 1;
-            }
-        };
-        for state in from {
-            push(&mut reached, &mut count, &mut waiting, *state);
-        }
-        while let Some(state) = count.checked_sub(1).and_then(|top| waiting.get(top)).copied() {
-            count -= 1;
-            match self.machine.states.get(usize::from(state)) {
-                Some(State::Split(one, other)) => {
-                    push(&mut reached, &mut count, &mut waiting, *one);
-                    push(&mut reached, &mut count, &mut waiting, *other);
+        let mut next = self.machine.restart;
+        for (base, word) in (0..).step_by(64).zip(self.states.0).take(self.machine.words) {
+            let mut rest = word;
+            while rest != 0 {
+                let state = base + rest.trailing_zeros() as usize;
+                rest &= rest - 1;
+                if let Some(State::One(set)) = self.machine.states.get(state)
+                    && set & bit != 0
+                    && let Some(behind) = self.machine.behind.get(state)
+                {
+                    let words = next.0.iter_mut().zip(&behind.0).take(self.machine.words);
+                    words.for_each(|(word, behind)| *word |= behind);
                 }
-                Some(State::Begin) if !self.begun => push(&mut reached, &mut count, &mut waiting, state + 1),
-                Some(State::End) if at_end => push(&mut reached, &mut count, &mut waiting, state + 1),
-                Some(State::Match) => self.matched = true,
-                Some(State::One(_) | State::Begin | State::End) | None => {}
             }
         }
-        reached
+        self.states = next;
     }
 }
 
@@ -252,7 +269,7 @@ impl fmt::Write for Run<'_> {
     /// Fails as soon as the pattern has matched: more text changes nothing.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for octet in text.bytes() {
-            if self.matched {
+            if self.has_matched() {
                 return Err(fmt::Error);
             }
             self.take(octet);

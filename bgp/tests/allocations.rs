@@ -1,0 +1,119 @@
+//! How much the hot ways of this crate allocate.
+//!
+//! A test binary of its own, because the allocator of a process is one, and because counting needs `unsafe`, which the
+//! crate itself forbids.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use bgp::{
+    Asn, NextHop,
+    policy::{
+        Action, AsPathList, Candidate, Community, Decision, End, GuardSettings, ImportGuard, LocalSource, Match,
+        NumberEdit, Outcome, Policy, PrefixList, Rule, RuleSet, Source, Then, Validity, Vrp, Vrps,
+    },
+    wire::{
+        as_path::{SegmentKind, write_segments},
+        attributes::{Attributes, Builder, code},
+    },
+};
+
+/// Counts what the current thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call is passed on unchanged to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: as this function's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as this function's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn allocations_of<T>(run: impl FnOnce() -> T) -> (T, u64) {
+    let before = ALLOCATIONS.with(Cell::get);
+    let result = run();
+    (result, ALLOCATIONS.with(Cell::get) - before)
+}
+
+fn candidate<'a>(attributes: &'a [u8], vrps: &'a Vrps) -> Candidate<'a> {
+    Candidate {
+        prefix: "10.9.0.0/16".parse().expect("a prefix"),
+        attributes: Attributes(attributes),
+        next_hop: Some(NextHop::V4(Ipv4Addr::new(192, 0, 2, 1))),
+        source: Source::Local(LocalSource::Static),
+        local_as: Asn(64_512),
+        vrps: Some(vrps),
+    }
+}
+
+/// A rule of every kind of match, none of which holds, and one that accepts what is left.
+fn policy(last: Vec<Action>) -> Policy {
+    let never = |index: usize, one: Match| {
+        let (name, then) = (format!("never-{index}").into(), Then::Reject);
+        Rule { name, matches: vec![one], actions: Vec::new(), then }
+    };
+    let list = |line: &str| Arc::new(PrefixList::new([line.parse().expect("a line")]));
+    let paths = ["_65009_", "^65009_", "^6500[3-9]_.*(65002|65001)+$"];
+    let entries = paths.map(|text| (text.parse().expect("a pattern"), true)).to_vec();
+    let matches = [
+        Match::Prefix(list("10.9.0.0/16 ge 17")),
+        Match::AnyCommunity(["65009:*", "rt:65009:*", "1:2:*"].map(|text| text.parse().expect("a pattern")).into()),
+        Match::AsPath(Arc::new(AsPathList { entries })),
+        Match::AsPathLength(9..=20),
+        Match::NeighborAs([1..=9].into()),
+        Match::OriginAs([1..=9].into()),
+        Match::NextHop(list("198.51.100.0/24 le 32")),
+        Match::Med(1..=9),
+        Match::Rpki(vec![Validity::Invalid]),
+        Match::Not(Box::new(Match::Any(vec![Match::LocalPref(100..=100)]))),
+    ];
+    let mut rules: Vec<Rule> = matches.into_iter().enumerate().map(|(index, one)| never(index, one)).collect();
+    rules.push(Rule { name: "rest".into(), matches: Vec::new(), actions: last, then: Then::Accept });
+    let set = Arc::new(RuleSet { name: "all".into(), rules });
+    let guard = ImportGuard::new(["10.0.1.0/24".parse().expect("a prefix")], GuardSettings::default());
+    Policy::new(&[set], End::Reject).expect("few rules").with_guard(Arc::new(guard))
+}
+
+#[test]
+fn a_policy_allocates_only_for_what_it_changes() {
+    let mut builder = Builder::new();
+    builder.communities([0xfde9_0001]).large_communities([]);
+    let numbers = [Asn(65_001), Asn(65_002)];
+    builder.set(code::AS_PATH, write_segments([(SegmentKind::Sequence, numbers.as_slice())]));
+    let octets = builder.build();
+    let vrps =
+        Vrps::new(vec![Vrp { prefix: "10.9.0.0/16".parse().expect("a prefix"), length_max: 16, asn: Asn(65_002) }]);
+    let candidate = candidate(&octets, &vrps);
+
+    let accepting = policy(Vec::new());
+    let (decision, allocations) = allocations_of(|| accepting.evaluate(&candidate));
+    assert_eq!((accepting.rule_name(decision.rule), decision.outcome), ("all/rest", Outcome::Accept));
+    assert_eq!(allocations, 0);
+
+    let rejecting = Policy::reject_all();
+    let (Decision { outcome, .. }, allocations) = allocations_of(|| rejecting.evaluate(&candidate));
+    assert_eq!((outcome, allocations), (Outcome::Reject, 0));
+
+    let community: Community = "65001:7".parse().expect("a community");
+    let editing = policy(vec![Action::LocalPref(NumberEdit::Set(200)), Action::AddCommunities([community].into())]);
+    let (decision, allocations) = allocations_of(|| editing.evaluate(&candidate));
+    assert!(matches!(decision.outcome, Outcome::Edit(_)));
+    assert!((1..=8).contains(&allocations), "{allocations}");
+}
