@@ -53,6 +53,16 @@ pub(super) struct Live {
     pub(super) keepalive: Option<Countdown>,
     /// Absent before the session is established, without a hold time, and when switched off.
     pub(super) send_hold: Option<Countdown>,
+    /// No KEEPALIVE has answered the peer's OPEN yet: the other connection decides, at the latest then.
+    pub(super) held: Option<Held>,
+}
+
+/// A connection that may still lose a collision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) until: Moment,
+    /// The peer's KEEPALIVE is there already.
+    pub(super) confirmed: bool,
 }
 
 /// A timer that is started again and again.
@@ -87,6 +97,7 @@ impl Live {
             hold: counted.then(|| Countdown::start(now, hold_time)),
             keepalive: (counted && !keepalive.is_zero()).then(|| Countdown::start(now, keepalive)),
             send_hold: None,
+            held: None,
         };
         if let Some(timer) = &mut live.keepalive {
             timer.restart_with(now, jitter);
@@ -109,7 +120,9 @@ impl Live {
     }
 
     fn next_deadline(&self) -> Option<Moment> {
-        [self.hold, self.keepalive, self.send_hold].into_iter().flatten().map(|timer| timer.at).min()
+        let keepalive = self.keepalive.filter(|_| self.held.is_none());
+        let timers = [self.hold, keepalive, self.send_hold].into_iter().flatten().map(|timer| timer.at);
+        timers.chain(self.held.map(|held| held.until)).min()
     }
 }
 
@@ -131,6 +144,13 @@ impl Connection {
         match &self.phase {
             Phase::OpenConfirm(live) | Phase::Established(live) => Some(live),
             Phase::Connecting | Phase::Delaying { .. } | Phase::OpenSent { .. } => None,
+        }
+    }
+
+    pub(super) const fn held_mut(&mut self) -> Option<&mut Held> {
+        match &mut self.phase {
+            Phase::OpenConfirm(live) => live.held.as_mut(),
+            Phase::Connecting | Phase::Delaying { .. } | Phase::OpenSent { .. } | Phase::Established(_) => None,
         }
     }
 

@@ -82,6 +82,7 @@ impl Session {
     pub fn handle(&mut self, now: Moment, event: Event, actions: &mut Vec<Action>) {
         let before = self.state();
         self.dispatch(now, event, actions);
+        self.release_held(now, actions);
         self.settle(now);
         let after = self.state();
         if before != after {
@@ -365,6 +366,13 @@ impl Session {
             }
             Phase::OpenSent { hold_until } => (Some(*hold_until), None),
             Phase::OpenConfirm(live) | Phase::Established(live) => {
+                if let Some(held) = live.held {
+                    if held.until <= now {
+                        // The peer's connection has said nothing: this one is the better one.
+                        self.end_collided(now, slot.other(), actions);
+                    }
+                    return;
+                }
                 if let Some(keepalive) = &mut live.keepalive
                     && keepalive.at <= now
                 {
@@ -384,21 +392,27 @@ impl Session {
     }
 
     fn keepalive_received(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
-        match self.connections[slot.index()].as_mut().map(|connection| &mut connection.phase) {
-            None => {}
-            Some(Phase::Established(live)) => {
+        let Some(connection) = &mut self.connections[slot.index()] else {
+            return;
+        };
+        if let Some(held) = connection.held_mut() {
+            held.confirmed = true;
+            return;
+        }
+        match &mut connection.phase {
+            Phase::Established(live) => {
                 if let Some(hold) = &mut live.hold {
                     hold.restart(now);
                 }
             }
-            Some(Phase::OpenConfirm(_)) => self.establish(now, slot, actions),
-            Some(Phase::Connecting | Phase::Delaying { .. } | Phase::OpenSent { .. }) => {
+            Phase::OpenConfirm(_) => self.establish(now, slot, actions),
+            Phase::Connecting | Phase::Delaying { .. } | Phase::OpenSent { .. } => {
                 self.unexpected(now, slot, MessageType::Keepalive, actions);
             }
         }
     }
 
-    fn establish(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
+    pub(super) fn establish(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
         // Whatever else there is has lost, also when its OPEN would have decided otherwise (RFC 4271 section 6.8).
         self.end_collided(now, slot.other(), actions);
         let place = &mut self.connections[slot.index()];

@@ -18,13 +18,17 @@
 //! and what is kept, `retention` for how long, `damping` how long to wait before the next attempt, `history` what people may
 //! want to see afterwards.
 //!
+//! Beside sessions: `key` is by what a peer is known, `dynamic` whom the listen ranges let in, `restarter` how long this
+//! speaker waits for its peers after its own restart.
+//!
 //! Where this differs from the RFC, and why:
 //!
 //! - A connection that cannot be opened leads to Active, not to Idle: in Idle the peer's own connection would be refused.
 //! - A connection of the peer that has not said OPEN does not stop our own attempts, and gives way to a newer one after
 //!   [`SILENT_CONNECTION_TIME`]: a dead one would block a peer that came back for four minutes.
-//! - A collision is decided as soon as the first of the two OPENs is there. The peer's identifier is known then, and both
-//!   speakers come to the same result, so that there is no order of messages in which both connections are lost.
+//! - A collision is decided by the speaker with the higher identifier, as soon as one of the two OPENs is there; the other
+//!   one waits for that with its KEEPALIVE (`opening`). As the RFC has it, there are orders of messages in which each speaker
+//!   closes another connection, and none is left.
 //! - The first failure after a quiet time costs no waiting (`damping`).
 //! - An established session with a peer without graceful restart answers a second connection with a KEEPALIVE on the first:
 //!   if the peer has rebooted, its kernel resets the old connection at once.
@@ -42,13 +46,16 @@
 pub mod config;
 mod connection;
 mod damping;
+pub mod dynamic;
 mod ending;
 mod event;
 pub mod history;
+pub mod key;
 mod machine;
 mod negotiate;
 pub mod negotiated;
 mod opening;
+pub mod restarter;
 mod retention;
 
 pub use config::{
@@ -56,14 +63,21 @@ pub use config::{
 };
 pub use connection::{OPEN_HOLD_TIME, SEND_HOLD_TIME};
 pub use damping::DampingConfig;
+pub use dynamic::{AdmitError, DynamicPeers, ListenRange};
 pub use event::{Action, BfdChange, Down, DownCause, Event, Fact, Outgoing, Retain, Slot, State, Stop, StopReason};
 pub use history::History;
+pub use key::{IfName, PeerKey, PeerKeyError};
 pub use machine::Session;
 pub use negotiate::{LocalRestart, negotiate, our_open};
 pub use negotiated::{Negotiated, NegotiatedFamily, PeerKind, PeerRestart};
 pub use opening::{PROBE_INTERVAL, SILENT_CONNECTION_TIME};
+pub use restarter::{Restarter, SELECTION_DEFERRAL};
 pub use retention::{REFRESH_TIME, Stage};
 
+#[cfg(test)]
+mod pair_tests;
+#[cfg(test)]
+mod property_tests;
 #[cfg(test)]
 mod table_tests;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    connection::{Connection, Live, Phase, ours_wins},
+    connection::{Connection, Held, Live, Phase, ours_wins},
     event::{Action, DownCause, Fact, Outgoing, Slot, State},
     machine::{End, Run, Session},
     negotiate::negotiate,
@@ -158,34 +158,59 @@ impl Session {
                 return;
             }
         };
-        let live = Live::new(now, &self.config, negotiated, &mut self.jitter);
-        if !self.survives_collision(now, slot, &live, actions) {
+        let mut live = Live::new(now, &self.config, negotiated, &mut self.jitter);
+        if !self.survives_collision(now, slot, &mut live, actions) {
             return;
         }
         if let Some(connection) = &mut self.connections[slot.index()] {
+            if live.held.is_none() {
+                actions.push(Action::Send(slot, Outgoing::Keepalive));
+            }
             connection.phase = Phase::OpenConfirm(live);
-            actions.push(Action::Send(slot, Outgoing::Keepalive));
+        }
+    }
+
+    /// Answers the peer's OPEN where that waited for the other connection, once there is none.
+    pub(super) fn release_held(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        for slot in Slot::ALL {
+            if self.connections[slot.other().index()].is_some() {
+                continue;
+            }
+            let Some(Phase::OpenConfirm(live)) = self.connections[slot.index()].as_mut().map(|it| &mut it.phase) else {
+                continue;
+            };
+            if let Some(held) = live.held.take() {
+                actions.push(Action::Send(slot, Outgoing::Keepalive));
+                if held.confirmed {
+                    self.establish(now, slot, actions);
+                }
+            }
         }
     }
 
     /// Decides between this connection, whose OPEN has just come, and the other one, and closes the loser.
     ///
-    /// Who the peer is has become clear, so the other connection is judged without waiting for its OPEN: both speakers judge
-    /// the same pair by the same two identifiers, and a KEEPALIVE is sent on the winner only. So two speakers that do it this
-    /// way cannot close both.
-    fn survives_collision(&mut self, now: Moment, slot: Slot, live: &Live, actions: &mut Vec<Action>) -> bool {
+    /// The speaker whose connection wins (the one with the higher identifier) decides alone, as soon as it has the OPEN of
+    /// either connection: its own one stays when it is open, and is given up when it is only an attempt. KEEPALIVE on the
+    /// connection that stays is its word. The other speaker cannot know which of both it was, so it keeps its KEEPALIVE back
+    /// until the peer's connection has said OPEN or is closed. That way no order of messages loses both.
+    fn survives_collision(&mut self, now: Moment, slot: Slot, live: &mut Live, actions: &mut Vec<Action>) -> bool {
         let other = slot.other();
         let (Some(this), Some(that)) = (&self.connections[slot.index()], &self.connections[other.index()]) else {
             return true;
         };
+        let ours_stays = ours_wins(self.config.router_id, &live.negotiated);
         match &that.phase {
             Phase::Connecting => {
                 self.connections[other.index()] = None;
                 actions.push(Action::Close(other));
                 true
             }
+            Phase::Delaying { .. } | Phase::OpenSent { .. } if this.ours && !ours_stays => {
+                live.held = Some(Held { until: now.after(SILENT_CONNECTION_TIME), confirmed: false });
+                true
+            }
             Phase::Delaying { .. } | Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {
-                let ours_stays = ours_wins(self.config.router_id, &live.negotiated);
                 let survives = this.ours == ours_stays;
                 actions.push(Action::Fact(Fact::Collision { ours_stays }));
                 self.end_collided(now, if survives { other } else { slot }, actions);

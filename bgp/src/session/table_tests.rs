@@ -14,13 +14,14 @@ use crate::{
 
 const TABLE: &str = include_str!("table.txt");
 
-/// States with what leads to them. The connection in question is in the first place; in the last two rows a second one is in
+/// States with what leads to them. The connection in question is in the first place; in the last three rows a second one is in
 /// the other.
 fn states() -> Vec<(&'static str, Session)> {
     let slot = Slot::First;
     let delaying = || SessionConfig { delay_open: Some(seconds(10)), ..config() };
     let opened = || [Event::Start, Event::Connected(slot)];
     let confirmed = || [Event::Start, Event::Connected(slot), Event::Open(slot, their_open())];
+    let confirmed_twice = || opened().into_iter().chain([Event::Accepted, Event::Open(slot, their_open())]);
     let accepted = || [Event::Start, Event::Closed(slot, "refused".to_owned()), Event::Accepted];
     let failed = || established().into_iter().chain([Event::Closed(slot, "reset".to_owned())]);
     let passive = SessionConfig { passive: true, ..config() };
@@ -37,6 +38,7 @@ fn states() -> Vec<(&'static str, Session)> {
         ("OpenConfirm", after(config(), confirmed())),
         ("Established", after(config(), established())),
         ("OpenSent twice", after(config(), opened().into_iter().chain([Event::Accepted]))),
+        ("OpenConfirm (held)", after(config(), confirmed_twice())),
         ("Established, again", after(config(), established().into_iter().chain([Event::Accepted]))),
     ]
 }
