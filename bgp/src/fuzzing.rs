@@ -4,8 +4,10 @@
 //! stable toolchain. Each returns normally for every input or panics on a broken promise.
 
 mod policy;
+mod wire;
 
 pub use policy::{as_path_pattern, vrps};
+pub use wire::{capability, context, notification, open, route_refresh, update};
 
 use crate::{
     bfd::{Action, Discriminator, Event, Interval, Packet, Session, Settings, State},
@@ -137,6 +139,31 @@ mod tests {
     #[test]
     fn corpus_of_bfd() {
         replay("bfd", super::bfd);
+    }
+
+    #[test]
+    fn corpus_of_open() {
+        replay("open", super::open);
+    }
+
+    #[test]
+    fn corpus_of_capability() {
+        replay("capability", super::capability);
+    }
+
+    #[test]
+    fn corpus_of_notification() {
+        replay("notification", super::notification);
+    }
+
+    #[test]
+    fn corpus_of_route_refresh() {
+        replay("route_refresh", super::route_refresh);
+    }
+
+    #[test]
+    fn corpus_of_update() {
+        replay("update", super::update);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! [`header`] cuts a stream into messages; [`open`], [`update`], [`notification`] and [`route_refresh`] read their bodies.
 //! [`attributes`] is the form in which path attributes are kept, [`nlri`] how prefixes are read without copying them, and
-//! [`encode`] makes the UPDATEs that go out.
+//! [`encode`] makes the UPDATEs that go out. [`value`] shows attributes to people.
 //!
 //! The README of this crate has a row for each RFC, with the module and the tests.
 
@@ -19,3 +19,4 @@ pub mod notification;
 pub mod open;
 pub mod route_refresh;
 pub mod update;
+pub mod value;

@@ -208,3 +208,7 @@ fn counted(octets: &[u8]) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 #[path = "update_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "update_rfc7606_tests.rs"]
+mod rfc7606_tests;
