@@ -2,7 +2,7 @@
 
 use super::{
     config::SessionConfig,
-    connection::{Connection, Live, OPEN_HOLD_TIME, Phase},
+    connection::{Connection, Countdown, Live, OPEN_HOLD_TIME, Phase},
     damping::{Damping, Jitter},
     ending::is_collision,
     event::{Action, BfdChange, DownCause, Event, Fact, Outgoing, Slot, State, Stop, StopReason},
@@ -356,7 +356,7 @@ impl Session {
         let Some(connection) = &mut self.connections[slot.index()] else {
             return;
         };
-        let (hold, send_hold) = match &mut connection.phase {
+        let (hold, send_hold, held) = match &mut connection.phase {
             Phase::Connecting => return,
             Phase::Delaying { until } => {
                 if *until <= now {
@@ -364,30 +364,28 @@ impl Session {
                 }
                 return;
             }
-            Phase::OpenSent { hold_until } => (Some(*hold_until), None),
+            Phase::OpenSent { hold_until } => (Some(*hold_until), None, None),
             Phase::OpenConfirm(live) | Phase::Established(live) => {
-                if let Some(held) = live.held {
-                    if held.until <= now {
-                        // The peer's connection has said nothing: this one is the better one.
-                        self.end_collided(now, slot.other(), actions);
-                    }
-                    return;
-                }
-                if let Some(keepalive) = &mut live.keepalive
+                if let (Some(keepalive), None) = (&mut live.keepalive, live.held)
                     && keepalive.at <= now
                 {
                     keepalive.restart_with(now, &mut self.jitter);
                     actions.push(Action::Send(slot, Outgoing::Keepalive));
                 }
-                (live.hold.map(|timer| timer.at), live.send_hold.map(|timer| timer.at))
+                let at = |timer: Option<Countdown>| timer.map(|timer| timer.at);
+                (at(live.hold), at(live.send_hold), live.held.map(|held| held.until))
             }
         };
-        if hold.is_some_and(|at| at <= now) {
+        let due = |at: Option<Moment>| at.is_some_and(|at| at <= now);
+        if due(hold) {
             let notification = Some(Notification::new(ErrorCode::HoldTimer, 0));
             self.fail(now, slot, End { cause: DownCause::HoldTimer, notification }, actions);
-        } else if send_hold.is_some_and(|at| at <= now) {
+        } else if due(send_hold) {
             // Who does not read gets no NOTIFICATION either (RFC 9687 section 3.2).
             self.fail(now, slot, End { cause: DownCause::SendHoldTimer, notification: None }, actions);
+        } else if due(held) {
+            // The peer's connection has said nothing: this one is the better one.
+            self.end_collided(now, slot.other(), actions);
         }
     }
 
