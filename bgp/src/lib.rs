@@ -14,6 +14,7 @@ pub mod fuzzing;
 pub mod id;
 mod next_hop;
 pub mod policy;
+pub mod rib;
 pub mod session;
 pub mod wire;
 

@@ -1,0 +1,113 @@
+//! What is to be forwarded, for whoever writes it into the kernel.
+//!
+//! There is a list of destinations whose forwarding changed, each at most once; what to forward is read from the table when
+//! the list is taken. A slow writer therefore costs four octets per destination and never sees what is outdated already.
+
+use ipnet::IpNet;
+
+use super::{
+    Core, FamilyTable, Rib,
+    decision::link_bandwidth,
+    next_hops::{NextHopId, Scope},
+    table::{is, mark},
+};
+use crate::{NextHop, family::Prefix, id::PeerId, session::PeerKind};
+
+/// Weights of next hops are whole numbers up to this.
+const WEIGHT_MAX: f32 = 255.0;
+
+/// A change of forwarding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FibChange {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// How to forward; `None` when nothing learned leads there any more.
+    pub route: Option<FibRoute>,
+}
+
+/// How to forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FibRoute {
+    /// Where to; the best path first. None at all: packets are dropped (RFC 7999).
+    pub next_hops: Vec<FibNextHop>,
+    /// The peer of the best path.
+    pub peer: PeerId,
+    /// How the peer of the best path is related to us.
+    pub kind: PeerKind,
+}
+
+/// One of the next hops of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FibNextHop {
+    /// Its address.
+    pub next_hop: NextHop,
+    /// The interface of a link-local address.
+    pub scope: Scope,
+    /// Its share of the packets, 1 to 255.
+    pub weight: u8,
+}
+
+impl Rib {
+    /// Destinations whose forwarding changed since they were taken last, `max` at most.
+    pub fn take_fib_changes(&mut self, max: usize) -> Vec<FibChange> {
+        let mut changes = Vec::with_capacity(max.min(self.fib_changes()));
+        self.tables.ipv4.take_fib_changes(&self.core, max, &mut changes);
+        self.tables.ipv6.take_fib_changes(&self.core, max, &mut changes);
+        changes
+    }
+
+    /// How many there are to take.
+    #[must_use]
+    pub fn fib_changes(&self) -> usize {
+        self.tables.ipv4.forwarding.len() + self.tables.ipv6.forwarding.len()
+    }
+}
+
+impl<P: Prefix> FamilyTable<P> {
+    fn take_fib_changes(&mut self, core: &Core, max: usize, changes: &mut Vec<FibChange>) {
+        while changes.len() < max
+            && let Some(at) = self.forwarding.pop_front()
+        {
+            self.table.destination_mut(at).flags &= !mark::FORWARDING_LISTED;
+            let prefix = self.table.destination(at).prefix.to_net();
+            changes.push(FibChange { prefix, route: self.fib_route(core, at) });
+        }
+        if self.forwarding.is_empty() {
+            self.forwarding = std::collections::VecDeque::new();
+        }
+    }
+
+    /// How packets to a destination are to be forwarded now.
+    pub(super) fn fib_route(&self, core: &Core, at: u32) -> Option<FibRoute> {
+        let (_, best) = self.table.best(at)?;
+        let peer = core.peers.get(best.peer)?;
+        let forwarded = self.table.paths_of(at).filter(|(_, path)| path.is(is::FORWARDED));
+        let sets: Vec<_> = forwarded.filter_map(|(_, path)| path.imported.attributes()).collect();
+        let bandwidths: Option<Vec<f32>> = sets
+            .iter()
+            .map(|set| link_bandwidth(core.sets.attributes(*set).extended_communities()))
+            .collect::<Option<_>>()
+            .filter(|_| core.config.decision.weighted && sets.len() > 1);
+        let largest = bandwidths.iter().flatten().copied().fold(0.0, f32::max);
+        let weight = |index: usize| match &bandwidths {
+            Some(all) => {
+                let share = all.get(index).copied().unwrap_or(largest) / largest * WEIGHT_MAX;
+                // Between 1 and 255 by construction.
+                share.round().clamp(1.0, WEIGHT_MAX) as u8
+            }
+            None => 1,
+        };
+        let mut next_hops = Vec::with_capacity(sets.len());
+        for (index, set) in sets.iter().enumerate() {
+            match core.sets.next_hop(*set) {
+                NextHopId::OWN => return None,
+                via => {
+                    if let Some((next_hop, scope)) = core.next_hops.get(via) {
+                        next_hops.push(FibNextHop { next_hop, scope, weight: weight(index) });
+                    }
+                }
+            }
+        }
+        Some(FibRoute { next_hops, peer: best.peer, kind: peer.kind })
+    }
+}
