@@ -75,18 +75,4 @@ pub use restarter::{Restarter, SELECTION_DEFERRAL};
 pub use retention::{REFRESH_TIME, Stage};
 
 #[cfg(test)]
-mod config_tests;
-#[cfg(test)]
-mod negotiate_tests;
-#[cfg(test)]
-mod pair_tests;
-#[cfg(test)]
-mod property_tests;
-#[cfg(test)]
-mod restart_tests;
-#[cfg(test)]
-mod table_tests;
-#[cfg(test)]
-mod testing;
-#[cfg(test)]
-mod timer_tests;
+mod tests;

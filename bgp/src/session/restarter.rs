@@ -94,7 +94,7 @@ mod tests {
     use super::{
         super::{
             LocalRestart, negotiate, our_open,
-            testing::{at, config, seconds, their_config},
+            tests::{at, config, seconds, their_config},
         },
         *,
     };

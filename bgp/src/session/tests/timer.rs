@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{testing::*, *};
+use super::{super::*, *};
 use crate::{
     id::Moment,
     wire::{notification::ErrorCode, open::Open},

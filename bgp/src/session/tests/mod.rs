@@ -1,5 +1,13 @@
 //! What the tests of this room share: peers, and actions in a few words.
 
+mod config;
+mod negotiate;
+mod pair;
+mod property;
+mod restart;
+mod table;
+mod timer;
+
 use std::time::Duration;
 
 use super::*;
@@ -9,42 +17,42 @@ use crate::{
     wire::open::Open,
 };
 
-pub(super) const OURS: Asn = Asn(65_001);
-pub(super) const THEIRS: Asn = Asn(65_002);
-pub(super) const OUR_ID: RouterId = RouterId(0x0a00_0001);
-pub(super) const THEIR_ID: RouterId = RouterId(0x0a00_0002);
+pub(in crate::session) const OURS: Asn = Asn(65_001);
+pub(in crate::session) const THEIRS: Asn = Asn(65_002);
+pub(in crate::session) const OUR_ID: RouterId = RouterId(0x0a00_0001);
+pub(in crate::session) const THEIR_ID: RouterId = RouterId(0x0a00_0002);
 
-pub(super) fn at(seconds: u64) -> Moment {
+pub(in crate::session) fn at(seconds: u64) -> Moment {
     Moment(seconds * 1_000_000)
 }
 
-pub(super) fn config() -> SessionConfig {
+pub(in crate::session) fn config() -> SessionConfig {
     SessionConfig::new(OURS, RemoteAs::Number(THEIRS), OUR_ID)
 }
 
 /// The configuration of the peer that [`config`] is for.
-pub(super) fn their_config() -> SessionConfig {
+pub(in crate::session) fn their_config() -> SessionConfig {
     SessionConfig::new(THEIRS, RemoteAs::Number(OURS), THEIR_ID)
 }
 
-pub(super) fn their_open() -> Open {
+pub(in crate::session) fn their_open() -> Open {
     let kept = LocalRestart { restarted: false, forwarding_kept: PerFamily { ipv4: true, ipv6: true } };
     our_open(&their_config(), &kept)
 }
 
-pub(super) fn session(config: SessionConfig) -> Session {
+pub(in crate::session) fn session(config: SessionConfig) -> Session {
     Session::new(config, LocalRestart::default(), 1)
 }
 
 /// Hands an event over and returns what is to be done.
-pub(super) fn give(session: &mut Session, now: Moment, event: Event) -> Vec<Action> {
+pub(in crate::session) fn give(session: &mut Session, now: Moment, event: Event) -> Vec<Action> {
     let mut actions = Vec::new();
     session.handle(now, event, &mut actions);
     actions
 }
 
 /// A session that has gone through these events at second 1000.
-pub(super) fn after(config: SessionConfig, events: impl IntoIterator<Item = Event>) -> Session {
+pub(in crate::session) fn after(config: SessionConfig, events: impl IntoIterator<Item = Event>) -> Session {
     let mut session = session(config);
     for event in events {
         give(&mut session, at(1_000), event);
@@ -53,17 +61,17 @@ pub(super) fn after(config: SessionConfig, events: impl IntoIterator<Item = Even
 }
 
 /// The events that lead to an established session on our own connection.
-pub(super) fn established() -> Vec<Event> {
+pub(in crate::session) fn established() -> Vec<Event> {
     let slot = Slot::First;
     vec![Event::Start, Event::Connected(slot), Event::Open(slot, their_open()), Event::Keepalive(slot)]
 }
 
-pub(super) fn seconds(seconds: u64) -> Duration {
+pub(in crate::session) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// Actions in a few words. Changes of state are left out: they are shown by the state itself.
-pub(super) fn words(actions: &[Action]) -> String {
+pub(in crate::session) fn words(actions: &[Action]) -> String {
     let words: Vec<String> =
         actions.iter().filter(|it| !matches!(it, Action::Fact(Fact::State { .. }))).map(word).collect();
     if words.is_empty() { "-".to_owned() } else { words.join(", ") }

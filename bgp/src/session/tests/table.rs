@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{testing::*, *};
+use super::{super::*, *};
 use crate::{
     Family,
     id::Moment,

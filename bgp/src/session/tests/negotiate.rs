@@ -1,6 +1,6 @@
 //! What two OPENs agree on, and which OPENs are refused.
 
-use super::{testing::*, *};
+use super::{super::*, *};
 use crate::{
     Asn, Family, PerFamily, RouterId,
     wire::{

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
 };
 
-use super::{testing::*, *};
+use super::{super::*, *};
 use crate::id::Moment;
 
 /// Longest delay of one step, in microseconds.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{testing::*, *};
+use super::{super::*, *};
 use crate::{
     Asn, Family, RouterId,
     id::Moment,

@@ -1,6 +1,6 @@
 //! Which changes the peer has to learn of, and which configurations make no sense.
 
-use super::{testing::config, *};
+use super::{super::*, config};
 use crate::{Asn, RouterId, wire::capability::Role};
 
 #[test]

@@ -1,6 +1,6 @@
 //! The receiving speaker of graceful and long-lived graceful restart, and the marks of a route refresh, over time.
 
-use super::{testing::*, *};
+use super::{super::*, *};
 use crate::{
     Family, PerFamily,
     wire::{
