@@ -153,8 +153,14 @@ impl Prefix for V4 {
         if length > Self::BITS || octets.len() != wire_octets(length) {
             return None;
         }
-        let mut whole = [0; 4];
-        whole[..octets.len()].copy_from_slice(octets);
+        // One case for each count: a copy of unknown length would be a call, once for each prefix of a full table.
+        let whole = match *octets {
+            [a, b, c] => [a, b, c, 0],
+            [a, b] => [a, b, 0, 0],
+            [a, b, c, d] => [a, b, c, d],
+            [a] => [a, 0, 0, 0],
+            _ => [0; 4],
+        };
         let mask = u32::MAX.checked_shl(u32::from(Self::BITS - length)).unwrap_or(0);
         Some(Self { address: u32::from_be_bytes(whole) & mask, length })
     }

@@ -20,3 +20,6 @@ pub mod open;
 pub mod route_refresh;
 pub mod update;
 pub mod value;
+
+#[cfg(test)]
+mod golden_tests;
