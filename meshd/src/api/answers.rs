@@ -127,9 +127,9 @@ pub fn prefixes(snapshot: &Snapshot, local: &LocalNode) -> Vec<PrefixView> {
 #[must_use]
 pub fn routes(snapshot: &Snapshot, states: &[RouteState]) -> Vec<RouteView> {
     let state_of: BTreeMap<IpNet, &RowState> = states.iter().map(|state| (state.prefix, &state.state)).collect();
-    let view = |(prefix, row): (&IpNet, &Arc<meshd_core::desired::RouteRow>)| {
-        let target = snapshot.desired.targets.get(&row.target);
-        let (status, error) = match state_of.get(prefix) {
+    let view = |(prefix, leads_to): (IpNet, TargetKey)| {
+        let target = snapshot.desired.targets.get(&leads_to);
+        let (status, error) = match state_of.get(&prefix) {
             Some(RowState::Done) => (RowStatus::Done, None),
             Some(RowState::Error(message)) => (RowStatus::Error, Some(message.to_string())),
             Some(RowState::Pending) | None => (RowStatus::Pending, None),
@@ -137,20 +137,22 @@ pub fn routes(snapshot: &Snapshot, states: &[RouteState]) -> Vec<RouteView> {
         let link = |index| snapshot.observed.links.get(&index).map(|link| link.name.to_string());
         let hops = target.map_or(&[][..], |target| &target.hops);
         RouteView {
-            prefix: *prefix,
+            prefix,
             next_hops: hops.iter().map(|hop| NextHopView { via: Some(hop.via), dev: link(hop.dev) }).collect(),
-            mode: match row.target {
+            mode: match leads_to {
                 TargetKey::Node(_) => RouteMode::Native,
                 TargetKey::Bgp(_) => RouteMode::Bgp,
             },
             mtu: target.map(|target| target.mtu).filter(|mtu| *mtu > 0),
-            cluster: row.target.node().map(|target| target.cluster.to_string()),
-            node: row.target.node().map(|target| target.node.to_string()),
+            cluster: leads_to.node().map(|target| target.cluster.to_string()),
+            node: leads_to.node().map(|target| target.node.to_string()),
             status,
             error,
         }
     };
-    snapshot.desired.routes.iter().map(view).collect()
+    let mut views: Vec<RouteView> = snapshot.desired.all_routes().map(view).collect();
+    views.sort_by_key(|view| view.prefix);
+    views
 }
 
 /// Refused records, and prefixes another cluster owns or that would take the underlay away.

@@ -132,7 +132,7 @@ impl World {
             found.sort_unstable();
             if !owned || found != *hops {
                 let row = life.desired.routes.get(prefix);
-                let state = row.map(|row| life.planner.state(prefix, row));
+                let state = row.map(|row| life.planner.state(prefix, &row.target));
                 return Some(format!(
                     "node {node} has {found:?} for {prefix}, expected {hops:?}; desired {row:?}, {state:?}"
                 ));

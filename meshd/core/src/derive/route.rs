@@ -21,7 +21,7 @@ use crate::{
 mod bgp;
 mod claims;
 
-use bgp::BgpRoutes;
+use bgp::BgpTargets;
 use claims::ClaimChanges;
 
 /// Most next hops of one target; a node with more addresses is reached through the first ones.
@@ -67,7 +67,7 @@ pub struct RouteDeriver {
     /// Claims that are kept from the question of owners, and why.
     barred: BTreeMap<Claim, ConflictCause>,
     kernel_known: bool,
-    bgp: BgpRoutes,
+    bgp: BgpTargets,
 }
 
 impl RouteDeriver {
@@ -85,7 +85,7 @@ impl RouteDeriver {
             claimants: JointPrefixMap::new(),
             barred: BTreeMap::new(),
             kernel_known: false,
-            bgp: BgpRoutes::default(),
+            bgp: BgpTargets::default(),
         }
     }
 
@@ -134,19 +134,14 @@ impl RouteDeriver {
             record_conflict(desired, claim, cause, now);
         }
         for prefix in prefixes {
-            self.update_route(prefix, observed, desired, &mut targets);
+            self.update_route(prefix, desired, &mut targets);
         }
         for node in targets {
             for ipv4 in [true, false] {
                 self.update_target(&node, ipv4, desired);
             }
         }
-        for prefix in &touched.bgp_routes {
-            if self.owners.holder(prefix).is_none() {
-                self.bgp.route(*prefix, observed, desired);
-            }
-        }
-        self.bgp.finish(&self.on_link, self.kernel_known, desired);
+        self.bgp.update(observed, &self.on_link, self.kernel_known, desired);
     }
 
     /// Takes over links, addresses and routes; returns the nodes whose addresses are affected.
@@ -234,13 +229,7 @@ impl RouteDeriver {
         }
     }
 
-    fn update_route(
-        &mut self,
-        prefix: IpNet,
-        observed: &Observed,
-        desired: &mut Desired,
-        targets: &mut BTreeSet<NodeKey>,
-    ) {
+    fn update_route(&self, prefix: IpNet, desired: &mut Desired, targets: &mut BTreeSet<NodeKey>) {
         let ipv4 = prefix.addr().is_ipv4();
         let holder = self.owners.holder(&prefix);
         let old = desired.routes.get(&prefix).and_then(|row| row.target.node().cloned());
@@ -249,10 +238,11 @@ impl RouteDeriver {
             Some((cluster, node)) => {
                 targets.insert((cluster.clone(), node.clone()));
                 let target = NodeTarget { cluster: cluster.clone(), node: node.clone(), ipv4 };
-                self.bgp.displaced(desired.routes.get(&prefix).map(|row| &row.target));
                 desired.routes.upsert(prefix, Arc::new(RouteRow { target: target.into() }));
             }
-            None => self.bgp.route(prefix, observed, desired),
+            None => {
+                desired.routes.remove(&prefix);
+            }
         }
     }
 

@@ -14,17 +14,45 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{observed::BgpNextHop, table::Table};
+use crate::{
+    observed::{BgpNextHop, BgpTargetId},
+    table::Table,
+};
 
 /// All desired tables at one moment; cloning is O(1) per table.
 #[derive(Debug, Clone, Default)]
 pub struct Desired {
-    /// One row per prefix.
+    /// One row per prefix of a node.
     pub routes: Table<IpNet, Arc<RouteRow>>,
+    /// One row per prefix learned by BGP: the very table that was observed. Where a node holds the prefix, too, that counts.
+    pub bgp: Table<IpNet, BgpTargetId>,
     /// One row per remote node and address family, and per set of BGP next hops.
     pub targets: Table<TargetKey, Arc<Target>>,
     /// Prefixes another cluster owns already or that would take the underlay away, by (prefix, claiming node).
     pub conflicts: Table<(IpNet, NodeTarget), Arc<Conflict>>,
     /// What became of the BGP next hops somebody asked for.
     pub next_hops: Table<BgpNextHop, Resolution>,
+}
+
+impl Desired {
+    /// What the route to a prefix leads to, if one is wanted.
+    #[must_use]
+    pub fn target_of(&self, prefix: &IpNet) -> Option<TargetKey> {
+        let node = self.routes.get(prefix).map(|row| row.target.clone());
+        node.or_else(|| self.bgp.get(prefix).copied().map(TargetKey::Bgp))
+    }
+
+    /// Is a route to this prefix wanted?
+    #[must_use]
+    pub fn wants(&self, prefix: &IpNet) -> bool {
+        self.routes.contains(prefix) || self.bgp.contains(prefix)
+    }
+
+    /// Every route that is wanted: those of nodes, then those learned by BGP.
+    pub fn all_routes(&self) -> impl Iterator<Item = (IpNet, TargetKey)> {
+        let nodes = self.routes.iter().map(|(prefix, row)| (*prefix, row.target.clone()));
+        let displaced = |prefix: &IpNet| !self.routes.is_empty() && self.routes.contains(prefix);
+        let learned = self.bgp.iter().filter(move |(prefix, _)| !displaced(prefix));
+        nodes.chain(learned.map(|(prefix, id)| (*prefix, TargetKey::Bgp(*id))))
+    }
 }

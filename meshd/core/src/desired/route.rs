@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     id::{ClusterName, IfIndex, NodeName},
-    observed::BgpHops,
+    observed::BgpTargetId,
 };
 
 /// One remote node seen through one address family of next hops.
@@ -33,8 +33,8 @@ impl fmt::Display for NodeTarget {
 pub enum TargetKey {
     /// A node of the mesh.
     Node(NodeTarget),
-    /// The next hops that BGP chose.
-    Bgp(BgpHops),
+    /// The next hops that BGP chose, by the number of their set.
+    Bgp(BgpTargetId),
 }
 
 impl TargetKey {
@@ -58,7 +58,7 @@ impl fmt::Display for TargetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(node) => node.fmt(f),
-            Self::Bgp(hops) => hops.fmt(f),
+            Self::Bgp(id) => id.fmt(f),
         }
     }
 }

@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{
-    AddressKey, AddressRow, BgpChange, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow, NeighborKey,
-    NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow,
-    RuleKey, RuleRow, ServiceName, ServiceRow,
+    AddressKey, AddressRow, BgpChange, BgpTargetId, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow,
+    NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, PeerRow, RejectedRow, Rejection,
+    RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
     clustermesh::{Accept, RecordKey},
@@ -120,8 +120,6 @@ pub struct Touched {
     pub links: bool,
     /// Foreign routes changed.
     pub routes: bool,
-    /// Prefixes whose best BGP paths changed, in the order in which they did; one may come several times.
-    pub bgp_routes: Vec<IpNet>,
     /// Anything at all changed.
     pub any: bool,
 }
@@ -151,16 +149,26 @@ impl Observed {
         self.bgp_complete
     }
 
+    fn release_bgp_target(&mut self, id: BgpTargetId) {
+        if self.bgp_references.release(id, self.bgp_targets.get(&id)) {
+            self.bgp_targets.remove(&id);
+        }
+    }
+
     fn apply_bgp(&mut self, change: BgpChange) {
         match change {
             BgpChange::Route(prefix, Some(hops)) => {
-                if self.bgp.upsert(prefix, hops) != Upsert::Unchanged {
-                    self.touched.bgp_routes.push(prefix);
+                let (id, is_new) = self.bgp_references.refer(&hops);
+                if is_new {
+                    self.bgp_targets.upsert(id, hops);
+                }
+                if let Some(old) = self.bgp.put(prefix, id) {
+                    self.release_bgp_target(old);
                 }
             }
             BgpChange::Route(prefix, None) => {
-                if self.bgp.remove(&prefix).is_some() {
-                    self.touched.bgp_routes.push(prefix);
+                if let Some(old) = self.bgp.remove(&prefix) {
+                    self.release_bgp_target(old);
                 }
             }
             BgpChange::Watch(next_hop) => {

@@ -1,6 +1,6 @@
 //! What the BGP speaker says: best paths, and the next hops they lead to.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -32,6 +32,17 @@ pub struct BgpHop {
     pub next_hop: BgpNextHop,
     /// Its share, at least 1.
     pub weight: u8,
+}
+
+/// Number of a set of next hops. A table of routes holds a number for each prefix and nothing that is counted or shared, so
+/// that a copy of a part of it is a copy of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct BgpTargetId(pub u32);
+
+impl fmt::Display for BgpTargetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bgp#{}", self.0)
+    }
 }
 
 /// The next hops of the best paths to a prefix, sorted, each once, at least one. Shared by all prefixes that have the same.
@@ -66,4 +77,57 @@ pub enum BgpChange {
     Dead(BgpNextHop, bool),
     /// Every peer has told its routes once in this run, or the wait for it is over.
     Complete,
+}
+
+/// Sets of next hops in use, with the number of prefixes that have each.
+#[derive(Debug, Clone, Default)]
+pub(super) struct BgpTargets {
+    by_hops: BTreeMap<BgpHops, BgpTargetId>,
+    prefixes: BTreeMap<BgpTargetId, usize>,
+    /// What was asked for last: routes come in runs with the same next hops.
+    last: Option<(BgpHops, BgpTargetId)>,
+    next: u32,
+}
+
+impl BgpTargets {
+    /// The number for a set, for one more prefix; true when the set is new.
+    pub(super) fn refer(&mut self, hops: &BgpHops) -> (BgpTargetId, bool) {
+        if let Some((known, id)) = &self.last
+            && (Arc::ptr_eq(&known.hops, &hops.hops) || known.hops == hops.hops)
+            && known.ipv4 == hops.ipv4
+            && let Some(count) = self.prefixes.get_mut(id)
+        {
+            *count += 1;
+            return (*id, false);
+        }
+        let (id, is_new) = match self.by_hops.get(hops) {
+            Some(id) => (*id, false),
+            None => {
+                while self.prefixes.contains_key(&BgpTargetId(self.next)) {
+                    self.next = self.next.wrapping_add(1);
+                }
+                let id = BgpTargetId(self.next);
+                self.next = self.next.wrapping_add(1);
+                self.by_hops.insert(hops.clone(), id);
+                (id, true)
+            }
+        };
+        *self.prefixes.entry(id).or_default() += 1;
+        self.last = Some((hops.clone(), id));
+        (id, is_new)
+    }
+
+    /// One prefix fewer; true when it was the last. `hops` is what the number stands for.
+    pub(super) fn release(&mut self, id: BgpTargetId, hops: Option<&BgpHops>) -> bool {
+        let Some(count) = self.prefixes.get_mut(&id) else { return false };
+        *count -= 1;
+        if *count > 0 {
+            return false;
+        }
+        self.prefixes.remove(&id);
+        if let Some(hops) = hops {
+            self.by_hops.remove(hops);
+        }
+        true
+    }
 }

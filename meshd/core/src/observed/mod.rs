@@ -17,7 +17,7 @@ mod rejected;
 mod service;
 
 pub use apply::{Change, ClusterChange, KernelChange, KernelKind, Touched};
-pub use bgp::{BgpChange, BgpHop, BgpHops, BgpNextHop};
+pub use bgp::{BgpChange, BgpHop, BgpHops, BgpNextHop, BgpTargetId};
 pub use cluster::{ClusterTables, Kind, Limits};
 pub use endpoint::EndpointRow;
 pub use identity::{IdentityRow, Labels};
@@ -54,9 +54,12 @@ pub struct Observed {
     /// ARP and NDP entries of this node.
     pub neighbors: Table<NeighborKey, NeighborRow>,
     /// Best BGP paths of accepted prefixes.
-    pub bgp: Table<IpNet, BgpHops>,
+    pub bgp: Table<IpNet, BgpTargetId>,
+    /// What their numbers stand for.
+    pub bgp_targets: Table<BgpTargetId, BgpHops>,
     /// BGP next hops in use, and whether each is known to be dead although the kernel has a route to it.
     pub bgp_next_hops: Table<BgpNextHop, bool>,
+    bgp_references: bgp::BgpTargets,
     bgp_complete: bool,
     sync: apply::KernelSync,
     touched: Touched,

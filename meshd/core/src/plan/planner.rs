@@ -1,7 +1,7 @@
 //! The planner: what is left to do at the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use super::{
     nexthops::{NexthopIds, Slot},
 };
 use crate::{
-    desired::{Desired, Hop, RouteProblem, RouteRow, Target, TargetKey},
+    desired::{Desired, Hop, RouteProblem, Target, TargetKey},
     id::{Metric, NexthopId, TableId},
     table::{RowDiff, RowState},
 };
@@ -66,6 +66,9 @@ pub struct RoutePlanner {
     /// After a first load all desired routes from this one on are still to be looked at, and to be entered in
     /// `by_target`: a million of them must not wait in a set before the first one is planned.
     scan: Option<IpNet>,
+    /// The same for routes learned by BGP, which are not in `by_target`: after a first load, and after a target of theirs
+    /// leads elsewhere, which is rare, because it is a group whose members change.
+    bgp_scan: Option<IpNet>,
     /// Actual routes and nexthops nobody wants: candidates for deletion.
     surplus_routes: BTreeSet<ActualKey>,
     surplus_nexthops: BTreeSet<NexthopId>,
@@ -75,6 +78,8 @@ pub struct RoutePlanner {
     /// Nexthop objects written whose notification has not come yet: not written again meanwhile. Never a reason to prune.
     sent: BTreeMap<NexthopId, ActualNexthop>,
     held: BTreeMap<TargetKey, Timestamp>,
+    /// Those of BGP among them whose routes have not been looked at since the hold was over.
+    bgp_held: BTreeSet<TargetKey>,
     /// Routes over a target that was held too long, whose deletion was planned and is not answered yet: not deleted again
     /// meanwhile.
     withdrawing: BTreeSet<IpNet>,
@@ -101,12 +106,14 @@ impl RoutePlanner {
             dirty_targets: BTreeSet::new(),
             dirty_routes: BTreeSet::new(),
             scan: None,
+            bgp_scan: None,
             surplus_routes: BTreeSet::new(),
             surplus_nexthops: BTreeSet::new(),
             retired: BTreeSet::new(),
             prune_all: false,
             sent: BTreeMap::new(),
             held: BTreeMap::new(),
+            bgp_held: BTreeSet::new(),
             withdrawing: BTreeSet::new(),
             planned_via: BTreeMap::new(),
             route_failures: BTreeMap::new(),
@@ -123,6 +130,7 @@ impl RoutePlanner {
         } else {
             self.take_route_changes(&old);
         }
+        self.take_bgp_changes(&old);
         for diff in self.desired.targets.diff(&old.targets) {
             self.target_failures.remove(diff.key());
             self.dirty_targets.insert(diff.key().clone());
@@ -138,8 +146,8 @@ impl RoutePlanner {
     /// may go without waiting for every source. Comes after the first [`Self::set_desired`].
     pub fn retire(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
         if !self.prune_all {
-            let desired = &self.desired.routes;
-            self.retired.extend(prefixes.into_iter().filter(|prefix| !desired.contains(prefix)));
+            let desired = &self.desired;
+            self.retired.extend(prefixes.into_iter().filter(|prefix| !desired.wants(prefix)));
         }
     }
 
@@ -175,7 +183,12 @@ impl RoutePlanner {
         self.plan_targets(now, &mut actions);
         self.plan_routes(now, &mut actions);
         self.plan_scan(now, &mut actions);
-        if self.scan.is_none() && self.dirty_routes.is_empty() && self.dirty_targets.is_empty() {
+        self.plan_bgp_scan(now, &mut actions);
+        if self.scan.is_none()
+            && self.bgp_scan.is_none()
+            && self.dirty_routes.is_empty()
+            && self.dirty_targets.is_empty()
+        {
             self.plan_deletions(&mut actions);
         }
         (actions, self.next_wakeup())
@@ -233,27 +246,29 @@ impl RoutePlanner {
     /// True when the planner has seen a complete dump and nothing is left to do now.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.dumped && self.scan.is_none() && self.dirty_routes.is_empty() && self.dirty_targets.is_empty()
+        self.dumped
+            && self.scan.is_none()
+            && self.bgp_scan.is_none()
+            && self.dirty_routes.is_empty()
+            && self.dirty_targets.is_empty()
     }
 
     /// State of a desired route; `since` of an error is when it was first seen.
     #[must_use]
-    pub fn state(&self, prefix: &IpNet, row: &RouteRow) -> (RowState, Option<Timestamp>) {
-        let Some(target) = self.desired.targets.get(&row.target) else { return (RowState::Pending, None) };
+    pub fn state(&self, prefix: &IpNet, key: &TargetKey) -> (RowState, Option<Timestamp>) {
+        let Some(target) = self.desired.targets.get(key) else { return (RowState::Pending, None) };
         if let Some(problem) = &target.problem {
-            let since = self.held.get(&row.target).copied();
+            let since = self.held.get(key).copied();
             return (RowState::Error(problem.to_string().into()), since);
         }
-        let failure = self.route_failures.get(prefix).or_else(|| self.target_failures.get(&row.target));
+        let failure = self.route_failures.get(prefix).or_else(|| self.target_failures.get(key));
         if let Some(failure) = failure {
             return (RowState::Error(failure.message.clone()), Some(failure.since));
         }
         let holds = self.routes.get(&self.key(*prefix));
-        let wanted = self.wanted_via(&row.target, target);
+        let wanted = self.wanted_via(key, target);
         match (holds, wanted) {
-            (Some(actual), Some(via))
-                if actual.regular && actual.via == via && self.target_is_done(&row.target, target) =>
-            {
+            (Some(actual), Some(via)) if actual.regular && actual.via == via && self.target_is_done(key, target) => {
                 (RowState::Done, None)
             }
             _ => (RowState::Pending, None),
@@ -264,8 +279,8 @@ impl RoutePlanner {
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         let (mut done, mut errors) = (0, 0);
-        for (prefix, row) in self.desired.routes.iter() {
-            match self.state(prefix, row).0 {
+        for (prefix, target) in self.desired.all_routes() {
+            match self.state(&prefix, &target).0 {
                 RowState::Done => done += 1,
                 RowState::Error(_) => errors += 1,
                 RowState::Pending => {}
@@ -293,8 +308,35 @@ impl RoutePlanner {
     /// All desired routes are to be looked at.
     fn scan_all(&mut self) {
         self.scan = self.desired.routes.iter().next().map(|(prefix, _)| *prefix);
-        self.retired.retain(|prefix| !self.desired.routes.contains(prefix));
-        self.route_failures.retain(|prefix, _| !self.desired.routes.contains(prefix));
+        self.retired.retain(|prefix| !self.desired.wants(prefix));
+        self.route_failures.retain(|prefix, _| !self.desired.wants(prefix));
+    }
+
+    /// Takes over routes that BGP learned or lost.
+    fn take_bgp_changes(&mut self, old: &Desired) {
+        if old.bgp.is_empty() {
+            self.bgp_scan = self.desired.bgp.iter().next().map(|(prefix, _)| *prefix);
+            if self.bgp_scan.is_some() {
+                self.retired.retain(|prefix| !self.desired.wants(prefix));
+            }
+            return;
+        }
+        let desired = self.desired.bgp.clone();
+        for diff in desired.diff(&old.bgp) {
+            let prefix = *diff.key();
+            match diff {
+                RowDiff::Removed(..) if !self.prune_all => {
+                    self.retired.insert(prefix);
+                }
+                RowDiff::Added(..) if !self.prune_all => {
+                    self.retired.remove(&prefix);
+                }
+                RowDiff::Removed(..) | RowDiff::Added(..) | RowDiff::Changed(..) => {}
+            }
+            self.route_failures.remove(&prefix);
+            self.dirty_routes.insert(prefix);
+        }
+        self.forget_retired();
     }
 
     fn take_route_changes(&mut self, old: &Desired) {
@@ -318,7 +360,11 @@ impl RoutePlanner {
             self.route_failures.remove(&prefix);
             self.dirty_routes.insert(prefix);
         }
-        // A peer may claim prefixes without end that never reach the kernel.
+        self.forget_retired();
+    }
+
+    /// A peer may claim prefixes without end that never reach the kernel.
+    fn forget_retired(&mut self) {
         if self.dumped && self.retired.len() > 2 * self.routes.len() + RETIRED_SPARE {
             let routes: BTreeSet<IpNet> = self.routes.keys().map(|key| key.prefix).collect();
             self.retired.retain(|prefix| routes.contains(prefix));
@@ -352,8 +398,7 @@ impl RoutePlanner {
     fn find_surplus(&mut self) {
         let metric = self.options.metric;
         let table = self.options.table;
-        let wanted =
-            |key: &ActualKey| key.metric == metric && key.table == table && self.desired.routes.contains(&key.prefix);
+        let wanted = |key: &ActualKey| key.metric == metric && key.table == table && self.desired.wants(&key.prefix);
         self.surplus_routes = self.routes.keys().filter(|key| !wanted(key)).copied().collect();
         let unwanted = |id: &NexthopId| self.holds_nexthop(*id) && self.ids.target(*id).is_none();
         self.surplus_nexthops = self.nexthops.keys().copied().filter(unwanted).collect();
@@ -380,7 +425,7 @@ impl RoutePlanner {
         if let Some(ActualRoute { via: RouteVia::Object(id), .. }) = old {
             self.release(id);
         }
-        let desired = self.desired.routes.get(&key.prefix);
+        let desired = self.desired.target_of(&key.prefix);
         if desired.is_none() || key != self.key(key.prefix) {
             if self.routes.contains_key(&key) {
                 self.surplus_routes.insert(key);
@@ -388,10 +433,10 @@ impl RoutePlanner {
                 self.surplus_routes.remove(&key);
             }
         }
-        if let Some(row) = desired
+        if let Some(target) = desired
             && key == self.key(key.prefix)
         {
-            if self.route_matches(&key, row) {
+            if self.route_matches(&key, &target) {
                 self.route_failures.remove(&key.prefix);
             } else {
                 self.dirty_routes.insert(key.prefix);
@@ -431,7 +476,7 @@ impl RoutePlanner {
                 if !done {
                     self.dirty_targets.insert(target);
                 } else if self.target_failures.remove(&target).is_some() {
-                    self.dirty_routes.extend(self.by_target.get(&target).into_iter().flatten().copied());
+                    self.look_at_routes_of(&target);
                 }
             }
             None if is_ours => {
@@ -452,9 +497,9 @@ impl RoutePlanner {
         }
     }
 
-    fn route_matches(&self, key: &ActualKey, row: &RouteRow) -> bool {
-        let Some(target) = self.desired.targets.get(&row.target) else { return false };
-        let Some(wanted) = self.wanted_via(&row.target, target) else { return false };
+    fn route_matches(&self, key: &ActualKey, leads_to: &TargetKey) -> bool {
+        let Some(target) = self.desired.targets.get(leads_to) else { return false };
+        let Some(wanted) = self.wanted_via(leads_to, target) else { return false };
         self.routes.get(key).is_some_and(|actual| actual.regular && actual.via == wanted)
     }
 
@@ -513,7 +558,7 @@ impl RoutePlanner {
             if let Some(failure) = self.route_failures.get_mut(&prefix) {
                 failure.retry_at = now + RETRY_MAX;
             }
-            if self.desired.routes.contains(&prefix) {
+            if self.desired.wants(&prefix) {
                 self.dirty_routes.insert(prefix);
             } else if self.routes.contains_key(&key) {
                 self.surplus_routes.insert(key);
@@ -529,6 +574,24 @@ impl RoutePlanner {
         for target in over.collect::<Vec<_>>() {
             let due: Vec<IpNet> = self.to_withdraw(&target).collect();
             self.dirty_routes.extend(due);
+            if self.bgp_held.remove(&target) {
+                self.look_at_routes_of(&target);
+            }
+        }
+    }
+
+    fn release_hold(&mut self, target: &TargetKey) {
+        self.held.remove(target);
+        self.bgp_held.remove(target);
+    }
+
+    /// Every route over a target is to be looked at.
+    fn look_at_routes_of(&mut self, target: &TargetKey) {
+        match target {
+            TargetKey::Node(_) => {
+                self.dirty_routes.extend(self.by_target.get(target).into_iter().flatten().copied());
+            }
+            TargetKey::Bgp(_) => self.bgp_scan = self.desired.bgp.iter().next().map(|(prefix, _)| *prefix),
         }
     }
 
@@ -544,7 +607,11 @@ impl RoutePlanner {
         let routes = self.route_failures.values().map(|f| f.retry_at);
         let targets = self.target_failures.values().map(|f| f.retry_at);
         let holds = |key: &TargetKey| self.to_withdraw(key).next().is_some();
-        let held = self.held.iter().filter(|(key, _)| holds(key)).map(|(_, since)| *since + WITHDRAW_HOLD);
+        let held = self
+            .held
+            .iter()
+            .filter(|(key, _)| self.bgp_held.contains(key) || holds(key))
+            .map(|(_, since)| *since + WITHDRAW_HOLD);
         routes.chain(targets).chain(held).min()
     }
 
@@ -553,20 +620,25 @@ impl RoutePlanner {
             let Some(key) = self.dirty_targets.pop_first() else { break };
             match self.desired.targets.get(&key).cloned() {
                 Some(target) if target.problem.is_none() => {
-                    self.held.remove(&key);
+                    self.release_hold(&key);
                     if self.options.nexthop_objects {
                         self.plan_nexthops(&key, &target, actions);
                     }
                 }
                 // Nobody knows yet whether there is a next hop: what is installed stays for as long as that takes.
                 Some(target) if target.problem == Some(RouteProblem::KernelUnknown) => {
-                    self.held.remove(&key);
+                    self.release_hold(&key);
                 }
                 Some(_) => {
-                    self.held.entry(key.clone()).or_insert(now);
+                    if let Entry::Vacant(held) = self.held.entry(key.clone()) {
+                        held.insert(now);
+                        if let TargetKey::Bgp(_) = key {
+                            self.bgp_held.insert(key.clone());
+                        }
+                    }
                 }
                 None => {
-                    self.held.remove(&key);
+                    self.release_hold(&key);
                     self.target_failures.remove(&key);
                     let freed = self.ids.release(&key);
                     let held: Vec<_> = freed.into_iter().filter(|id| self.holds_nexthop(*id)).collect();
@@ -579,7 +651,7 @@ impl RoutePlanner {
                 None => self.planned_via.remove(&key),
             };
             if before != via {
-                self.dirty_routes.extend(self.by_target.get(&key).into_iter().flatten().copied());
+                self.look_at_routes_of(&key);
             }
         }
     }
@@ -615,8 +687,8 @@ impl RoutePlanner {
         while actions.len() < PLAN_ACTIONS_MAX {
             let Some(prefix) = self.dirty_routes.pop_first() else { break };
             let key = self.key(prefix);
-            match self.desired.routes.get(&prefix).cloned() {
-                Some(row) => actions.extend(self.plan_route(key, &row, now)),
+            match self.desired.target_of(&prefix) {
+                Some(target) => actions.extend(self.plan_route(key, &target, now)),
                 None => {
                     if self.routes.contains_key(&key) {
                         self.surplus_routes.insert(key);
@@ -641,18 +713,32 @@ impl RoutePlanner {
                     self.by_target.insert(row.target.clone(), BTreeSet::from([*prefix]));
                 }
             }
-            actions.extend(self.plan_route(self.key(*prefix), row, now));
+            actions.extend(self.plan_route(self.key(*prefix), &row.target, now));
         }
         self.scan = rest.next().map(|(prefix, _)| *prefix);
     }
 
+    /// Goes on with the look at all routes learned by BGP.
+    fn plan_bgp_scan(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let Some(from) = self.bgp_scan else { return };
+        let routes = self.desired.bgp.clone();
+        let mut rest = routes.range_from(&from);
+        while actions.len() < PLAN_ACTIONS_MAX {
+            let Some((prefix, id)) = rest.next() else { break };
+            if self.desired.routes.is_empty() || !self.desired.routes.contains(prefix) {
+                actions.extend(self.plan_route(self.key(*prefix), &TargetKey::Bgp(*id), now));
+            }
+        }
+        self.bgp_scan = rest.next().map(|(prefix, _)| *prefix);
+    }
+
     /// What is to be done for one desired route.
-    fn plan_route(&mut self, key: ActualKey, row: &RouteRow, now: Timestamp) -> Option<Action> {
+    fn plan_route(&mut self, key: ActualKey, leads_to: &TargetKey, now: Timestamp) -> Option<Action> {
         self.surplus_routes.remove(&key);
-        let target = self.desired.targets.get(&row.target)?;
+        let target = self.desired.targets.get(leads_to)?;
         let actual = self.routes.get(&key);
-        let Some(via) = self.wanted_via(&row.target, target) else {
-            let over = self.held.get(&row.target).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
+        let Some(via) = self.wanted_via(leads_to, target) else {
+            let over = self.held.get(leads_to).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
             let due = over && actual.is_some() && self.withdrawing.insert(key.prefix);
             return due.then_some(Action::DeleteRoute { key });
         };

@@ -72,6 +72,13 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Table<K, V> {
         }
     }
 
+    /// Writes a row without a look at what is there first, for tables where nearly every write is a change; returns the
+    /// previous value.
+    pub fn put(&mut self, key: K, value: V) -> Option<V> {
+        self.revision.0 += 1;
+        self.rows.insert(key, value)
+    }
+
     /// Removes a row and returns its value.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let old = self.rows.remove(key)?;

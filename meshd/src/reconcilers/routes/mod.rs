@@ -17,6 +17,7 @@ use std::{
 use ipnet::IpNet;
 use jiff::Timestamp;
 use meshd_core::{
+    desired::TargetKey,
     plan::{Action, PlannerOptions, RoutePlanner},
     table::RowState,
 };
@@ -259,16 +260,14 @@ impl Routes {
 
     fn states(&self) -> Vec<RouteState> {
         let snapshot = self.snapshots.borrow().clone();
-        let state = |(prefix, row): (&IpNet, &Arc<meshd_core::desired::RouteRow>)| RouteState {
-            prefix: *prefix,
-            state: self.planner.state(prefix, row).0,
-        };
-        snapshot.desired.routes.iter().map(state).collect()
+        let state =
+            |(prefix, target): (IpNet, TargetKey)| RouteState { prefix, state: self.planner.state(&prefix, &target).0 };
+        snapshot.desired.all_routes().map(state).collect()
     }
 
     fn counts(&self) -> RouteCounts {
         let (installed, errors) = self.planner.counts();
-        RouteCounts { desired: self.snapshots.borrow().desired.routes.len(), installed, errors }
+        RouteCounts { desired: self.snapshots.borrow().desired.all_routes().count(), installed, errors }
     }
 
     async fn withdraw(&mut self) -> Result<usize, String> {

@@ -1,41 +1,33 @@
-//! Routes of the best BGP paths, and the next hops they lead to.
+//! The next hops of BGP paths, and the targets made of them.
 //!
 //! The speaker says which next hops it wants to know about; the answers go back to it ([`Desired::next_hops`]) and make
 //! the targets of the routes. A target is a set of next hops and not of a prefix: when one of them dies, the target loses
-//! it, and the kernel's group with it, before any path has been chosen again.
+//! it, and the kernel's group with it, before any path has been chosen again. The routes themselves need no derivation:
+//! the desired table is the observed one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::{
     desired::{Resolution, TargetKey},
-    observed::{BgpHops, BgpNextHop},
+    observed::{BgpHops, BgpNextHop, BgpTargetId},
     table::{RowDiff, Table},
 };
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct BgpRoutes {
-    seen: Table<BgpNextHop, bool>,
+pub(super) struct BgpTargets {
+    watched: Table<BgpNextHop, bool>,
+    targets: Table<BgpTargetId, BgpHops>,
+    by_next_hop: BTreeMap<BgpNextHop, BTreeSet<BgpTargetId>>,
     /// Next hops whose resolution is to be looked at.
     dirty: BTreeSet<BgpNextHop>,
-    /// Prefixes whose route is ours to write, by their target; the row is shared by all of them.
-    targets: BTreeMap<BgpHops, Behind>,
-    by_next_hop: BTreeMap<BgpNextHop, BTreeSet<BgpHops>>,
-    /// Targets that came, or whose next hops changed.
-    dirty_targets: BTreeSet<BgpHops>,
 }
 
-#[derive(Debug, Clone)]
-struct Behind {
-    row: Arc<RouteRow>,
-    prefixes: usize,
-}
-
-impl BgpRoutes {
+impl BgpTargets {
     /// Takes over which next hops are asked for.
     pub(super) fn watch(&mut self, observed: &Observed, on_link: &mut OnLink) {
-        let old = std::mem::replace(&mut self.seen, observed.bgp_next_hops.clone());
-        for diff in self.seen.diff(&old) {
+        let old = std::mem::replace(&mut self.watched, observed.bgp_next_hops.clone());
+        for diff in self.watched.diff(&old) {
             let next_hop = *diff.key();
             self.dirty.insert(next_hop);
             if next_hop.link.is_some() {
@@ -52,43 +44,15 @@ impl BgpRoutes {
     /// Says which addresses have another answer now. Next hops that name a link are few and are always looked at.
     pub(super) fn look_again(&mut self, changed: &BTreeSet<IpAddr>, all: bool) {
         let affected = |next_hop: &&BgpNextHop| all || next_hop.link.is_some() || changed.contains(&next_hop.address);
-        self.dirty.extend(self.seen.iter().map(|(next_hop, _)| next_hop).filter(affected));
+        self.dirty.extend(self.watched.iter().map(|(next_hop, _)| next_hop).filter(affected));
     }
 
-    /// Writes the route to a prefix that no node holds.
-    pub(super) fn route(&mut self, prefix: IpNet, observed: &Observed, desired: &mut Desired) {
-        let old = desired.routes.get(&prefix).map(|row| row.target.clone());
-        let new = observed.bgp.get(&prefix);
-        if let (Some(TargetKey::Bgp(old)), Some(new)) = (&old, new)
-            && old == new
-        {
-            return;
-        }
-        match new {
-            Some(hops) => {
-                let row = self.refer(hops);
-                desired.routes.upsert(prefix, row);
-            }
-            None => {
-                desired.routes.remove(&prefix);
-            }
-        }
-        if let Some(TargetKey::Bgp(old)) = old {
-            self.release(&old);
-        }
-    }
-
-    /// A node holds the prefix from now on; `old` is what the route to it led to.
-    pub(super) fn displaced(&mut self, old: Option<&TargetKey>) {
-        if let Some(TargetKey::Bgp(old)) = old {
-            self.release(old);
-        }
-    }
-
-    /// Brings resolutions and targets up to date.
-    pub(super) fn finish(&mut self, on_link: &OnLink, kernel_known: bool, desired: &mut Desired) {
+    /// Brings routes, resolutions and targets up to date.
+    pub(super) fn update(&mut self, observed: &Observed, on_link: &OnLink, kernel_known: bool, desired: &mut Desired) {
+        desired.bgp = observed.bgp.clone();
+        let mut affected = self.take_targets(observed, desired);
         for next_hop in std::mem::take(&mut self.dirty) {
-            match self.seen.get(&next_hop) {
+            match self.watched.get(&next_hop) {
                 Some(dead) => {
                     desired.next_hops.upsert(next_hop, resolve(next_hop, *dead, on_link, kernel_known));
                 }
@@ -96,48 +60,42 @@ impl BgpRoutes {
                     desired.next_hops.remove(&next_hop);
                 }
             }
-            self.dirty_targets.extend(self.by_next_hop.get(&next_hop).into_iter().flatten().cloned());
+            affected.extend(self.by_next_hop.get(&next_hop).into_iter().flatten());
         }
-        for hops in std::mem::take(&mut self.dirty_targets) {
-            if self.targets.contains_key(&hops) {
-                let target = target(&hops, desired);
-                desired.targets.upsert(TargetKey::Bgp(hops), Arc::new(target));
-            } else {
-                desired.targets.remove(&TargetKey::Bgp(hops));
+        for id in affected {
+            if let Some(hops) = self.targets.get(&id) {
+                let target = target(hops, desired);
+                desired.targets.upsert(TargetKey::Bgp(id), Arc::new(target));
             }
         }
     }
 
-    fn refer(&mut self, hops: &BgpHops) -> Arc<RouteRow> {
-        if let Some(behind) = self.targets.get_mut(hops) {
-            behind.prefixes += 1;
-            return behind.row.clone();
-        }
-        let row = Arc::new(RouteRow { target: TargetKey::Bgp(hops.clone()) });
-        self.targets.insert(hops.clone(), Behind { row: row.clone(), prefixes: 1 });
-        for hop in &*hops.hops {
-            self.by_next_hop.entry(hop.next_hop).or_default().insert(hops.clone());
-        }
-        self.dirty_targets.insert(hops.clone());
-        row
-    }
-
-    fn release(&mut self, hops: &BgpHops) {
-        let Some(behind) = self.targets.get_mut(hops) else { return };
-        behind.prefixes -= 1;
-        if behind.prefixes > 0 {
-            return;
-        }
-        self.targets.remove(hops);
-        for hop in &*hops.hops {
-            if let Some(targets) = self.by_next_hop.get_mut(&hop.next_hop) {
-                targets.remove(hops);
-                if targets.is_empty() {
-                    self.by_next_hop.remove(&hop.next_hop);
+    /// Takes over the sets of next hops in use; returns those that are new or another.
+    fn take_targets(&mut self, observed: &Observed, desired: &mut Desired) -> BTreeSet<BgpTargetId> {
+        let mut affected = BTreeSet::new();
+        let old = std::mem::replace(&mut self.targets, observed.bgp_targets.clone());
+        for diff in observed.bgp_targets.diff(&old) {
+            let id = *diff.key();
+            if let RowDiff::Removed(_, hops) | RowDiff::Changed(_, hops, _) = &diff {
+                for hop in &*hops.hops {
+                    if let Some(targets) = self.by_next_hop.get_mut(&hop.next_hop) {
+                        targets.remove(&id);
+                        if targets.is_empty() {
+                            self.by_next_hop.remove(&hop.next_hop);
+                        }
+                    }
                 }
             }
+            if let RowDiff::Added(_, hops) | RowDiff::Changed(_, _, hops) = &diff {
+                for hop in &*hops.hops {
+                    self.by_next_hop.entry(hop.next_hop).or_default().insert(id);
+                }
+                affected.insert(id);
+            } else {
+                desired.targets.remove(&TargetKey::Bgp(id));
+            }
         }
-        self.dirty_targets.insert(hops.clone());
+        affected
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    desired::{NodeTarget, RouteMode, RouteProblem},
+    desired::{NodeTarget, RouteMode, RouteProblem, RouteRow},
     id::{IfIndex, MAIN_TABLE, NEXTHOP_IDS, ROUTE_METRIC},
 };
 
@@ -497,7 +497,7 @@ fn an_id_that_a_foreign_object_has_is_left_to_it() {
     let now = at(0);
     planner.taken(&actions[0], "a foreign nexthop object has the id", now);
     let row = RouteRow { target: target("a") };
-    let (state, _) = planner.state(&"10.1.0.0/24".parse().unwrap(), &row);
+    let (state, _) = planner.state(&"10.1.0.0/24".parse().unwrap(), &row.target);
     assert!(matches!(&state, RowState::Error(message) if message.contains("foreign")), "{state:?}");
     let (again, _) = planner.plan(now + RETRY_MIN);
     let Some(Action::PutNexthop { id, replace: false, .. }) = again.first() else { panic!("{again:?}") };
@@ -540,4 +540,48 @@ fn a_group_shrinks_without_its_routes() {
     planner.set_desired(&desired, true);
     let done = settle(&mut planner, &mut kernel, at(1));
     assert_eq!(done, ["replace nexthop 77000002 group 77000000", "delete nexthop 77000001"]);
+}
+
+/// Routes learned by BGP are installed, follow their target, wait when it has no next hop, and go when they are withdrawn; a
+/// node's route to the same prefix comes first.
+#[test]
+fn routes_learned_by_bgp_follow_their_target() {
+    use crate::observed::BgpTargetId;
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    let behind = |number| TargetKey::Bgp(BgpTargetId(number));
+    let prefix = |number: u32| -> IpNet { format!("192.0.{number}.0/24").parse().unwrap() };
+    for number in 0..3 {
+        desired.bgp.put(prefix(number), BgpTargetId(0));
+    }
+    want(&mut desired, "192.0.1.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    desired.targets.upsert(behind(0), hops(&["172.18.0.9"]));
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(0));
+    assert_eq!(done.len(), 2 + 3, "{done:?}");
+    assert!(done.contains(&"add route 192.0.1.0/24 nhid 77000000 metric 77".to_owned()), "{done:?}");
+    assert!(done.contains(&"add route 192.0.2.0/24 nhid 77000001 metric 77".to_owned()), "{done:?}");
+    assert_eq!(planner.counts(), (3, 0));
+
+    desired.targets.upsert(behind(0), broken());
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(10)), Vec::<String>::new(), "held for a while");
+    assert_eq!(planner.plan(at(10)).1, Some(at(5_010)));
+    let done = settle(&mut planner, &mut kernel, at(5_011));
+    assert_eq!(done, ["delete route 192.0.0.0/24 metric 77", "delete route 192.0.2.0/24 metric 77"]);
+    assert_eq!(planner.plan(at(5_012)), (Vec::new(), None));
+
+    desired.targets.upsert(behind(0), hops(&["172.18.0.9"]));
+    desired.bgp.remove(&prefix(0));
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(6_000)), ["add route 192.0.2.0/24 nhid 77000001 metric 77"]);
+
+    desired.routes.remove(&prefix(1));
+    desired.bgp.remove(&prefix(2));
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(7_000));
+    assert_eq!(done[0], "replace route 192.0.1.0/24 nhid 77000001 metric 77");
+    assert_eq!(done[1], "delete route 192.0.2.0/24 metric 77");
 }
