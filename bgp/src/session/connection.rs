@@ -13,8 +13,11 @@ use crate::{
     wire::notification::state_machine_error,
 };
 
-/// Hold time until the peer's OPEN is there (RFC 4271 section 8.2.2 suggests four minutes).
+/// Hold time until the peer's OPEN is there, on a connection of ours (RFC 4271 section 8.2.2 suggests four minutes).
 pub const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
+/// The same on a connection of the peer. Who opens a connection speaks first, or answers our OPEN; while one stays silent
+/// another one is refused.
+pub const INCOMING_OPEN_HOLD_TIME: Duration = Duration::from_secs(15);
 /// Send hold time by default, when twice the hold time is less (RFC 9687 section 3.1).
 pub const SEND_HOLD_TIME: Duration = Duration::from_secs(480);
 

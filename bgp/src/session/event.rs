@@ -98,7 +98,7 @@ pub enum Event {
         /// The limit.
         maximum: u32,
     },
-    /// 17: the peer opened a connection. Answered by [`Action::Accept`] or [`Action::Refuse`].
+    /// 17: the peer opened a connection. Answered by [`Action::Accept`] or [`Action::Refuse`], and nothing is closed for it.
     Accepted,
     /// 16: the connection that [`Action::Connect`] asked for is open.
     Connected(Slot),

@@ -2,7 +2,7 @@
 
 use super::{
     config::SessionConfig,
-    connection::{Connection, Countdown, Live, OPEN_HOLD_TIME, Phase},
+    connection::{Connection, Countdown, INCOMING_OPEN_HOLD_TIME, Live, OPEN_HOLD_TIME, Phase},
     damping::{Damping, Jitter},
     ending::is_collision,
     event::{Action, BfdChange, DownCause, Event, Fact, Outgoing, Slot, State, Stop, StopReason},
@@ -490,7 +490,8 @@ impl Session {
 
     pub(super) fn send_open(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
         if let Some(connection) = &mut self.connections[slot.index()] {
-            connection.phase = Phase::OpenSent { hold_until: now.after(OPEN_HOLD_TIME) };
+            let hold_time = if connection.ours { OPEN_HOLD_TIME } else { INCOMING_OPEN_HOLD_TIME };
+            connection.phase = Phase::OpenSent { hold_until: now.after(hold_time) };
             actions.push(Action::Send(slot, Outgoing::Open(our_open(&self.config, &self.restart))));
         }
     }
@@ -517,13 +518,22 @@ impl Session {
     }
 
     /// Ends a connection, and waits when that was a failure and no other connection goes on.
+    ///
+    /// What happens on a connection of the peer before its OPEN is no failure: anybody who can send from its address could
+    /// keep the session down that way.
     pub(super) fn fail(&mut self, now: Moment, slot: Slot, end: End, actions: &mut Vec<Action>) {
-        let state = self.connections[slot.index()].as_ref().map(Connection::state);
+        let Some(connection) = &self.connections[slot.index()] else {
+            return;
+        };
         let counts = match &end.cause {
             // A peer that refuses a connection is asked again after the connect retry time, without growing impatient.
-            DownCause::Lost(_) => matches!(state, Some(State::OpenConfirm | State::Established)),
-            DownCause::Received(notification) | DownCause::Sent(notification) => !is_collision(notification),
-            DownCause::HoldTimer | DownCause::SendHoldTimer | DownCause::Bfd { .. } => true,
+            DownCause::Lost(_) => connection.live().is_some(),
+            DownCause::Received(notification) | DownCause::Sent(notification) => {
+                !is_collision(notification) && (connection.ours || connection.live().is_some())
+            }
+            DownCause::HoldTimer | DownCause::SendHoldTimer | DownCause::Bfd { .. } => {
+                connection.ours || connection.live().is_some()
+            }
             DownCause::Stopped(_)
             | DownCause::Reset
             | DownCause::Reconfigured(_)

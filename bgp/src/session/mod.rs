@@ -24,8 +24,9 @@
 //! Where this differs from the RFC, and why:
 //!
 //! - A connection that cannot be opened leads to Active, not to Idle: in Idle the peer's own connection would be refused.
-//! - A connection of the peer that has not said OPEN does not stop our own attempts, and gives way to a newer one after
-//!   [`SILENT_CONNECTION_TIME`]: a dead one would block a peer that came back for four minutes.
+//! - A connection of the peer that has not said OPEN does not stop our own attempts, is given up after
+//!   [`INCOMING_OPEN_HOLD_TIME`] instead of four minutes, and whatever goes wrong on it is no failure to wait after: not
+//!   only the peer can open connections from its address.
 //! - A collision is decided by the speaker with the higher identifier, as soon as one of the two OPENs is there; the other
 //!   one waits for that with its KEEPALIVE (`opening`). As the RFC has it, there are orders of messages in which each speaker
 //!   closes another connection, and none is left.
@@ -61,7 +62,7 @@ mod retention;
 pub use config::{
     Confederation, ConfigError, FamilyConfig, HostName, RemoteAs, RestartConfig, RoleConfig, SendHold, SessionConfig,
 };
-pub use connection::{OPEN_HOLD_TIME, SEND_HOLD_TIME};
+pub use connection::{INCOMING_OPEN_HOLD_TIME, OPEN_HOLD_TIME, SEND_HOLD_TIME};
 pub use damping::DampingConfig;
 pub use dynamic::{AdmitError, DynamicPeers, ListenRange};
 pub use event::{Action, BfdChange, Down, DownCause, Event, Fact, Outgoing, Retain, Slot, State, Stop, StopReason};
@@ -70,7 +71,7 @@ pub use key::{IfName, PeerKey, PeerKeyError};
 pub use machine::Session;
 pub use negotiate::{LocalRestart, negotiate, our_open};
 pub use negotiated::{Negotiated, NegotiatedFamily, PeerKind, PeerRestart};
-pub use opening::{PROBE_INTERVAL, SILENT_CONNECTION_TIME};
+pub use opening::{COLLISION_TIME, PROBE_INTERVAL};
 pub use restarter::{Restarter, SELECTION_DEFERRAL};
 pub use retention::{REFRESH_TIME, Stage};
 

@@ -17,9 +17,8 @@ use crate::{
     },
 };
 
-/// A connection of the peer that has not sent OPEN for this long gives way to a newer one. Until then newer ones are refused,
-/// so that somebody who opens connections without end cannot disturb the one that talks.
-pub const SILENT_CONNECTION_TIME: Duration = Duration::from_secs(5);
+/// How long a connection of ours that may lose a collision waits for the peer's one to say OPEN.
+pub const COLLISION_TIME: Duration = Duration::from_secs(5);
 /// Shortest time between two KEEPALIVE messages that find out whether an established connection is dead.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -88,7 +87,7 @@ impl Session {
                 return Err("the session is established");
             }
             // RFC 4724 section 5: a peer that has restarted comes back before its old connection is known to be dead.
-            return self.place_instead_of_silent(now, slot.other(), actions);
+            return self.free_slot().ok_or("another connection of the peer is being opened");
         }
         for slot in Slot::ALL {
             let Some(connection) = &self.connections[slot.index()] else {
@@ -98,28 +97,12 @@ impl Session {
                 Some(live) if !connection.ours || ours_wins(self.config.router_id, &live.negotiated) => {
                     return Err("another connection is further");
                 }
-                None if !connection.ours => return self.place_instead_of_silent(now, slot, actions),
+                // Only one, so that somebody who opens connections without end does not disturb the one that talks.
+                None if !connection.ours => return Err("another connection of the peer is being opened"),
                 Some(_) | None => {}
             }
         }
         self.free_slot().ok_or("there are two connections already")
-    }
-
-    /// The place itself, once whatever silent connection of the peer was in it has been closed.
-    fn place_instead_of_silent(
-        &mut self,
-        now: Moment,
-        slot: Slot,
-        actions: &mut Vec<Action>,
-    ) -> Result<Slot, &'static str> {
-        if let Some(connection) = &self.connections[slot.index()] {
-            if now.since(connection.since) < SILENT_CONNECTION_TIME {
-                return Err("another connection of the peer has just been opened");
-            }
-            self.connections[slot.index()] = None;
-            actions.push(Action::Close(slot));
-        }
-        Ok(slot)
     }
 
     /// Makes the kernel find out whether the peer still knows an established connection: when it does not, its answer to this
@@ -207,7 +190,7 @@ impl Session {
                 true
             }
             Phase::Delaying { .. } | Phase::OpenSent { .. } if this.ours && !ours_stays => {
-                live.held = Some(Held { until: now.after(SILENT_CONNECTION_TIME), confirmed: false });
+                live.held = Some(Held { until: now.after(COLLISION_TIME), confirmed: false });
                 true
             }
             Phase::Delaying { .. } | Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {

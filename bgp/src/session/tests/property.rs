@@ -38,6 +38,7 @@ impl Watched {
                 Action::Refuse => answers += 1,
                 Action::Close(slot) => {
                     assert!(self.open[slot.index()], "{slot:?} is not open: {actions:?}");
+                    assert!(!offered, "a new connection would be mixed up with an old one: {actions:?}");
                     self.open[slot.index()] = false;
                 }
                 Action::Send(slot, _) => assert!(self.open[slot.index()], "{slot:?} is not open: {actions:?}"),

@@ -72,7 +72,7 @@ fn events(session: &Session) -> Vec<(&'static str, Moment, Event)> {
         ("BFD admin down", now, Event::Bfd(BfdChange::AdminDown)),
         ("prefix limit", now, Event::PrefixLimit { family: Family::Ipv4Unicast, maximum: 9 }),
         ("accepted", now, Event::Accepted),
-        ("accepted, 6 s", at(1_006), Event::Accepted),
+        ("16 s later", at(1_016), Event::Timers),
         ("connected", now, Event::Connected(slot)),
         ("closed", now, Event::Closed(slot, "reset".to_owned())),
         ("OPEN", now, Event::Open(slot, their_open())),

@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::{super::*, *};
 use crate::{
     id::Moment,
-    wire::{notification::ErrorCode, open::Open},
+    wire::{
+        notification::{ErrorCode, Notification},
+        open::Open,
+    },
 };
 
 const SLOT: Slot = Slot::First;
@@ -118,6 +121,24 @@ fn an_open_is_awaited_for_four_minutes() {
 }
 
 #[test]
+fn what_anybody_could_send_from_the_peers_address_costs_no_waiting() {
+    let garbage = Notification::new(ErrorCode::MessageHeader, 1);
+    let mut session = after(config(), [Event::Start, Event::Closed(SLOT, "refused".to_owned())]);
+    for _ in 0..100 {
+        give(&mut session, at(1_000), Event::Accepted);
+        give(&mut session, at(1_000), Event::Error(SLOT, garbage.clone()));
+        assert_eq!(session.state(), State::Active);
+    }
+    give(&mut session, at(1_000), Event::Accepted);
+    let wrong = Open { asn: crate::Asn(1), ..their_open() };
+    give(&mut session, at(1_000), Event::Open(SLOT, wrong));
+    give(&mut session, at(1_000), Event::Accepted);
+    assert_eq!((session.state(), session.failures()), (State::OpenSent, 0));
+    run(&mut session, at(1_015));
+    assert_eq!(session.failures(), 0, "silence");
+}
+
+#[test]
 fn attempts_are_repeated_with_jitter() {
     let mut session = after(config(), [Event::Start]);
     let attempts = run(&mut session, at(1_060));
@@ -203,13 +224,14 @@ fn words_for_the_operator_of_the_other_side_are_sent() {
 fn a_peer_that_opens_connections_without_end_disturbs_nobody() {
     let mut session = after(config(), established());
     let mut accepted = 0;
-    for milli in 0..10_000 {
+    for milli in 0..20_000 {
         let now = Moment(at(1_001).0 + milli * 1_000);
+        run(&mut session, now);
         let actions = give(&mut session, now, Event::Accepted);
         accepted += actions.iter().filter(|action| matches!(action, Action::Accept(_))).count();
         assert_eq!(session.established_slot(), Some(SLOT));
     }
-    assert_eq!(accepted, 2, "the first, and one instead of it after five seconds");
+    assert_eq!(accepted, 2, "the first, and one when that had been silent for 15 s");
     let plain = SessionConfig { graceful_restart: None, ..config() };
     let mut session = after(plain, established());
     let probes = (0..10_000)
