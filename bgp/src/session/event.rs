@@ -182,9 +182,11 @@ pub enum Action {
     Down(Down),
     /// The peer wants all our routes of a family again.
     Resend(Family),
-    /// The peer begins to send all its routes of a family again: mark those it sent before.
-    MarkStale(Family),
-    /// Remove what is still marked stale of this peer and family.
+    /// The peer begins to send all its routes of a family again: mark those it sent before (RFC 7313 section 4).
+    RefreshBegan(Family),
+    /// The peer has sent all of them again, or had time enough: remove what is still marked.
+    RefreshEnded(Family),
+    /// Remove what is stale of this peer and family since a session was lost.
     Sweep(Family),
     /// What is stale of this peer and family is long-lived stale from now on (RFC 9494 section 4.2).
     LongLived(Family),
@@ -221,6 +223,17 @@ pub enum Retain {
     Drop,
     /// Those of these families are marked stale and stay until [`Action::Sweep`]; others are removed.
     Stale(PerFamily<bool>),
+}
+
+impl Retain {
+    /// The families whose paths stay.
+    #[must_use]
+    pub fn families(self) -> PerFamily<bool> {
+        match self {
+            Self::Drop => PerFamily::default(),
+            Self::Stale(families) => families,
+        }
+    }
 }
 
 /// Why a connection or session ended.

@@ -1,7 +1,7 @@
 //! Paths of a peer that is away or just back: for how long they stay.
 //!
 //! The receiving speaker of graceful restart (RFC 4724 section 4.2, RFC 8538), long-lived graceful restart (RFC 9494), and
-//! the marks of an enhanced route refresh (RFC 7313), which are stale paths with another reason. The tables know only "stale"
+//! the marks of an enhanced route refresh (RFC 7313), which are stale paths with another reason. The tables only mark paths
 //! and are told when to sweep.
 
 use std::time::Duration;
@@ -72,13 +72,11 @@ impl Retention {
     /// 4.2), except long-lived ones, whose time goes on (RFC 9494 section 4.2).
     pub(super) fn before_loss(&mut self, actions: &mut Vec<Action>) {
         for family in Family::ALL {
-            let stage = self.stages.get_mut(family);
-            match *stage {
-                Stage::Returned { long_lived: false, .. } | Stage::Refreshing { .. } => {
-                    *stage = Stage::Fresh;
-                    actions.push(Action::Sweep(family));
+            match *self.stages.get(family) {
+                Stage::Returned { long_lived: false, .. } | Stage::Refreshing { .. } => self.sweep(family, actions),
+                Stage::Returned { long_lived: true, until } => {
+                    *self.stages.get_mut(family) = Stage::LongLived { until };
                 }
-                Stage::Returned { long_lived: true, until } => *stage = Stage::LongLived { until },
                 Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } => {}
             }
         }
@@ -120,8 +118,7 @@ impl Retention {
         self.restart_until = None;
         for family in Family::ALL {
             let agreed: NegotiatedFamily = negotiated.families.get(family).unwrap_or_default();
-            let stage = self.stages.get_mut(family);
-            let (until, long_lived, kept) = match *stage {
+            let (until, long_lived, kept) = match *self.stages.get(family) {
                 Stage::Fresh => continue,
                 Stage::LongLived { until } => {
                     (until, true, agreed.forwarding_kept || agreed.long_lived_forwarding_kept)
@@ -131,10 +128,9 @@ impl Retention {
                 }
             };
             if kept {
-                *stage = Stage::Returned { until, long_lived };
+                *self.stages.get_mut(family) = Stage::Returned { until, long_lived };
             } else {
-                *stage = Stage::Fresh;
-                actions.push(Action::Sweep(family));
+                self.sweep(family, actions);
             }
         }
     }
@@ -151,7 +147,7 @@ impl Retention {
         let begins = matches!(stage, Stage::Fresh | Stage::Refreshing { .. });
         if begins {
             *stage = Stage::Refreshing { until: now.after(REFRESH_TIME) };
-            actions.push(Action::MarkStale(family));
+            actions.push(Action::RefreshBegan(family));
         }
         begins
     }
@@ -212,8 +208,14 @@ impl Retention {
         }
     }
 
+    /// Whatever is stale of a family goes.
     fn sweep(&mut self, family: Family, actions: &mut Vec<Action>) {
-        *self.stages.get_mut(family) = Stage::Fresh;
-        actions.push(Action::Sweep(family));
+        let stage = std::mem::take(self.stages.get_mut(family));
+        actions.push(match stage {
+            Stage::Refreshing { .. } => Action::RefreshEnded(family),
+            Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } | Stage::Returned { .. } => {
+                Action::Sweep(family)
+            }
+        });
     }
 }

@@ -108,7 +108,8 @@ fn word(action: &Action) -> String {
             Retain::Stale(families) => format!("DOWN keep{}", shown(families)),
         },
         Action::Resend(family) => format!("resend {}", short(*family)),
-        Action::MarkStale(family) => format!("mark {}", short(*family)),
+        Action::RefreshBegan(family) => format!("mark {}", short(*family)),
+        Action::RefreshEnded(family) => format!("sweep marked {}", short(*family)),
         Action::Sweep(family) => format!("sweep {}", short(*family)),
         Action::LongLived(family) => format!("long-lived {}", short(*family)),
         Action::Fact(fact) => match fact {

@@ -149,7 +149,8 @@ impl World {
                     self.changes += 1;
                 }
                 Action::Resend(_)
-                | Action::MarkStale(_)
+                | Action::RefreshBegan(_)
+                | Action::RefreshEnded(_)
                 | Action::Sweep(_)
                 | Action::LongLived(_)
                 | Action::Fact(_) => {}

@@ -47,8 +47,8 @@ impl Watched {
                     assert_eq!(self.up.replace(*slot), None, "twice established: {actions:?}");
                 }
                 Action::Down(_) => assert!(self.up.take().is_some(), "down without up: {actions:?}"),
-                Action::Resend(_) | Action::MarkStale(_) => assert!(self.up.is_some()),
-                Action::Sweep(_) | Action::LongLived(_) | Action::Fact(_) => {}
+                Action::Resend(_) | Action::RefreshBegan(_) => assert!(self.up.is_some()),
+                Action::RefreshEnded(_) | Action::Sweep(_) | Action::LongLived(_) | Action::Fact(_) => {}
             }
         }
         assert_eq!(answers, usize::from(offered), "one answer for one connection offered: {actions:?}");

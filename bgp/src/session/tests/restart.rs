@@ -51,7 +51,7 @@ fn until(session: &mut Session, second: u64) -> Vec<String> {
     let mut happened = Vec::new();
     while let Some(deadline) = session.next_deadline().filter(|deadline| *deadline <= at(second)) {
         for action in give(session, deadline, Event::Timers) {
-            if matches!(action, Action::Sweep(_) | Action::LongLived(_)) {
+            if matches!(action, Action::Sweep(_) | Action::RefreshEnded(_) | Action::LongLived(_)) {
                 happened.push(format!("{}: {}", deadline.0 / 1_000_000, words(&[action])));
             }
         }
@@ -183,10 +183,10 @@ fn a_refresh_marks_and_sweeps_and_does_not_last_for_ever() {
     let now = |session: &mut Session, second, kind| words(&give(session, at(second), refresh(kind)));
     assert_eq!(now(&mut session, 1_001, RefreshKind::End), "(ignored)");
     assert_eq!(now(&mut session, 1_002, RefreshKind::Begin), "mark 4");
-    assert_eq!(now(&mut session, 1_003, RefreshKind::End), "sweep 4");
+    assert_eq!(now(&mut session, 1_003, RefreshKind::End), "sweep marked 4");
     assert_eq!(now(&mut session, 1_004, RefreshKind::Begin), "mark 4");
     session_keeps_hearing(&mut session, 1_004, 1_600);
-    assert_eq!(until(&mut session, 1_604), ["1604: sweep 4"]);
+    assert_eq!(until(&mut session, 1_604), ["1604: sweep marked 4"]);
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_refresh_before_end_of_rib_is_ignored() {
 fn a_session_lost_during_a_refresh_keeps_only_what_was_sent_again() {
     let mut session = after(config(), established());
     give(&mut session, at(1_010), refresh(RefreshKind::Begin));
-    assert_eq!(words(&give(&mut session, at(1_020), closed())), "close 1, sweep 4, DOWN keep 4 6, (wait)");
+    assert_eq!(words(&give(&mut session, at(1_020), closed())), "close 1, sweep marked 4, DOWN keep 4 6, (wait)");
 }
 
 #[test]
