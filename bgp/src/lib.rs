@@ -16,6 +16,7 @@ mod next_hop;
 pub mod policy;
 pub mod rib;
 pub mod session;
+pub mod speaker;
 pub mod wire;
 
 pub use family::{Family, PerFamily, Prefix};

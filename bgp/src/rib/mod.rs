@@ -95,7 +95,7 @@ use crate::{
 pub const TOMBSTONES_MAX: u32 = 1 << 20;
 
 /// What a [`Rib`] is told once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RibConfig {
     /// Our AS; inside of a confederation the member AS.
     pub local_as: Asn,

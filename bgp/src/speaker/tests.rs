@@ -1,0 +1,130 @@
+//! Two speakers with a wire of octets between them.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    family::{Prefix as _, V4},
+    id::{Asn, RouterId},
+    policy::{LocalSource, Policy},
+    rib::{LocalRoute, PeerSettings},
+    session::{RemoteAs, SessionConfig},
+    wire::attributes::{Builder, Origin, code},
+};
+
+/// One side.
+struct Node {
+    speaker: Speaker,
+    peer: PeerId,
+    address: std::net::IpAddr,
+    /// Octets on their way to this side, by place of the other side's connection.
+    inbox: BTreeMap<Slot, Vec<u8>>,
+}
+
+fn node(asn: u32, other: u32, number: u8) -> Node {
+    let router_id = RouterId(u32::from(number));
+    let mut config = RibConfig::new(Asn(asn), router_id, u64::from(number));
+    config.next_hop_tracking = false;
+    let mut speaker = Speaker::new(config, LocalRestart::default(), u64::from(number));
+    let mut session = SessionConfig::new(Asn(asn), RemoteAs::Number(Asn(other)), router_id);
+    session.passive = number == 2;
+    let address: std::net::IpAddr = format!("192.0.2.{number}").parse().expect("an address");
+    let other: std::net::IpAddr = format!("192.0.2.{}", 3 - number).parse().expect("an address");
+    let all = Policy::accept_all();
+    let tables = PeerSettings::new(other, all.clone(), all);
+    let config = PeerConfig { session, tables, refuse_as_sets: false };
+    let peer = speaker.add_peer(Moment(0), config).expect("there is room");
+    Node { speaker, peer, address, inbox: BTreeMap::new() }
+}
+
+impl Node {
+    fn endpoints(&self) -> Endpoints {
+        let own_next_hops = PerFamily { ipv4: Some(NextHop::from(self.address)), ipv6: None };
+        Endpoints { own_next_hops, extended_next_hop: None }
+    }
+}
+
+/// Lets both do what is to be done until nothing is.
+fn run(now: Moment, left: &mut Node, right: &mut Node) {
+    for _ in 0..1_000 {
+        let mut quiet = true;
+        for side in 0..2 {
+            let (me, other) = if side == 0 { (&mut *left, &mut *right) } else { (&mut *right, &mut *left) };
+            me.speaker.work(now, 100, true);
+            for command in me.speaker.take_commands().collect::<Vec<_>>() {
+                quiet = false;
+                match command {
+                    Command::Connect(id, slot) => {
+                        let endpoints = other.endpoints();
+                        match other.speaker.accept(now, other.peer, endpoints) {
+                            Some(_) => {
+                                let endpoints = me.endpoints();
+                                me.speaker.connected(now, id, slot, endpoints);
+                            }
+                            None => me.speaker.closed(now, id, slot, "refused"),
+                        }
+                    }
+                    Command::Write(id, slot) => {
+                        let mut out = Vec::new();
+                        while me.speaker.send(now, id, slot, &mut out, 4_096) {}
+                        other.inbox.entry(slot).or_default().extend(out);
+                    }
+                    Command::Close(_, slot, last) => other.inbox.entry(slot).or_default().extend(last),
+                    Command::Fact(..) | Command::Up(..) | Command::Down(_) | Command::NearLimit(..) => {}
+                }
+            }
+            for (slot, octets) in std::mem::take(&mut me.inbox) {
+                quiet &= octets.is_empty();
+                let used = me.speaker.receive(now, me.peer, slot, &octets);
+                assert_eq!(used, octets.len(), "whole messages were sent");
+            }
+        }
+        if quiet {
+            return;
+        }
+    }
+    panic!("the speakers never come to rest");
+}
+
+fn prefix(text: &str) -> V4 {
+    V4::from_net(&text.parse().expect("a prefix")).expect("IPv4")
+}
+
+#[test]
+fn a_path_goes_from_one_speaker_to_the_other_and_back_out_again() {
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    run(Moment(1), &mut left, &mut right);
+    assert_eq!((left.speaker.established(), right.speaker.established()), (1, 1));
+    assert!(left.speaker.is_complete(Moment(2)) && right.speaker.is_complete(Moment(2)), "End-of-RIB came");
+
+    let attributes = Builder::new().origin(Origin::Igp).number(code::MED, 7).set(code::AS_PATH, Vec::new()).build();
+    let route = LocalRoute { source: LocalSource::Static, attributes, next_hop: None };
+    left.speaker.rib_mut().originate(prefix("10.0.0.0/24"), &route, Moment(3));
+    run(Moment(4), &mut left, &mut right);
+    let changes = right.speaker.take_fib_changes(10);
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].prefix.to_string(), "10.0.0.0/24");
+    let hops = &changes[0].route.as_ref().expect("a route").next_hops;
+    assert_eq!(hops[0].next_hop.to_string(), "192.0.2.1");
+
+    left.speaker.rib_mut().withdraw_local(prefix("10.0.0.0/24"), LocalSource::Static);
+    run(Moment(5), &mut left, &mut right);
+    let changes = right.speaker.take_fib_changes(10);
+    assert_eq!((changes.len(), changes[0].route.is_none()), (1, true));
+}
+
+#[test]
+fn a_restarted_speaker_selects_nothing_before_its_peers_have_told_all() {
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
+    let route = LocalRoute { source: LocalSource::Static, attributes, next_hop: None };
+    left.speaker.rib_mut().originate(prefix("10.0.0.0/24"), &route, Moment(0));
+    right.speaker.begin_restart(Moment(0), Duration::from_secs(100));
+    right.speaker.work(Moment(0), 100, true);
+    assert!(!right.speaker.is_complete(Moment(1)));
+    assert_eq!(right.speaker.next_deadline().map(|at| at <= Moment(100_000_000)), Some(true));
+    run(Moment(1), &mut left, &mut right);
+    run(Moment(2), &mut left, &mut right);
+    assert!(right.speaker.is_complete(Moment(3)), "End-of-RIB of the only peer came");
+    assert_eq!(right.speaker.take_fib_changes(10).len(), 1);
+}
