@@ -468,7 +468,11 @@ impl Speaker {
                 self.rib.refresh_requested(id, family);
                 self.has_input = true;
             }
-            Action::MarkStale(family) => self.rib.refresh_began(id, family),
+            Action::RefreshBegan(family) => self.rib.refresh_began(id, family),
+            Action::RefreshEnded(family) => {
+                self.rib.refresh_ended(id, family);
+                self.has_input = true;
+            }
             Action::Sweep(family) => {
                 self.rib.sweep_stale(id, family);
                 self.has_input = true;
