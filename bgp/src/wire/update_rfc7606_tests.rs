@@ -273,6 +273,8 @@ fn attributes_with_prefixes() {
         reach(&value)
     };
     let wrong_flags = body(&[], &list(&[(0xc0, code::MP_REACH_NLRI, &REACH_V4), ORIGIN, PATH]), &[]);
+    let unused_next_hop =
+        list(&[ORIGIN, PATH, (0x40, code::NEXT_HOP, &[0; 4]), (0x80, code::MP_REACH_NLRI, &REACH_V4)]);
     let twice = list(&[(0x80, code::MP_REACH_NLRI, &REACH_V4), ORIGIN, PATH, (0x80, code::MP_REACH_NLRI, &REACH_V4)]);
     let v6 = |length: u8| {
         let next_hop = [0x20; 48];
@@ -281,6 +283,7 @@ fn attributes_with_prefixes() {
     for (name, octets, expected) in [
         ("right", reach(&REACH_V4), Used),
         ("the reserved octet", changed(8, 9), Used),
+        ("RFC 4760 3: a NEXT_HOP that means nothing", body(&[], &unused_next_hop, &[]), Used),
         ("flags", wrong_flags, Withdraw),
         ("next hop: no host", changed(4, 224), Withdraw),
         ("length", reach(&[]), OPTIONAL),

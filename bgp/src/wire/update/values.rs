@@ -68,6 +68,10 @@ pub(super) fn read<'a>(
         let code = present.trailing_zeros() as u8;
         present &= present - 1;
         let Some(raw) = found.get(code) else { continue };
+        // RFC 4760 section 3: without prefixes of its own it means nothing. Some speakers leave it 0.0.0.0 then.
+        if code == code::NEXT_HOP && !announces && found.get(code::MP_REACH_NLRI).is_some() {
+            continue;
+        }
         if let Err(malformed) = one(context, found, code, raw, &mut parts, out)? {
             found.note(code, malformed.disposition, malformed.fault);
         }
