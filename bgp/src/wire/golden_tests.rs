@@ -33,7 +33,12 @@ fn context(line: &str) -> Context {
         ..family
     };
     let kind = if line.contains(" internal") { PeerKind::Internal } else { PeerKind::External };
-    Context { kind, asn4: true, refuse_as_sets: false, families: PerFamily { ipv4, ipv6: family } }
+    Context {
+        kind,
+        asn4: !line.contains(" two-octets"),
+        refuse_as_sets: false,
+        families: PerFamily { ipv4, ipv6: family },
+    }
 }
 
 fn prefixes(nlri: Nlri<'_>) -> Vec<String> {
@@ -114,6 +119,7 @@ fn messages_of_bird() {
 #[test]
 fn messages_of_frr() {
     check("frr-8.4.4.txt");
+    check("frr-8.4.4-two-octets.txt");
 }
 
 #[test]

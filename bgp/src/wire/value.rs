@@ -47,7 +47,7 @@ pub const WELL_KNOWN_COMMUNITIES: [(u32, &str); 10] = [
     (0xffff_029a, "blackhole"),
     (0xffff_ff01, "no-export"),
     (0xffff_ff02, "no-advertise"),
-    (0xffff_ff03, "local-AS"),
+    (0xffff_ff03, "no-export-subconfed"),
     (0xffff_ff04, "no-peer"),
 ];
 
