@@ -1,18 +1,20 @@
 //! The same UPDATE to our decoder and to that of rustbgpd, which follows RFC 7606 as well and shares no code with ours.
 //!
-//! What we use without a fault it must read, without a fault, as the same prefixes and values; what it reads without a fault we
-//! must not reset the session for. Where the two are known to differ on purpose, the input is left out; each case says why.
+//! What we use without a fault it must read, without a fault, as the same prefixes and values, and so must it what we make of
+//! it for the next peer; what it reads without a fault we must not reset the session for. Where the two are known to differ on purpose, the input is left out; each case says why.
 
 #![no_main]
 
 use bgp::{
-    Family, Prefix,
+    Family, PerFamily, Prefix,
     family::{V4, V6},
     fuzzing,
     wire::{
         attributes::{Attributes, code, flag},
+        encode::{self, Target},
+        header::{HEADER_LEN, LengthLimit},
         nlri::Nlri,
-        update::{self, Context, Fault, Update},
+        update::{self, Announced, Context, Fault, Update},
     },
 };
 use rustbgpd_wire::{
@@ -34,13 +36,22 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         (Ok(ours), Ok(theirs)) => {
             if ours.problems.is_empty() {
                 compare(&ours, &theirs);
+                for announced in ours.announcements() {
+                    match announced.nlri.family() {
+                        Family::Ipv4Unicast => told::<V4>(&context, &ours, announced),
+                        Family::Ipv6Unicast => told::<V6>(&context, &ours, announced),
+                    }
+                }
             }
         }
         (Ok(ours), Err(error)) => {
             // Families that were not negotiated are none of our business; it takes some of them apart.
             // Partial where it means nothing is an error for it; RFC 7606 section 3 c only names the other two bits.
             let flags = format!("{error:?}").contains("flags");
-            assert!(flags || !ours.problems.is_empty() || has_unknown_code(body), "clean for us, and {error:?} for them");
+            assert!(
+                flags || !ours.problems.is_empty() || has_unknown_code(body),
+                "clean for us, and {error:?} for them"
+            );
         }
         (Err(error), Ok(theirs)) => {
             let stricter = matches!(
@@ -62,6 +73,28 @@ fn parse(body: &[u8], context: &Context) -> Result<RevisedParsedUpdate, rustbgpd
         families.iter().filter(|(_, family)| family.add_path).map(|(afi, _)| (*afi, Safi::Unicast)).collect();
     let internal = context.kind == bgp::session::PeerKind::Internal;
     message.parse_revised(context.asn4, internal, context.families.ipv4.add_path, &add_path)
+}
+
+/// What we would send on, read by the other decoder.
+fn told<P: Prefix>(context: &Context, ours: &Update<'_>, announced: Announced<'_>) {
+    let target = Target {
+        asn4: true,
+        length_limit: LengthLimit::Extended,
+        add_path: PerFamily { ipv4: context.families.ipv4.add_path, ipv6: context.families.ipv6.add_path },
+    };
+    let (mut message, mut rest) = (Vec::new(), announced.nlri.iter::<P>().peekable());
+    let attributes = Attributes(ours.attributes);
+    if encode::announce(&mut message, &target, attributes, announced.next_hop, &mut rest).is_err() {
+        // One head more can be too much.
+        return;
+    }
+    let mut scratch = Vec::new();
+    let body = &message[HEADER_LEN..];
+    let again = update::decode(body, context, &mut scratch).expect("our own message");
+    match parse(body, context) {
+        Ok(theirs) => compare(&again, &theirs),
+        Err(error) => assert!(has_unknown_code(body), "our own message, and {error:?} for them"),
+    }
 }
 
 /// It knows more codes than we do, and checks what we pass on.
