@@ -11,6 +11,7 @@ use super::{
     log::Log,
     member::{Extent, Member, Progress, is_before},
     peer::{NextHopMode, Peer},
+    sizes::Sizes,
 };
 use crate::{
     NextHop,
@@ -190,6 +191,7 @@ pub(super) struct Remembered {
 #[derive(Debug)]
 pub(super) struct Group<P> {
     pub(super) key: GroupKey,
+    pub(super) sizes: Sizes,
     pub(super) target: Target,
     pub(super) members: Vec<Member>,
     pub(super) is_member: Bits,
@@ -216,7 +218,7 @@ pub(super) struct Group<P> {
 }
 
 impl<P> Group<P> {
-    pub(super) fn new(key: GroupKey) -> Self {
+    pub(super) fn new(key: GroupKey, sizes: Sizes) -> Self {
         let out = if key.add_path {
             Out::Several(OutPaths { free: NONE, ..OutPaths::default() })
         } else {
@@ -225,6 +227,7 @@ impl<P> Group<P> {
         Self {
             target: key.target(),
             key,
+            sizes,
             members: Vec::new(),
             is_member: Bits::default(),
             out,
@@ -232,7 +235,7 @@ impl<P> Group<P> {
             pending: Vec::new(),
             batch: Vec::new(),
             flush: false,
-            log: Log::default(),
+            log: Log::new(sizes),
             epoch: 1,
             remembered: Vec::new(),
             announced: 0,

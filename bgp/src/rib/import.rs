@@ -126,7 +126,7 @@ impl Rib {
             release_imported(core, imported);
         }
         core.release(received);
-        table.check_tombstones();
+        table.check_tombstones(core.sizes.tombstones_max);
         outcome?;
         Ok(Announced { near_limit: self.warns(peer, P::FAMILY) })
     }

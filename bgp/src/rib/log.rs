@@ -1,16 +1,12 @@
 //! Encoded messages of an update group, for all members to read at their own pace.
 //!
 //! Records are numbered from 0 for as long as the group lives. The oldest are forgotten when everybody has read them, and
-//! beyond [`LOG_OCTETS_MAX`] whether everybody has or not.
+//! beyond [`super::LOG_OCTETS_MAX`] whether everybody has or not.
 
 use std::collections::VecDeque;
 
+use super::sizes::Sizes;
 use crate::id::PeerId;
-
-/// Octets of messages kept for one group and family at most; a record more while it is written.
-pub(super) const LOG_OCTETS_MAX: usize = 1 << 20;
-/// Octets after which a chunk is full: what is forgotten at once.
-const CHUNK_OCTETS: usize = 64 << 10;
 
 /// Whom a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +45,9 @@ struct Chunk {
     records: Vec<Record>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Log {
+    sizes: Sizes,
     chunks: VecDeque<Chunk>,
     head: u64,
     octets: usize,
@@ -59,6 +56,10 @@ pub(super) struct Log {
 }
 
 impl Log {
+    pub(super) const fn new(sizes: Sizes) -> Self {
+        Self { sizes, chunks: VecDeque::new(), head: 0, octets: 0, spare: None }
+    }
+
     /// The number of the next record.
     pub(super) const fn head(&self) -> u64 {
         self.head
@@ -71,7 +72,7 @@ impl Log {
 
     /// Where to append messages; each is then made a record with [`Self::commit`].
     pub(super) fn open(&mut self) -> &mut Vec<u8> {
-        if self.chunks.back().is_none_or(|chunk| chunk.octets.len() >= CHUNK_OCTETS) {
+        if self.chunks.back().is_none_or(|chunk| chunk.octets.len() >= self.sizes.log_chunk_octets) {
             let mut chunk = self.spare.take().unwrap_or_default();
             chunk.octets.clear();
             chunk.records.clear();
@@ -107,14 +108,16 @@ impl Log {
     /// Forgets what lies before `cursor`, and what is too much.
     pub(super) fn trim(&mut self, cursor: u64) {
         while self.chunks.front().is_some_and(|chunk| {
-            chunk.first + chunk.records.len() as u64 <= cursor || self.octets > LOG_OCTETS_MAX && self.chunks.len() > 1
+            chunk.first + chunk.records.len() as u64 <= cursor
+                || self.octets > self.sizes.log_octets_max && self.chunks.len() > 1
         }) {
             if let Some(chunk) = self.chunks.pop_front() {
                 self.octets -= chunk.octets.len();
                 self.spare = Some(chunk);
             }
         }
-        if self.chunks.is_empty() && self.spare.as_ref().is_some_and(|chunk| chunk.octets.capacity() > 2 * CHUNK_OCTETS)
+        if self.chunks.is_empty()
+            && self.spare.as_ref().is_some_and(|chunk| chunk.octets.capacity() > 2 * self.sizes.log_chunk_octets)
         {
             self.spare = None;
         }
@@ -136,7 +139,7 @@ mod tests {
 
     #[test]
     fn records_are_read_from_any_place() {
-        let mut log = Log::default();
+        let mut log = Log::new(Sizes::default());
         let big = vec![7; 40_000];
         for number in 0..5_u8 {
             write(&mut log, &[number], 0);
@@ -157,11 +160,11 @@ mod tests {
 
     #[test]
     fn a_log_does_not_outgrow_its_limit() {
-        let mut log = Log::default();
+        let mut log = Log::new(Sizes::default());
         for _ in 0..1_000 {
             write(&mut log, &[0; 4_096], 0);
             log.trim(0);
-            assert!(log.octets <= LOG_OCTETS_MAX + CHUNK_OCTETS + 4_096);
+            assert!(log.octets <= crate::rib::LOG_OCTETS_MAX + (64 << 10) + 4_096);
         }
         assert!(log.first() > 500);
     }

@@ -5,9 +5,10 @@ use super::{
     attributes::AttrId,
     group::{Group, GroupKey, Out, Told},
     jobs::{Job, JobKind},
-    member::{Extent, Member, Progress, Scan},
+    member::{Extent, Member, Progress, Scan, is_before},
     next_hops::NextHopId,
     pack::Reading,
+    sizes::Sizes,
     table::mark,
     with_table,
 };
@@ -21,10 +22,6 @@ use crate::{
     },
 };
 
-/// Destinations that a walk looks at before it writes messages.
-const SCAN_WINDOW: u32 = 2_048;
-/// Slices of packing or walking in one call at most.
-const SLICES_MAX: usize = 64;
 /// A member that has seen so many batches has been told what there was when it came, whatever goes on.
 const BATCHES_BEFORE_END_OF_RIB: u32 = 16;
 
@@ -128,30 +125,31 @@ impl<P: Prefix> FamilyTable<P> {
             return;
         }
         let was_member = current.is_some();
+        let owes = self.group_of(core, peer).and_then(|group| group.member(peer)).is_none_or(|m| m.owes_end_of_rib);
         if was_member && self.group_of(core, peer).is_some_and(|group| group.has_unheard_paths(peer)) {
             self.laggards.push(peer);
         }
         self.leave(core, peer);
-        let number = self.find_or_make_group(key);
+        let number = self.find_or_make_group(core.sizes, key);
         if let Some(state) = core.peers.get_mut(peer) {
             *state.group.get_mut(P::FAMILY) = Some(number);
         }
         if let Some(Some(group)) = self.groups.get_mut(number) {
-            group.add_member(peer, own, if was_member { Extent::Everything } else { Extent::Nothing });
+            group.add_member(peer, own, if was_member { Extent::Everything } else { Extent::Nothing }, owes);
         }
     }
 
-    fn find_or_make_group(&mut self, key: GroupKey) -> usize {
+    fn find_or_make_group(&mut self, sizes: Sizes, key: GroupKey) -> usize {
         if let Some(found) = self.groups.iter().position(|group| group.as_ref().is_some_and(|group| group.key == key)) {
             return found;
         }
-        let mut group = Group::new(key);
+        let mut group = Group::new(key, sizes);
         for at in 0..self.table.end() {
             if self.table.destination(at).flags & mark::LIVE != 0 && self.table.best(at).is_some() {
                 group.mark_pending(at);
             }
         }
-        group.flush = true;
+        group.flush = !group.pending.is_empty();
         match self.groups.iter().position(Option::is_none) {
             Some(free) => {
                 self.groups[free] = Some(group);
@@ -228,7 +226,7 @@ impl<P: Prefix> Group<P> {
         }
     }
 
-    fn add_member(&mut self, peer: PeerId, own_next_hop: NextHop, withdraw: Extent) {
+    fn add_member(&mut self, peer: PeerId, own_next_hop: NextHop, withdraw: Extent, owes_end_of_rib: bool) {
         self.is_member.set(u32::from(peer.0));
         let scan = self.begin_scan(Extent::Everything, withdraw, false);
         let progress = Progress::Scanning(scan);
@@ -237,7 +235,7 @@ impl<P: Prefix> Group<P> {
             own_next_hop,
             progress,
             read_epoch: scan.resume_epoch,
-            owes_end_of_rib: withdraw == Extent::Nothing,
+            owes_end_of_rib,
             batches: 0,
         });
     }
@@ -276,7 +274,7 @@ impl<P: Prefix> Group<P> {
         settled: bool,
     ) -> bool {
         let mut more = true;
-        for _ in 0..SLICES_MAX {
+        for _ in 0..self.sizes.slices_max {
             if out.len() >= max_octets {
                 break;
             }
@@ -374,7 +372,7 @@ impl<P: Prefix> Group<P> {
         };
         // With withdrawals of everything, what the group never knew is withdrawn too.
         let end = if scan.withdraw == Extent::Everything { reading.table.end() } else { self.out_len() };
-        let until = end.min(scan.at.saturating_add(SCAN_WINDOW));
+        let until = end.min(scan.at.saturating_add(self.sizes.scan_window));
         let mut window = Window::default();
         for at in scan.at..until {
             self.look(&mut window, reading, peer, scan, at);
@@ -401,16 +399,15 @@ impl<P: Prefix> Group<P> {
         };
         let prefix = destination.prefix;
         let mut note = |told: &Told, path_id: PathId| {
-            if told.generation != 0 && super::member::is_before(scan.resume_epoch, told.generation) {
-                return;
-            }
             if told.is_announced() && told.source != peer {
-                if scan.announce.includes(told.generation) {
+                // What is younger than the walk will be read in the log.
+                if scan.announce.includes(told.generation) && !is_before(scan.resume_epoch, told.generation) {
                     window.announced.push((told.attributes, path_id, prefix));
                 }
             } else if told.generation != 0 && scan.withdraw.includes(told.generation)
                 || scan.withdraw == Extent::Everything
             {
+                // However young: the log may tell this to others only, who heard of what this member missed.
                 window.withdrawn.push((path_id, prefix));
             }
         };

@@ -62,6 +62,7 @@ mod peer;
 mod reasons;
 mod run;
 mod settings;
+mod sizes;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -82,6 +83,7 @@ pub use next_hops::{Resolution, Scope, TrackedNextHop};
 pub use peer::{Counts, Limits, NextHopMode, PeerSettings};
 use peer::{Peer, Peers};
 pub use reasons::{NotAdvertised, Rejection, Standing, Step};
+pub use sizes::{LOG_OCTETS_MAX, TOMBSTONES_MAX};
 use table::{Table, mark};
 
 use crate::{
@@ -89,10 +91,6 @@ use crate::{
     id::{Asn, RouterId},
     policy::Vrps,
 };
-
-/// Destinations without paths that are kept because a slow peer has yet to hear of their withdrawal. A table that was
-/// larger than this before may keep as many as it had.
-pub const TOMBSTONES_MAX: u32 = 1 << 20;
 
 /// What a [`Rib`] is told once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +145,7 @@ struct Core {
     peers: Peers,
     /// Who may originate what.
     vrps: Option<Arc<Vrps>>,
+    sizes: sizes::Sizes,
     /// Attributes being edited; kept for its memory.
     scratch: Vec<u8>,
 }
@@ -277,7 +276,15 @@ impl Rib {
         let seed = config.seed;
         let next_hops = NextHops::new(seed, config.next_hop_tracking);
         let sets = AttributeSets::new(seed.rotate_left(17), config.local_pref_default);
-        let core = Core { config, sets, next_hops, peers: Peers::default(), vrps: None, scratch: Vec::new() };
+        let core = Core {
+            config,
+            sets,
+            next_hops,
+            peers: Peers::default(),
+            vrps: None,
+            sizes: sizes::Sizes::default(),
+            scratch: Vec::new(),
+        };
         let tables =
             Tables { ipv4: FamilyTable::new(seed.rotate_left(31)), ipv6: FamilyTable::new(seed.rotate_left(47)) };
         Self { core, tables }

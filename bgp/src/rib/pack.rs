@@ -21,13 +21,6 @@ use crate::{
     wire::encode,
 };
 
-/// Destinations after which a slice ends with the next change of attributes.
-const SLICE_DESTINATIONS: usize = 512;
-/// Destinations after which it ends anyway.
-const SLICE_DESTINATIONS_MAX: usize = 4_096;
-/// Octets of messages after which it ends.
-const SLICE_OCTETS: usize = 64 << 10;
-
 /// Prefixes that go into the next message, one run of announcements and one of withdrawals.
 #[derive(Debug)]
 pub(super) struct Lanes<P> {
@@ -111,14 +104,16 @@ impl<P: Prefix> Group<P> {
             return false;
         }
         self.refresh_needs();
+        let sizes = self.sizes;
         let before = self.log.open().len();
         let mut key = None;
         let mut looked_at = 0;
         while let Some(at) = self.batch.last().copied() {
             let next_key = Some(reading.sort_key(at));
             let octets = self.log.open().len();
-            let is_full = looked_at >= SLICE_DESTINATIONS_MAX || octets.saturating_sub(before) >= SLICE_OCTETS;
-            if is_full || looked_at >= SLICE_DESTINATIONS && key != next_key {
+            let is_full =
+                looked_at >= sizes.slice_destinations_max || octets.saturating_sub(before) >= sizes.slice_octets;
+            if is_full || looked_at >= sizes.slice_destinations && key != next_key {
                 break;
             }
             key = next_key;
@@ -291,17 +286,20 @@ impl<P: Prefix> Group<P> {
                 Some(Told { attributes, generation, source })
             }
             (Some((old, old_source)), Some((attributes, source))) => {
-                if old_source != source && self.is_member.get(u32::from(source.0)) {
+                let is_member = |peer: PeerId| self.is_member.get(u32::from(peer.0));
+                // The same from somebody else: nobody has to be told, unless one of both is told other things than the rest.
+                let silent = old == attributes && !is_member(old_source) && !is_member(source);
+                if old_source != source && is_member(source) {
                     self.withdraw(Audience::Only(source), path_id, prefix);
                 }
-                if old != attributes {
+                if !silent {
                     self.announce(core, attributes, self.all_but(source), path_id, prefix);
-                } else if self.is_member.get(u32::from(old_source.0)) {
-                    self.announce(core, attributes, Audience::Only(old_source), path_id, prefix);
                 }
                 core.release(old);
                 self.count(old_source, -1);
                 self.count(source, 1);
+                // What is not in the log has to look old to those who walk.
+                let generation = if silent { told.generation } else { generation };
                 Some(Told { attributes, generation, source })
             }
         }

@@ -1,7 +1,7 @@
 //! The slices of work between input and output: best path selection, walks through the table, freeing.
 
 use super::{
-    Core, FamilyTable, Rib, TOMBSTONES_MAX,
+    Core, FamilyTable, Rib,
     chunked::NONE,
     decision::{self, Contender, Origination},
     next_hops::NextHopId,
@@ -179,11 +179,11 @@ impl<P: Prefix> FamilyTable<P> {
     }
 
     /// Remembers how large the table was, and names slow peers when it is kept too large for their sake.
-    pub(super) fn check_tombstones(&mut self) {
+    pub(super) fn check_tombstones(&mut self, max: u32) {
         let graves = u32::try_from(self.graves.len()).unwrap_or(u32::MAX);
         let with_paths = self.table.len().saturating_sub(graves);
         self.high_water = self.high_water.max(with_paths);
-        if graves > TOMBSTONES_MAX.max(self.high_water) {
+        if graves > max.max(self.high_water) {
             for group in self.groups.iter().flatten() {
                 self.laggards.extend(group.slowest());
             }

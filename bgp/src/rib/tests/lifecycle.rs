@@ -1,0 +1,296 @@
+//! Peers restart, send too much, stop reading and go.
+
+use super::harness::{Lab, Peer, next_hop, path, v4};
+use crate::{
+    Family, Moment, PathId, PeerId, PerFamily, Prefix as _,
+    family::V4,
+    rib::{
+        AnnounceError, Counts, LimitKind, LimitReached, Limits, NotAdvertised, Rejection, Standing, Step,
+        tests::harness::{OWN_AS, OWN_V4},
+    },
+    session::PeerKind::{External, Internal},
+    wire::attributes::code,
+};
+
+const PREFIX: &str = "192.0.2.0/24";
+const OTHER: &str = "198.51.100.0/24";
+
+fn prefix(number: u8) -> V4 {
+    V4::from_wire(24, &[10, 0, number]).expect("a prefix")
+}
+
+fn counts(lab: &Lab, peer: u16) -> Counts {
+    lab.rib.counts(PeerId(peer), Family::Ipv4Unicast)
+}
+
+fn standing(lab: &Lab, prefix: V4, peer: u16) -> Standing {
+    let views = lab.rib.explain(prefix);
+    views.iter().find(|view| view.peer == PeerId(peer)).expect("the path is there").standing
+}
+
+#[test]
+fn a_restart_keeps_paths_until_the_end_of_rib() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.announce(0, v4(OTHER), &path(&[64_600]));
+    lab.settle();
+    let before = (lab.peers[1].messages, lab.fib.clone());
+    lab.session_down(0, true);
+    lab.settle();
+    assert_eq!(counts(&lab, 0), Counts { received: 2, accepted: 2, best: 2, stale: 2 });
+    assert!(lab.rib.explain(v4(PREFIX))[0].stale);
+    assert_eq!((lab.peers[1].messages, &lab.fib), (before.0, &before.1), "nobody noticed");
+    lab.session_up(0);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    assert_eq!(counts(&lab, 0).stale, 1);
+    assert_eq!((lab.peers[1].messages, &lab.fib), (before.0, &before.1), "nobody noticed");
+    lab.rib.end_of_rib(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert_eq!(counts(&lab, 0), Counts { received: 1, accepted: 1, best: 1, stale: 0 });
+    assert_eq!(lab.peers[1].heard.len(), 1);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn what_is_stale_twice_is_gone() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.session_up(0);
+    lab.announce(0, v4(OTHER), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.settle();
+    assert_eq!(lab.peers[1].heard.keys().map(|(net, _)| net.to_string()).collect::<Vec<_>>(), [OTHER]);
+}
+
+#[test]
+fn a_restart_without_retention_or_family_takes_everything() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    lab.session_down(0, false);
+    lab.settle();
+    assert!(lab.peers[1].heard.is_empty() && lab.fib.is_empty());
+    lab.session_up(0);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.peers[0].negotiated.families.ipv4 = None;
+    lab.session_up(0);
+    lab.settle();
+    assert!(lab.peers[1].heard.is_empty(), "the family is no longer agreed");
+}
+
+#[test]
+fn long_lived_stale_paths_come_last_and_go_to_those_who_know() {
+    let peers = vec![
+        Peer::new(0, External),
+        Peer::new(1, External),
+        Peer::new(2, External).knows_llgr(),
+        Peer::new(3, External),
+    ];
+    let mut lab = Lab::up(peers);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.announce(0, v4(OTHER), path(&[64_600]).communities([0xffff_0007]));
+    lab.settle();
+    lab.session_down(0, true);
+    lab.rib.mark_long_lived_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert!(lab.rib.explain(v4(OTHER)).is_empty(), "NO_LLGR");
+    assert_eq!((lab.peers[1].heard.len(), lab.peers[2].heard.len()), (0, 1));
+    let heard = lab.peers[2].attributes_of(PREFIX).expect("heard");
+    assert_eq!(heard.communities().collect::<Vec<_>>(), [0xffff_0006]);
+    assert_eq!(lab.rib.explain_export(PeerId(1), v4(PREFIX)), Err(NotAdvertised::LongLivedStale));
+    // Anything is better, even a path that is much longer.
+    lab.announce(3, v4(PREFIX), &path(&[64_603, 7, 8, 9]));
+    lab.settle();
+    assert_eq!(standing(&lab, v4(PREFIX), 0), Standing::Lost(Step::LongLivedStale));
+    // The peer is back: the path is as good as before.
+    lab.session_up(0);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    assert_eq!(standing(&lab, v4(PREFIX), 0), Standing::Best);
+    assert_eq!(lab.peers[2].attributes_of(PREFIX).expect("heard").communities().count(), 0);
+    lab.session_down(0, true);
+    lab.rib.sweep_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert_eq!(lab.rib.explain(v4(PREFIX)).len(), 1);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn an_enhanced_refresh_takes_what_was_not_sent_again() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    for number in 0..4 {
+        lab.announce(0, prefix(number), &path(&[64_600]));
+    }
+    lab.settle();
+    lab.rib.refresh_began(PeerId(0), Family::Ipv4Unicast);
+    lab.announce(0, prefix(1), &path(&[64_600]));
+    lab.announce(0, prefix(9), &path(&[64_600]));
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), counts(&lab, 0).stale), (5, 3));
+    lab.rib.refresh_ended(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert_eq!(
+        (lab.peers[1].heard.len(), counts(&lab, 0)),
+        (2, Counts { received: 2, accepted: 2, best: 2, stale: 0 })
+    );
+}
+
+#[test]
+fn nothing_is_selected_or_said_while_selection_is_deferred() {
+    let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.rib.defer_selection(Family::Ipv4Unicast, true);
+    (0..2).for_each(|number| lab.session_up(number));
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    assert!(lab.peers[1].heard.is_empty() && lab.fib.is_empty());
+    assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast]);
+    assert!(!lab.rib.has_exports(PeerId(1)));
+    lab.rib.defer_selection(Family::Ipv4Unicast, false);
+    while lab.poll(1, 10_000) {}
+    assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast], "not before what waited is said");
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), lab.fib.len()), (1, 1));
+    assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast, Family::Ipv4Unicast]);
+}
+
+/// Announces `count` prefixes and says how it ended.
+fn flood(lab: &mut Lab, from: u8, count: u8) -> Result<bool, AnnounceError> {
+    let attributes = path(&[64_600]).build();
+    let prefixes = (from..from + count).map(|number| (PathId(0), prefix(number)));
+    lab.rib.announce(PeerId(0), &attributes, next_hop(0), prefixes, Moment(0)).map(|outcome| outcome.near_limit)
+}
+
+#[test]
+fn a_peer_may_send_so_many_prefixes_and_no_more() {
+    let family = Family::Ipv4Unicast;
+    let limits = Limits { received_max: Some(10), accepted_max: None, warning_percent: 80 };
+    let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.change_settings(0, |settings| settings.limits = PerFamily { ipv4: limits, ipv6: limits });
+    (0..2).for_each(|number| lab.session_up(number));
+    assert_eq!(flood(&mut lab, 0, 7), Ok(false));
+    assert_eq!(flood(&mut lab, 7, 1), Ok(true), "near the limit");
+    assert_eq!(flood(&mut lab, 8, 1), Ok(false), "said once");
+    let reached = LimitReached { family, kind: LimitKind::Received, max: 10 };
+    assert_eq!(flood(&mut lab, 9, 100), Err(reached.into()));
+    assert_eq!(reached.to_string(), "more than 10 ipv4-unicast prefixes received");
+    assert_eq!(counts(&lab, 0).received, 10);
+    assert_eq!(flood(&mut lab, 0, 10), Ok(false), "what is known already is no more");
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), lab.rib.totals().families.ipv4.destinations), (10, 10));
+    lab.withdraw(0, prefix(0));
+    assert_eq!(flood(&mut lab, 200, 1), Ok(false));
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn a_limit_may_count_what_is_accepted() {
+    let limits = Limits { received_max: None, accepted_max: Some(2), warning_percent: 0 };
+    let mut lab = Lab::new(vec![Peer::new(0, External)]);
+    lab.change_settings(0, |settings| settings.limits.ipv4 = limits);
+    lab.session_up(0);
+    for number in 100..110 {
+        lab.announce(0, prefix(number), &path(&[64_600, OWN_AS.0]));
+    }
+    assert_eq!(flood(&mut lab, 0, 2), Ok(false));
+    let reached = LimitReached { family: Family::Ipv4Unicast, kind: LimitKind::Accepted, max: 2 };
+    assert_eq!(flood(&mut lab, 2, 1), Err(reached.into()));
+    assert_eq!(flood(&mut lab, 100, 1), Err(reached.into()), "a refused path that is accepted now counts");
+    let counted = counts(&lab, 0);
+    assert_eq!((counted.received, counted.accepted), (12, 2));
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn paths_that_no_policy_can_allow_are_refused_by_name() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, Internal)]);
+    lab.announce(0, prefix(0), &path(&[64_600, OWN_AS.0]));
+    lab.announce(0, prefix(1), &path(&[7]));
+    lab.announce_via(0, prefix(2), PathId(0), &path(&[64_600]), OWN_V4);
+    lab.announce(1, prefix(3), path(&[7]).number(code::ORIGINATOR_ID, 1));
+    lab.announce(1, prefix(4), path(&[7]).set(code::CLUSTER_LIST, vec![0, 0, 0, 1]));
+    lab.settle();
+    let refused = [
+        (0, 0, Rejection::AsLoop),
+        (1, 0, Rejection::FirstAs),
+        (2, 0, Rejection::OwnNextHop),
+        (3, 1, Rejection::OriginatorLoop),
+        (4, 1, Rejection::ClusterLoop),
+    ];
+    for (number, peer, why) in refused {
+        assert_eq!(standing(&lab, prefix(number), peer), Standing::Rejected(why), "{why}");
+    }
+    // Settings that allow the first two, and judge what is there again.
+    lab.change_settings(0, |settings| (settings.own_as_max, settings.enforce_first_as) = (1, false));
+    lab.settle();
+    for number in 0..2 {
+        assert_eq!(standing(&lab, prefix(number), 0), Standing::Best);
+    }
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn a_peer_that_was_taken_out_is_gone_when_its_paths_are() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    for number in 0..50 {
+        lab.announce(0, prefix(number), &path(&[64_600]));
+    }
+    lab.settle();
+    lab.rib.remove_peer(PeerId(0));
+    assert!(lab.rib.run(10), "in slices");
+    assert!(lab.rib.knows(PeerId(0)));
+    lab.peers[0].is_up = false;
+    lab.settle();
+    assert!(!lab.rib.knows(PeerId(0)));
+    assert!(lab.peers[1].heard.is_empty());
+    let refused = lab.rib.announce(PeerId(0), &path(&[64_600]).build(), next_hop(0), [(PathId(0), prefix(0))], lab.now);
+    assert_eq!(refused, Err(AnnounceError::NoSession(PeerId(0))));
+}
+
+#[test]
+fn prefixes_that_a_stuck_peer_has_yet_to_forget_are_bounded() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External), Peer::new(2, External)]);
+    lab.rib.core.sizes.tombstones_max = 40;
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    let mut named = Vec::new();
+    // Ever new prefixes come and go; peer 2 reads nothing.
+    for number in 0..200 {
+        lab.announce(0, prefix(number), path(&[64_600]).communities([1, 2, 3, u32::from(number)]));
+        lab.settle_but(2);
+        lab.withdraw(0, prefix(number));
+        lab.settle_but(2);
+        named = lab.rib.laggards();
+        if !named.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(named, [PeerId(2)], "the one that holds everybody up");
+    let kept = lab.rib.totals().families.ipv4.tombstones;
+    assert!((40..=42).contains(&kept), "{kept} kept");
+    lab.session_down(2, false);
+    lab.settle();
+    assert_eq!(lab.rib.totals().families.ipv4.tombstones, 0);
+    assert_eq!(lab.peers[1].heard.len(), 1);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn a_peer_that_never_reads_alone_costs_a_bit_for_each_change() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, Internal)]);
+    lab.settle();
+    for round in 0..500 {
+        lab.announce(0, v4(PREFIX), path(&[64_600]).communities([round]));
+        lab.decide();
+        lab.rib.flush_exports();
+    }
+    let groups = lab.rib.tables.ipv4.groups.iter().flatten();
+    let group = groups.filter(|group| group.member(PeerId(1)).is_some()).collect::<Vec<_>>();
+    assert_eq!((group[0].pending.len() + group[0].batch.len(), group[0].log.head() - group[0].log.first()), (1, 0));
+    // Peer 0 does not hear of its own, so 499 sets are gone.
+    assert_eq!(lab.rib.totals().attribute_sets, 1);
+    lab.settle();
+    assert_eq!(lab.peers[1].messages, 1);
+}

@@ -1,0 +1,248 @@
+//! Best path selection through the front door: one row per step, MED in every order, several paths at once.
+
+use super::harness::{Lab, OWN_AS, OWN_ID, Peer, next_hop, path, v4};
+use crate::{
+    Asn, NextHop, PathId, PeerId, Prefix as _,
+    policy::LocalSource,
+    rib::{DecisionOptions, LocalRoute, Resolution, RibConfig, Scope, Standing, Step},
+    session::PeerKind,
+    wire::attributes::{Builder, Origin, code},
+};
+
+const PREFIX: &str = "192.0.2.0/24";
+
+fn peers() -> Vec<Peer> {
+    use PeerKind::{External, Internal};
+    let mut twin = Peer::of_as(4, External, Asn(64_600));
+    // The same identifier and AS as peer 0, at another address: a second session with one router.
+    twin.negotiated.router_id = crate::RouterId(100);
+    vec![Peer::new(0, External), Peer::new(1, External), Peer::new(2, Internal), Peer::new(3, Internal), twin]
+}
+
+fn standing(lab: &Lab, peer: u16, path_id: u32) -> Standing {
+    let views = lab.rib.explain(v4(PREFIX));
+    let view = views.iter().find(|view| view.peer == PeerId(peer) && view.path_id == PathId(path_id));
+    view.expect("the path is there").standing
+}
+
+/// A path from a peer.
+fn of(peer: usize, numbers: &[u32], edit: impl Fn(&mut Builder) -> &mut Builder) -> (usize, u32, Builder) {
+    let mut builder = path(numbers);
+    edit(&mut builder);
+    (peer, 0, builder)
+}
+
+fn plain(builder: &mut Builder) -> &mut Builder {
+    builder
+}
+
+fn cluster(builder: &mut Builder) -> &mut Builder {
+    builder.number(code::ORIGINATOR_ID, 7).set(code::CLUSTER_LIST, vec![0, 0, 0, 9])
+}
+
+fn clusters(builder: &mut Builder) -> &mut Builder {
+    builder.number(code::ORIGINATOR_ID, 7).set(code::CLUSTER_LIST, vec![0, 0, 0, 9, 0, 0, 0, 8])
+}
+
+#[test]
+fn each_step_decides_when_all_before_it_are_equal() {
+    let worse_id = |(peer, _, builder): (usize, u32, Builder)| (peer, 1, builder);
+    // Step, better path, worse path. Each worse one would win by the steps that follow.
+    let rows = [
+        (Step::LongLivedStale, of(1, &[64_601, 5], plain), of(0, &[64_600], |b| b.communities([0xffff_0006]))),
+        (Step::LocalPref, of(3, &[5, 6], |b| b.number(code::LOCAL_PREF, 200)), of(0, &[64_600], plain)),
+        (Step::AsPathLength, of(3, &[5], |b| b.origin(Origin::Egp)), of(0, &[64_600, 5], plain)),
+        (Step::Origin, of(3, &[5], |b| b.number(code::MED, 9)), of(0, &[64_600], |b| b.origin(Origin::Egp))),
+        (Step::Med, of(3, &[64_600], |b| b.number(code::MED, 1)), of(0, &[64_600], |b| b.number(code::MED, 2))),
+        (Step::ExternalFirst, of(1, &[64_601], plain), of(2, &[5], plain)),
+        (Step::NextHopMetric, of(3, &[5], plain), of(2, &[5], plain)),
+        (Step::RouterId, of(0, &[64_600], plain), of(1, &[64_601], plain)),
+        (Step::ClusterListLength, of(2, &[5], cluster), of(2, &[5], clusters)),
+        (Step::PeerAddress, of(0, &[64_600], plain), of(4, &[64_600], plain)),
+        (Step::PathId, of(0, &[64_600], plain), worse_id(of(0, &[64_600], plain))),
+    ];
+    for (step, better, worse) in rows {
+        for swapped in [false, true] {
+            let mut lab = Lab::with(RibConfig::new(OWN_AS, OWN_ID, 1), peers());
+            (0..5).for_each(|number| lab.session_up(number));
+            let worse = if step == Step::ClusterListLength { (2, 1, worse.2.clone()) } else { worse.clone() };
+            let order = if swapped { [&worse, &better] } else { [&better, &worse] };
+            for (peer, path_id, builder) in order {
+                // Where the metric is not what is looked at, everybody is as near.
+                let via = if step == Step::NextHopMetric { *peer as u16 } else { 50 };
+                lab.announce_via(*peer, v4(PREFIX), PathId(*path_id), builder, next_hop(via));
+            }
+            for (via, metric) in [(50, 1), (3, 1), (2, 2)] {
+                lab.rib.set_next_hop(next_hop(via), Scope::default(), Resolution::Reachable { metric });
+            }
+            lab.settle();
+            assert_eq!(standing(&lab, better.0 as u16, better.1), Standing::Best, "{step}, swapped: {swapped}");
+            assert_eq!(standing(&lab, worse.0 as u16, worse.1), Standing::Lost(step), "swapped: {swapped}");
+        }
+    }
+}
+
+#[test]
+fn our_own_path_is_better_than_a_shorter_one_but_not_than_local_pref() {
+    let mut lab = Lab::up(peers());
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    let attributes = path(&[1, 2, 3]).build();
+    let route = LocalRoute { source: LocalSource::Static, attributes, next_hop: None };
+    lab.rib.originate(v4(PREFIX), &route, lab.now);
+    lab.settle();
+    assert_eq!(standing(&lab, 0, 0), Standing::Lost(Step::LocalOrigin));
+    assert!(lab.fib.is_empty(), "what is ours is not forwarded");
+    lab.announce(2, v4(PREFIX), path(&[5]).number(code::LOCAL_PREF, 101));
+    lab.settle();
+    assert_eq!(standing(&lab, 2, 0), Standing::Best);
+    lab.rib.withdraw_local(v4(PREFIX), LocalSource::Static);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn the_oldest_external_path_stays_if_asked_for() {
+    for prefer_oldest in [false, true] {
+        let mut lab = Lab::up(peers());
+        lab.rib.set_decision(DecisionOptions { prefer_oldest, ..DecisionOptions::default() });
+        lab.announce(1, v4(PREFIX), &path(&[64_601]));
+        lab.settle();
+        lab.announce(0, v4(PREFIX), &path(&[64_600]));
+        lab.settle();
+        let (first, second) = (standing(&lab, 1, 0), standing(&lab, 0, 0));
+        if prefer_oldest {
+            assert_eq!((first, second), (Standing::Best, Standing::Lost(Step::Oldest)));
+        } else {
+            assert_eq!((first, second), (Standing::Lost(Step::RouterId), Standing::Best));
+        }
+    }
+}
+
+#[test]
+fn med_does_not_depend_on_the_order_of_arrival() {
+    // The classic: a beats b by identifier, b beats c by metric, c beats a by MED.
+    let paths = [(0, vec![64_600], 20_u32, 0), (1, vec![64_601], 0, 1), (4, vec![64_600], 10, 2)];
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let mut results = Vec::new();
+    for (always, order) in [false, true].into_iter().flat_map(|always| orders.map(|order| (always, order))) {
+        let mut lab = Lab::with(RibConfig::new(OWN_AS, OWN_ID, 1), peers());
+        lab.rib.set_decision(DecisionOptions { always_compare_med: always, ..DecisionOptions::default() });
+        (0..5).for_each(|number| lab.session_up(number));
+        for index in order {
+            let (peer, numbers, med, metric) = &paths[index];
+            let via = next_hop(*peer as u16);
+            lab.announce_via(*peer, v4(PREFIX), PathId(0), path(numbers).number(code::MED, *med), via);
+            lab.rib.set_next_hop(via, Scope::default(), Resolution::Reachable { metric: *metric });
+            lab.settle();
+        }
+        let all = [0, 1, 4].map(|peer| standing(&lab, peer, 0));
+        results.push((always, all));
+    }
+    let by_group = [Standing::Lost(Step::Med), Standing::Best, Standing::Lost(Step::NextHopMetric)];
+    let by_all = [Standing::Lost(Step::Med), Standing::Best, Standing::Lost(Step::Med)];
+    for (always, standings) in results {
+        assert_eq!(standings, if always { by_all } else { by_group }, "always: {always}");
+    }
+}
+
+#[test]
+fn a_missing_med_is_best_or_worst() {
+    for missing_med_is_worst in [false, true] {
+        let mut lab = Lab::up(peers());
+        lab.rib.set_decision(DecisionOptions { missing_med_is_worst, ..DecisionOptions::default() });
+        lab.announce(4, v4(PREFIX), &path(&[64_600]));
+        lab.announce(0, v4(PREFIX), path(&[64_600]).number(code::MED, 4));
+        lab.settle();
+        let best = if missing_med_is_worst { 0 } else { 4 };
+        assert_eq!(standing(&lab, best, 0), Standing::Best);
+        assert_eq!(standing(&lab, 4 - best, 0), Standing::Lost(Step::Med));
+    }
+}
+
+#[test]
+fn a_path_without_a_way_to_its_next_hop_waits() {
+    let mut lab = Lab::with(RibConfig::new(OWN_AS, OWN_ID, 1), peers());
+    (0..5).for_each(|number| lab.session_up(number));
+    let version = lab.rib.next_hops_version();
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    assert_eq!(standing(&lab, 0, 0), Standing::UnresolvedNextHop);
+    assert_ne!(lab.rib.next_hops_version(), version);
+    let tracked: Vec<NextHop> = lab.rib.next_hops_to_track().map(|entry| entry.next_hop).collect();
+    assert_eq!(tracked, [next_hop(0)]);
+    for (resolution, heard) in [(Resolution::Reachable { metric: 0 }, 1), (Resolution::Unreachable, 0)] {
+        lab.rib.set_next_hop(next_hop(0), Scope::default(), resolution);
+        lab.settle();
+        assert_eq!((lab.peers[1].heard.len(), lab.fib.len()), (heard, heard), "{resolution:?}");
+    }
+    lab.assert_leaves_nothing();
+}
+
+/// Next hops of the route and their weights.
+fn forwarded(lab: &Lab) -> Vec<(NextHop, u8)> {
+    let route = lab.fib.get(&v4(PREFIX).to_net());
+    route.into_iter().flat_map(|route| &route.next_hops).map(|hop| (hop.next_hop, hop.weight)).collect()
+}
+
+#[test]
+fn several_paths_are_used_at_once_up_to_the_maximum() {
+    let options = DecisionOptions { multipath_external: 2, multipath_relax: true, ..DecisionOptions::default() };
+    let mut lab = Lab::up(peers());
+    lab.rib.set_decision(options);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.announce(1, v4(PREFIX), &path(&[64_601]));
+    lab.announce(2, v4(PREFIX), &path(&[5]));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(1), 1)]);
+    assert_eq!(standing(&lab, 1, 0), Standing::Multipath);
+    assert_eq!(standing(&lab, 2, 0), Standing::Lost(Step::ExternalFirst));
+    // Another AS is not the same without relaxing; the second session with the first one is.
+    lab.rib.set_decision(DecisionOptions { multipath_relax: false, ..options });
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1)]);
+    lab.announce(4, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(4), 1)]);
+    // Three would be equal, but two is the maximum.
+    lab.rib.set_decision(options);
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(4), 1)]);
+    assert_eq!(standing(&lab, 1, 0), Standing::Lost(Step::RouterId));
+    lab.withdraw(4, v4(PREFIX));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(1), 1)]);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn packets_are_shared_by_link_bandwidth_when_everybody_says_one() {
+    let options = DecisionOptions { multipath_external: 4, multipath_relax: true, ..DecisionOptions::default() };
+    let mut lab = Lab::up(peers());
+    lab.rib.set_decision(options);
+    let bandwidth = |rate: f32| {
+        let [a, b, c, d] = rate.to_be_bytes();
+        [0x40, 0x04, 0xfd, 0xe8, a, b, c, d]
+    };
+    lab.announce(0, v4(PREFIX), path(&[64_600]).extended_communities([bandwidth(1e9)]));
+    lab.announce(1, v4(PREFIX), path(&[64_601]).extended_communities([bandwidth(0.5e9)]));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 255), (next_hop(1), 128)]);
+    lab.announce(1, v4(PREFIX), path(&[64_601]).extended_communities([bandwidth(0.25e9)]));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 255), (next_hop(1), 64)]);
+    lab.announce(1, v4(PREFIX), &path(&[64_601]));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(1), 1)]);
+}
+
+#[test]
+fn attributes_that_do_not_change_forwarding_do_not_touch_it() {
+    let mut lab = Lab::up(peers());
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    lab.announce(0, v4(PREFIX), path(&[64_600]).number(code::MED, 8));
+    while lab.rib.run(100) {}
+    assert_eq!(lab.rib.fib_changes(), 0);
+    lab.announce_via(0, v4(PREFIX), PathId(0), &path(&[64_600]), next_hop(77));
+    while lab.rib.run(100) {}
+    assert_eq!(lab.rib.fib_changes(), 1);
+}
