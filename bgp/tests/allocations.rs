@@ -11,14 +11,19 @@ use std::{
 };
 
 use bgp::{
-    Asn, NextHop,
+    Asn, NextHop, PathId, PerFamily, Prefix,
+    family::V4,
     policy::{
         Action, AsPathList, Candidate, Community, Decision, End, GuardSettings, ImportGuard, LocalSource, Match,
         NumberEdit, Outcome, Policy, PrefixList, Rule, RuleSet, Source, Then, Validity, Vrp, Vrps,
     },
+    session::PeerKind,
     wire::{
         as_path::{SegmentKind, write_segments},
-        attributes::{Attributes, Builder, code},
+        attributes::{Attributes, Builder, LargeCommunity, Origin, code},
+        encode::{self, Target},
+        header::HEADER_LEN,
+        update::{self, Context, FamilyContext},
     },
 };
 
@@ -116,4 +121,41 @@ fn a_policy_allocates_only_for_what_it_changes() {
     let (decision, allocations) = allocations_of(|| editing.evaluate(&candidate));
     assert!(matches!(decision.outcome, Outcome::Edit(_)));
     assert!((1..=8).contains(&allocations), "{allocations}");
+}
+
+/// Four-octet numbers and two-octet ones that have to be widened and merged.
+#[test]
+fn reading_an_update_allocates_nothing_once_the_buffer_has_grown() {
+    let family = FamilyContext { enabled: true, ..FamilyContext::default() };
+    let path: Vec<Asn> = (0..70).map(|index| Asn(65_000 + index * 1_000)).collect();
+    let attributes = Builder::new()
+        .origin(Origin::Igp)
+        .set(code::AS_PATH, write_segments([(SegmentKind::Sequence, path.as_slice())]))
+        .number(code::MED, 7)
+        .communities(0..100)
+        .large_communities((0..20).map(|local_1| LargeCommunity { global: 1, local_1, local_2: 2 }))
+        .set(40, vec![7; 9])
+        .build();
+    let next_hop = NextHop::V4(Ipv4Addr::new(192, 0, 2, 1));
+    for asn4 in [true, false] {
+        let context = Context {
+            kind: PeerKind::External,
+            asn4,
+            refuse_as_sets: false,
+            families: PerFamily { ipv4: family, ipv6: family },
+        };
+        let mut message = Vec::new();
+        let prefixes = (0..200).map(|index| (PathId(0), V4::from_wire(24, &[10, 0, index]).expect("a prefix")));
+        let target = Target { asn4, ..Target::default() };
+        encode::announce(&mut message, &target, Attributes(&attributes), next_hop, &mut prefixes.peekable())
+            .expect("it fits");
+        let body = &message[HEADER_LEN..];
+        let mut scratch = Vec::with_capacity(4_096);
+        let (count, allocations) = allocations_of(|| {
+            let update = update::decode(body, &context, &mut scratch).expect("our own message");
+            assert_eq!(update.attributes, attributes);
+            update.announcements().flat_map(|announced| announced.nlri.iter::<V4>()).count()
+        });
+        assert_eq!((count, allocations), (200, 0), "four octets: {asn4}");
+    }
 }
