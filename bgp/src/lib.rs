@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 
 pub mod bfd;
+pub mod bmp;
 pub mod family;
 pub mod fuzzing;
 pub mod id;
+pub mod mrt;
 mod next_hop;
 pub mod policy;
 pub mod rib;
