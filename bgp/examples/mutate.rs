@@ -114,10 +114,11 @@ impl Parts {
         Self { choice, withdrawn: withdrawn.to_vec(), attributes, announced: announced.to_vec() }
     }
 
-    fn join(&self, random: &mut Random, out: &mut Vec<u8>) {
+    /// Puts the parts together, with lengths that are right, or now and then wrong where `random` is there.
+    fn join(&self, mut random: Option<&mut Random>, out: &mut Vec<u8>) {
         let mut length = |out: &mut Vec<u8>, octets: usize| {
             let octets = u16::try_from(octets).unwrap_or(u16::MAX);
-            let wrong = if random.one_in(40) { random.below(9) as u16 } else { 0 };
+            let wrong = random.as_mut().map_or(0, |random| if random.one_in(40) { random.below(9) as u16 } else { 0 });
             out.extend_from_slice(&octets.wrapping_add(wrong).wrapping_sub(wrong / 2).to_be_bytes());
         };
         out.clear();
@@ -296,9 +297,9 @@ fn attributes(richness: u32, choice: [u8; 2]) -> Vec<u8> {
 }
 
 fn write_seeds(folder: &str) {
-    let (mut random, mut input) = (Random(1), Vec::new());
+    let mut input = Vec::new();
     for (index, seed) in seeds().iter().enumerate() {
-        seed.join(&mut random, &mut input);
+        seed.join(None, &mut input);
         std::fs::write(format!("{folder}/seed-{index:03}"), &input).expect("a folder to write to");
     }
 }
@@ -354,7 +355,7 @@ fn main() {
         for _ in 0..=random.below(4) {
             parts.mutate(&mut random, &seeds);
         }
-        parts.join(&mut random, &mut input);
+        parts.join(Some(&mut random), &mut input);
         if random.one_in(50) {
             let at = random.below(input.len());
             input.truncate(at);
