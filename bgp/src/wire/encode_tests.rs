@@ -92,8 +92,14 @@ fn announced<P: Prefix, I: Iterator<Item = (PathId, P)>>(target: &Target, next_h
         assert_eq!(message[packed.next_hop_at..][..next_hop_octets.len()], next_hop_octets);
         let in_base_fields = P::FAMILY == Family::Ipv4Unicast && matches!(next_hop, NextHop::V4(_));
         assert_eq!(update.announced.is_some(), in_base_fields);
-        if !in_base_fields {
-            assert_eq!(message[HEADER_LEN + 5], code::MP_REACH_NLRI, "it comes first");
+        let list_octets = usize::from(u16::from_be_bytes([message[HEADER_LEN + 2], message[HEADER_LEN + 3]]));
+        let list = Attributes(&message[HEADER_LEN + LENGTHS_LEN..][..list_octets]);
+        let codes: Vec<u8> =
+            list.iter().map(|attribute| attribute.code).take_while(|code| *code != code::AS4_PATH).collect();
+        if in_base_fields {
+            assert!(codes.is_sorted(), "RFC 4271 section 5 wants ascending codes: {codes:?}");
+        } else {
+            assert_eq!(codes[0], code::MP_REACH_NLRI, "RFC 7606 section 5.1 wants it first");
         }
         seen.extend(announced.nlri.iter::<P>());
     });
