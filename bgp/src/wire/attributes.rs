@@ -54,6 +54,31 @@ pub mod code {
     pub const OTC: u8 = 35;
 }
 
+/// The name that RFCs give to a known code.
+#[must_use]
+pub const fn name(code: u8) -> Option<&'static str> {
+    Some(match code {
+        code::ORIGIN => "ORIGIN",
+        code::AS_PATH => "AS_PATH",
+        code::NEXT_HOP => "NEXT_HOP",
+        code::MED => "MULTI_EXIT_DISC",
+        code::LOCAL_PREF => "LOCAL_PREF",
+        code::ATOMIC_AGGREGATE => "ATOMIC_AGGREGATE",
+        code::AGGREGATOR => "AGGREGATOR",
+        code::COMMUNITIES => "COMMUNITIES",
+        code::ORIGINATOR_ID => "ORIGINATOR_ID",
+        code::CLUSTER_LIST => "CLUSTER_LIST",
+        code::MP_REACH_NLRI => "MP_REACH_NLRI",
+        code::MP_UNREACH_NLRI => "MP_UNREACH_NLRI",
+        code::EXTENDED_COMMUNITIES => "EXTENDED_COMMUNITIES",
+        code::AS4_PATH => "AS4_PATH",
+        code::AS4_AGGREGATOR => "AS4_AGGREGATOR",
+        code::LARGE_COMMUNITIES => "LARGE_COMMUNITY",
+        code::OTC => "ONLY_TO_CUSTOMER",
+        _ => return None,
+    })
+}
+
 /// Bits of the flags octet.
 pub mod flag {
     /// Not every speaker knows it.

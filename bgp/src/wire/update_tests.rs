@@ -291,6 +291,9 @@ fn framing_that_contradicts_itself_resets_the_session() {
         assert_eq!((notification.code, notification.subcode), (ErrorCode::Update, update_error::MALFORMED_LIST));
         assert!(notification.data.is_empty());
     }
+    let mut unread = Vec::new();
+    let text = decode(&[0], &context, &mut unread).expect_err("a reset").to_string();
+    assert_eq!(text, "UPDATE: lengths of the fields contradict each other");
     for octets in [
         body(&[33, 1, 2, 3, 4, 5], &[], &[]),
         body(&[24, 1, 2], &[], &[]),
@@ -312,7 +315,7 @@ fn what_is_kept_of_many_problems_is_bounded() {
     let update = decode(&octets, &context(PeerKind::External, true), &mut scratch).expect("well-formed");
     assert_eq!((update.problems.as_slice().len(), update.problems.more()), (PROBLEMS_MAX, 1_000 - PROBLEMS_MAX));
     assert!(!update.treat_as_withdraw);
-    assert_eq!(update.problems.as_slice()[0].to_string(), "attribute 1: it is there twice: it is ignored");
+    assert_eq!(update.problems.as_slice()[0].to_string(), "ORIGIN: it is there twice: it is ignored");
 }
 
 #[test]

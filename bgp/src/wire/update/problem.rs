@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use thiserror::Error;
 
 use crate::wire::{
-    attributes::code,
+    attributes::{self, code},
     nlri::NlriError,
     notification::{ErrorCode, Notification, update_error},
 };
@@ -33,14 +33,27 @@ pub struct Problem {
     pub fault: Fault,
 }
 
-/// `attribute 8: length 5 is wrong: prefixes are treated as withdrawn`.
+/// `COMMUNITIES: length 5 is wrong: prefixes are treated as withdrawn`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let consequence = match self.disposition {
             Disposition::Discard => "it is ignored",
             Disposition::Withdraw => "prefixes are treated as withdrawn",
         };
-        write!(f, "attribute {}: {}: {consequence}", self.code, self.fault)
+        write!(f, "{}: {}: {consequence}", Place(self.code), self.fault)
+    }
+}
+
+/// What a code blames: an attribute, or with 0 the message around them.
+struct Place(u8);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, attributes::name(self.0)) {
+            (0, _) => f.write_str("UPDATE"),
+            (_, Some(name)) => f.write_str(name),
+            (code, None) => write!(f, "attribute {code}"),
+        }
     }
 }
 
@@ -158,7 +171,7 @@ impl Problems {
 
 /// An UPDATE after which the session cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("attribute {code}: {fault}")]
+#[error("{}: {fault}", Place(*code))]
 pub struct UpdateError {
     /// The attribute; 0 for a field outside of the attributes.
     pub code: u8,
