@@ -7,6 +7,8 @@ use ipnet::IpNet;
 
 use super::{
     Core, FamilyTable, Rib,
+    attributes::AttrId,
+    chunked::NONE,
     decision::link_bandwidth,
     next_hops::{NextHopId, Scope},
     table::{is, mark},
@@ -81,6 +83,11 @@ impl<P: Prefix> FamilyTable<P> {
     pub(super) fn fib_route(&self, core: &Core, at: u32) -> Option<FibRoute> {
         let (_, best) = self.table.best(at)?;
         let peer = core.peers.get(best.peer)?;
+        if best.next == NONE {
+            let next_hop = fib_next_hop(core, best.imported.attributes()?, 1);
+            let next_hops = next_hop?.into_iter().collect();
+            return Some(FibRoute { next_hops, peer: best.peer, kind: peer.kind });
+        }
         let forwarded = self.table.paths_of(at).filter(|(_, path)| path.is(is::FORWARDED));
         let sets: Vec<_> = forwarded.filter_map(|(_, path)| path.imported.attributes()).collect();
         let bandwidths: Option<Vec<f32>> = sets
@@ -99,15 +106,16 @@ impl<P: Prefix> FamilyTable<P> {
         };
         let mut next_hops = Vec::with_capacity(sets.len());
         for (index, set) in sets.iter().enumerate() {
-            match core.sets.next_hop(*set) {
-                NextHopId::OWN => return None,
-                via => {
-                    if let Some((next_hop, scope)) = core.next_hops.get(via) {
-                        next_hops.push(FibNextHop { next_hop, scope, weight: weight(index) });
-                    }
-                }
-            }
+            next_hops.extend(fib_next_hop(core, *set, weight(index))?);
         }
         Some(FibRoute { next_hops, peer: best.peer, kind: peer.kind })
+    }
+}
+
+/// The next hop of a set: `None` when that is ourselves, nothing in it when packets are to be dropped.
+fn fib_next_hop(core: &Core, set: AttrId, weight: u8) -> Option<Option<FibNextHop>> {
+    match core.sets.next_hop(set) {
+        NextHopId::OWN => None,
+        via => Some(core.next_hops.get(via).map(|(next_hop, scope)| FibNextHop { next_hop, scope, weight })),
     }
 }

@@ -208,6 +208,8 @@ pub(super) struct Group<P> {
     pub(super) epoch: u32,
     /// By number of the set.
     pub(super) remembered: Vec<Remembered>,
+    /// The last set, its source and what is told of it, within one slice of packing.
+    pub(super) last_export: Option<(AttrId, u16, AttrId)>,
     /// Announced paths.
     pub(super) announced: u32,
     /// Of these, by the peer they came from.
@@ -238,6 +240,7 @@ impl<P> Group<P> {
             log: Log::new(sizes),
             epoch: 1,
             remembered: Vec::new(),
+            last_export: None,
             announced: 0,
             announced_by_source: Vec::new(),
             needs: Extent::Nothing,

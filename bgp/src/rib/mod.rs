@@ -109,12 +109,15 @@ pub struct RibConfig {
     pub decision: DecisionOptions,
     /// LOCAL_PREF of paths without one.
     pub local_pref_default: u32,
+    /// What is selected is to be forwarded: [`Rib::take_fib_changes`] says what changed. A speaker that only passes paths on
+    /// does without the list.
+    pub forwarding: bool,
     /// Paths wait for [`Rib::set_next_hop`]. Otherwise every next hop counts as reachable.
     pub next_hop_tracking: bool,
 }
 
 impl RibConfig {
-    /// The usual: tracking, LOCAL_PREF 100.
+    /// The usual: forwarding, tracking, LOCAL_PREF 100.
     #[must_use]
     pub fn new(local_as: Asn, router_id: RouterId, seed: u64) -> Self {
         Self {
@@ -125,6 +128,7 @@ impl RibConfig {
             seed,
             decision: DecisionOptions::default(),
             local_pref_default: 100,
+            forwarding: true,
             next_hop_tracking: true,
         }
     }

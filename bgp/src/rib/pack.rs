@@ -128,6 +128,7 @@ impl<P: Prefix> Group<P> {
         }
         self.write_withdrawn();
         self.write_announced(core);
+        self.last_export = None;
         if self.batch.is_empty() {
             self.batch = Vec::new();
         }
@@ -233,6 +234,27 @@ impl<P: Prefix> Group<P> {
             return export(core, &self.key, prefix, set, from);
         }
         let source = source_key(from);
+        if let Some((last_set, last_source, out)) = self.last_export
+            && (last_set, last_source) == (set, source)
+        {
+            core.sets.hold(out);
+            return Ok(out);
+        }
+        let result = self.exported_before(core, prefix, set, from, source);
+        // Until the end of the slice whoever was told it holds it.
+        self.last_export = result.ok().map(|out| (set, source, out));
+        result
+    }
+
+    /// What the group was told of a path before, or else what it is told now.
+    fn exported_before(
+        &mut self,
+        core: &mut Core,
+        prefix: P,
+        set: AttrId,
+        from: From,
+        source: u16,
+    ) -> Result<AttrId, NotAdvertised> {
         let set_epoch = core.sets.epoch(set);
         if let Some(known) = self.remembered.get(set.0 as usize)
             && (known.set_epoch, known.source) == (set_epoch, source)

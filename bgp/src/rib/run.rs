@@ -67,7 +67,7 @@ impl<P: Prefix> FamilyTable<P> {
         };
         let best_changed = changed.0 || touched & mark::BEST_TOUCHED != 0;
         let forwarding_changed = changed.1 || touched & mark::FORWARDING_TOUCHED != 0;
-        if forwarding_changed && touched & mark::FORWARDING_LISTED == 0 {
+        if forwarding_changed && core.config.forwarding && touched & mark::FORWARDING_LISTED == 0 {
             self.table.destination_mut(at).flags |= mark::FORWARDING_LISTED;
             self.forwarding.push_back(at);
         }
@@ -140,6 +140,9 @@ impl<P: Prefix> FamilyTable<P> {
 
     /// Frees destinations without paths that everybody has heard of.
     fn reap(&mut self, left: &mut usize) {
+        if self.graves.is_empty() {
+            return;
+        }
         for group in self.groups.iter_mut().flatten() {
             group.refresh_needs();
         }

@@ -330,8 +330,6 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn every_peer_holds_what_it_should(events in prop::collection::vec(event(), 1..250)) {
         let mut history = History::new();
