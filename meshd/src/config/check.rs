@@ -52,9 +52,9 @@ fn check_kind(kind: &Kind, path: &str, node: &Node, findings: &mut Vec<Finding>)
                 check_kind(item, &format!("{path}[{i}]"), node, findings);
             }
         }
-        (Kind::Map, Tree::Table(table)) => {
+        (Kind::Map(value), Tree::Table(table)) => {
             for (key, node) in table {
-                check_kind(&Kind::Text("a text"), &join(path, key), node, findings);
+                check_kind(value, &join(path, key), node, findings);
             }
         }
         (Kind::Choice(words), Tree::Leaf(value)) => {
@@ -74,7 +74,7 @@ fn check_kind(kind: &Kind, path: &str, node: &Node, findings: &mut Vec<Finding>)
         },
         // A name such as 7 or true is parsed as a number or a truth value; it is meant as a text.
         (Kind::Text(_), Tree::Leaf(_)) | (Kind::Unsupported, _) => {}
-        (Kind::Bool | Kind::List(_) | Kind::Map | Kind::Choice(_) | Kind::Integer(..) | Kind::Text(_), _) => {
+        (Kind::Bool | Kind::List(_) | Kind::Map(_) | Kind::Choice(_) | Kind::Integer(..) | Kind::Text(_), _) => {
             findings.push(wrong_type(path, node, &kind.words()));
         }
     }

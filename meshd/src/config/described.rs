@@ -22,8 +22,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list of values.
     List(&'static Kind),
-    /// A table with free keys and text values.
-    Map,
+    /// A table with free keys and values of one kind.
+    Map(&'static Kind),
     /// A table with known keys.
     Table(&'static Section),
     /// A key of a later version: accepted only when it says that the feature is off.
@@ -41,7 +41,9 @@ impl Kind {
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::List(Self::Table(_)) => "a list of tables".to_owned(),
             Self::List(item) => format!("a list, each item {}", item.words()),
-            Self::Map => "a table of texts".to_owned(),
+            Self::Map(Self::Text(_)) => "a table of texts".to_owned(),
+            Self::Map(Self::Table(_)) => "a table of tables".to_owned(),
+            Self::Map(_) => "a table of lists".to_owned(),
             Self::Table(_) => "a table".to_owned(),
             Self::Unsupported => "not supported by this version".to_owned(),
         }
@@ -85,8 +87,12 @@ impl<T: Described> Described for Vec<T> {
     const KIND: Kind = Kind::List(&T::KIND);
 }
 
-impl Described for std::collections::BTreeMap<String, String> {
-    const KIND: Kind = Kind::Map;
+impl<T: Described> Described for std::collections::BTreeMap<String, T> {
+    const KIND: Kind = Kind::Map(&T::KIND);
+}
+
+impl Described for String {
+    const KIND: Kind = Kind::Text("a text");
 }
 
 impl Described for bool {

@@ -11,6 +11,7 @@ use config::Source;
 
 use super::check;
 use super::error::{ConfigErrors, Finding, Origin};
+use super::inherit;
 use super::model::Config;
 use super::raw::RawConfig;
 use super::tree::{Format, Node, Tree};
@@ -101,7 +102,8 @@ fn load(source: &ConfigSource) -> Result<Config, ConfigErrors> {
     if let Some(errors) = ConfigErrors::collect(findings) {
         return Err(errors);
     }
-    let raw: RawConfig = tree
+    let whole_tree = inherit::expand(&tree);
+    let raw: RawConfig = whole_tree
         .clone()
         .into_value()
         .try_deserialize()
@@ -109,10 +111,11 @@ fn load(source: &ConfigSource) -> Result<Config, ConfigErrors> {
     let mut validator = Validator::new(path);
     let config = validator.config(raw);
     let locate = |mut finding: Finding| {
-        finding.origin = finding.origin.or_else(|| tree.origin_of(&finding.key)).or_else(|| Some(whole(path)));
+        finding.origin = finding.origin.or_else(|| whole_tree.origin_of(&finding.key)).or_else(|| Some(whole(path)));
         finding
     };
-    let errors: Vec<Finding> = validator.errors.into_iter().map(locate).collect();
+    let is_own = |finding: &Finding| !inherit::is_inherited(&tree, &whole_tree, &finding.key);
+    let errors: Vec<Finding> = validator.errors.into_iter().filter(is_own).map(locate).collect();
     match (config, ConfigErrors::collect(errors)) {
         (_, Some(errors)) => Err(errors),
         (Some(mut config), None) => {

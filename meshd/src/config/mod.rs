@@ -25,9 +25,11 @@ pub mod host;
 pub mod model;
 pub mod raw;
 pub mod reference;
+pub mod secret;
 pub mod tls;
 
 mod check;
+mod inherit;
 mod load;
 mod locate;
 mod tree;
@@ -38,6 +40,8 @@ pub use load::{CONFIG_FILE, ConfigSource, Environment, Overrides};
 pub use model::Config;
 pub use validate::SOCKET;
 
+#[cfg(test)]
+mod bgp_tests;
 #[cfg(test)]
 mod shipped_tests;
 #[cfg(test)]

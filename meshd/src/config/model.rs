@@ -9,6 +9,9 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use meshd_core::id::{ClusterId, ClusterName, MaxClusters, Metric, NodeName};
 
+pub mod bgp;
+
+use self::bgp::BgpConfig;
 use super::error::Finding;
 pub use super::raw::{LogFormat, RoutingMode, UserRole};
 
@@ -38,6 +41,8 @@ pub struct Config {
     pub routing: RoutingConfig,
     /// Workloads on this node, sorted by namespace and name.
     pub workloads: Vec<Workload>,
+    /// The BGP speaker, when there is to be one.
+    pub bgp: Option<BgpConfig>,
     /// How the daemon is asked.
     pub api: ApiConfig,
     /// What must survive a restart.
@@ -68,6 +73,8 @@ pub struct NodeConfig {
     pub addresses: Vec<IpAddr>,
     /// Prefixes of its workloads.
     pub pod_cidrs: Vec<IpNet>,
+    /// What kind of node it is.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Where the own cluster publishes itself.

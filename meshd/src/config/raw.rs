@@ -9,6 +9,12 @@ use serde::Deserialize;
 
 use super::described::{Described, Kind, choice, section, text};
 
+pub mod bgp;
+pub mod bgp_peer;
+pub mod bgp_policy;
+
+use self::bgp::RawBgp;
+
 text! {
     /// A name.
     Name = "a name";
@@ -54,7 +60,7 @@ section! {
         /// What holds for remote clusters that do not say it themselves, and for all of `peers_dir`.
         peers_defaults: RawPeerDefaults = "",
         /// A folder whose `.yaml`, `.yml`, `.toml` and `.json` files are merged over this file in the order of
-        /// their names: tables key by key, the lists `peers`, `workloads.static` and `store.users` by appending, everything
+        /// their names: tables key by key, the lists `peers`, `bgp.peers`, `workloads.static` and `store.users` by appending, everything
         /// else by replacing. The folder must exist, and every such file in it that is not hidden must be readable: what
         /// cannot be read is an error, so that a reload keeps what holds. `meshd connect` and `meshd disconnect` write
         /// here; `connect` makes the folder.
@@ -63,6 +69,8 @@ section! {
         routing: RawRouting = "",
         /// Workloads on nodes without Kubernetes.
         workloads: RawWorkloads = "",
+        /// The BGP speaker.
+        bgp: Option<RawBgp> = "no speaker",
         /// How the daemon is asked.
         api: RawApi = "",
         /// What must survive a restart: rows learned from remote clusters, identities, the embedded store.
@@ -71,8 +79,6 @@ section! {
         log: RawLog = "",
         /// Encapsulation where the native path does not work.
         tunnel: Option<Unsupported> = "",
-        /// The BGP speaker.
-        bgp: Option<Unsupported> = "",
         /// Service load balancing.
         services: Option<Unsupported> = "",
         /// Network policy.
@@ -109,6 +115,8 @@ section! {
         addresses: Vec<Address> = "the source address of the default route, per family",
         /// Prefixes of the workloads on this node.
         pod_cidrs: Vec<PrefixText> = "none",
+        /// What kind of node it is, for instance `rack: r1`: BGP peers and groups choose nodes by it.
+        labels: BTreeMap<String, String> = "none",
     }
 }
 

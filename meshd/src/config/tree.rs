@@ -14,7 +14,7 @@ use super::error::{Finding, Origin, nearest};
 use super::locate::{self, Lines};
 
 /// Lists whose items are appended when files are merged; other lists are replaced.
-const APPENDED: [&str; 3] = ["peers", "workloads.static", "store.users"];
+const APPENDED: [&str; 4] = ["peers", "bgp.peers", "workloads.static", "store.users"];
 
 /// File formats, chosen by extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +237,7 @@ fn text_value(kind: &Kind, text: &str, origin: &Origin) -> Result<Node, String> 
         Ok(Node::convert("value", value, &nowhere, &Lines::new(), origin.clone()).unwrap_or_else(|| leaf("")))
     };
     match kind {
-        Kind::List(Kind::Table(_)) | Kind::Table(_) | Kind::Map | Kind::Unsupported => json(),
+        Kind::List(Kind::Table(_)) | Kind::Table(_) | Kind::Map(_) | Kind::Unsupported => json(),
         Kind::List(_) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(leaf).collect();
             Ok(Node { origin: Some(origin.clone()), value: Tree::List(items) })

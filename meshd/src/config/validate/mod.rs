@@ -3,6 +3,7 @@
 //! All findings are collected; a value that fails is left out and the rest is still looked at. Nothing is
 //! built unless there are none.
 
+mod bgp;
 mod node;
 mod peers;
 mod store;
@@ -51,6 +52,7 @@ impl<'a> Validator<'a> {
         let store = self.store(raw.store, cluster_name, &peers);
         let workloads = self.workloads(raw.workloads.r#static, own);
         let routing = self.routing(raw.routing);
+        let bgp = self.bgp(raw.bgp, &node);
         let metrics = self.metrics(raw.api.metrics.as_ref());
         let log = self.log(raw.log);
         let path_or = |validator: &Self, path: Option<FilePath>, default: &str| {
@@ -66,6 +68,7 @@ impl<'a> Validator<'a> {
             include: raw.include.map(|path| self.path(&path)),
             routing,
             workloads,
+            bgp,
             api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET), metrics },
             state_dir: path_or(self, raw.state_dir, STATE_DIR),
             log,

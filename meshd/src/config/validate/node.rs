@@ -113,7 +113,7 @@ impl Validator<'_> {
                 );
             }
         }
-        NodeConfig { name, addresses, pod_cidrs }
+        NodeConfig { name, addresses, pod_cidrs, labels: raw.labels }
     }
 }
 
