@@ -98,13 +98,16 @@ fn full(path: &str, field: &Field) -> String {
     if path.is_empty() { format!("{}{list}", field.name) } else { format!("{path}.{}{list}", field.name) }
 }
 
-/// The key, linked to its section when it has one. Anchors as GitHub makes them: punctuation goes away.
+/// The key, linked to its section when it has one. Anchors as GitHub makes them: in small letters, without punctuation.
 fn link(path: &str, field: &Field) -> String {
     if inner(&field.kind).is_none() {
         return format!("`{}`", field.name);
     }
-    let anchor: String =
-        full(path, field).chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')).collect();
+    let anchor: String = full(path, field)
+        .to_lowercase()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+        .collect();
     format!("[`{}`](#{anchor})", field.name)
 }
 

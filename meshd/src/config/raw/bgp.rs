@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 use super::bgp_peer::{RawBgpPeer, RawBgpPeerGroup};
 use super::bgp_policy::{AsPathText, CommunityText, PrefixLineText, RawBgpRule};
 use super::{Address, FilePath, Name, PrefixText, SocketText};
-use crate::config::described::{choice, section};
+use crate::config::described::{choice, section, text};
+
+text! {
+    /// What identifies a speaker.
+    IdentifierText = "four numbers such as 172.18.0.5";
+}
 
 section! {
     /// The BGP speaker of this node.
@@ -15,7 +20,7 @@ section! {
         /// The AS of this node; inside a confederation the one of the member.
         asn: Option<u32> = "required",
         /// The BGP identifier of this node, written like an IPv4 address. Unique among the speakers of an AS.
-        router_id: Option<Address> = "the first IPv4 address of the node",
+        router_id: Option<IdentifierText> = "the first IPv4 address of the node",
         /// Where peers may connect to.
         listen: RawBgpListen = "",
         /// Hold time offered to peers, in seconds: 0 for none, or 3 and more. Peers may say otherwise.
@@ -28,7 +33,7 @@ section! {
         decision: RawBgpDecision = "",
         /// The cluster this node reflects routes for, written like an IPv4 address (RFC 4456). Reflectors for the same clients
         /// may share one.
-        cluster_id: Option<Address> = "router_id",
+        cluster_id: Option<IdentifierText> = "router_id",
         /// The confederation the AS is a member of (RFC 5065).
         confederation: Option<RawBgpConfederation> = "none",
         /// What several peers have in common, by name. A peer that names a group has everything of it that it does not say

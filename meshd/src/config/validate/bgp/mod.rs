@@ -21,12 +21,12 @@ use crate::config::model::NodeConfig;
 use crate::config::model::bgp::{
     BgpConfederation, BgpConfig, BgpDecision, BgpImport, BgpMultipath, BgpPeer, BgpRestart, BmpStation, MrtConfig,
 };
+use crate::config::raw::Name;
 use crate::config::raw::bgp::{
-    RawBgp, RawBgpBmp, RawBgpConfederation, RawBgpImport, RawBgpListen, RawBgpMrt, RawBgpMultipath, RawBgpRestart,
-    RawMartians,
+    IdentifierText, RawBgp, RawBgpBmp, RawBgpConfederation, RawBgpImport, RawBgpListen, RawBgpMrt, RawBgpMultipath,
+    RawBgpRestart, RawMartians,
 };
 use crate::config::raw::bgp_peer::{RawBgpPeer, RawBgpPeerGroup};
-use crate::config::raw::{Address, Name};
 
 /// Port of BGP.
 const BGP_PORT: u16 = 179;
@@ -157,7 +157,7 @@ impl Validator<'_> {
     }
 
     /// An identifier that is written like an address.
-    fn identifier(&mut self, key: &str, text: &Address) -> Option<RouterId> {
+    fn identifier(&mut self, key: &str, text: &IdentifierText) -> Option<RouterId> {
         match text.as_str().parse::<Ipv4Addr>() {
             Ok(address) if !address.is_unspecified() => Some(address.into()),
             Ok(_) | Err(_) => {
@@ -168,7 +168,7 @@ impl Validator<'_> {
         }
     }
 
-    fn router_id(&mut self, text: Option<&Address>, node: &NodeConfig) -> Option<RouterId> {
+    fn router_id(&mut self, text: Option<&IdentifierText>, node: &NodeConfig) -> Option<RouterId> {
         if let Some(text) = text {
             return self.identifier("bgp.router_id", text);
         }
