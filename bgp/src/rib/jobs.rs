@@ -9,7 +9,7 @@ use super::{
     attributes::has,
     chunked::NONE,
     import::mark_long_lived,
-    next_hops::NextHopId,
+    next_hops::Stamp,
     table::{is, mark},
 };
 use crate::{family::Prefix, id::PeerId};
@@ -39,8 +39,8 @@ pub(super) enum JobKind {
     EndRefresh(PeerId),
     /// Ask the import policy of a peer again.
     Reimport(PeerId),
-    /// Decide again what leads to a next hop.
-    NextHop(NextHopId),
+    /// Decide again what leads to next hops about which something was found out then or later.
+    NextHops(Stamp),
     /// Decide everything again.
     Redecide,
     /// Look again what is told of everything.
@@ -57,7 +57,7 @@ impl JobKind {
             | Self::BeginRefresh(peer)
             | Self::EndRefresh(peer)
             | Self::Reimport(peer) => Some(peer),
-            Self::NextHop(_) | Self::Redecide | Self::Reexport => None,
+            Self::NextHops(_) | Self::Redecide | Self::Reexport => None,
         }
     }
 }
@@ -65,10 +65,6 @@ impl JobKind {
 impl Job {
     pub(super) const fn new(kind: JobKind) -> Self {
         Self { kind, next: 0 }
-    }
-
-    pub(super) const fn next_hop(id: NextHopId) -> Self {
-        Self::new(JobKind::NextHop(id))
     }
 }
 
@@ -88,6 +84,14 @@ impl<P: Prefix> FamilyTable<P> {
     pub(super) fn add_job(&mut self, job: Job) {
         if !self.jobs.iter().skip(1).any(|waiting| waiting.kind == job.kind) {
             self.jobs.push_back(job);
+        }
+    }
+
+    /// Has what leads to a next hop decided again. One walk is enough for all news until it begins.
+    pub(super) fn follow_next_hops(&mut self, stamp: Stamp) {
+        let covers = |job: &Job| job.next == 0 && matches!(job.kind, JobKind::NextHops(_));
+        if !self.jobs.iter().any(covers) {
+            self.jobs.push_back(Job::new(JobKind::NextHops(stamp)));
         }
     }
 
@@ -125,7 +129,7 @@ impl<P: Prefix> FamilyTable<P> {
             JobKind::SweepStale(peer) | JobKind::MarkLongLived(peer) | JobKind::EndRefresh(peer) => {
                 counts(peer).stale == 0
             }
-            JobKind::NextHop(_) | JobKind::Redecide | JobKind::Reexport => false,
+            JobKind::NextHops(_) | JobKind::Redecide | JobKind::Reexport => false,
         }
     }
 
@@ -173,9 +177,9 @@ impl<P: Prefix> FamilyTable<P> {
             JobKind::EndRefresh(_) if path.is(is::AWAITS_REFRESH) => Step::Remove,
             JobKind::BeginRefresh(_) => Step::SetAwaitsRefresh,
             JobKind::Reimport(_) => Step::Reimport,
-            JobKind::NextHop(id) => {
-                let leads_there = path.imported.attributes().is_some_and(|set| core.sets.next_hop(set) == id);
-                if leads_there { Step::Decide } else { Step::Keep }
+            JobKind::NextHops(stamp) => {
+                let is_news = |set| core.next_hops.is_resolved_since(core.sets.next_hop(set), stamp);
+                if path.imported.attributes().is_some_and(is_news) { Step::Decide } else { Step::Keep }
             }
             JobKind::Redecide | JobKind::Reexport => Step::Decide,
             JobKind::SweepStale(_) | JobKind::MarkLongLived(_) | JobKind::EndRefresh(_) => Step::Keep,

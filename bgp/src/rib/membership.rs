@@ -33,6 +33,12 @@ impl Rib {
         self.tables.ipv6.flush();
     }
 
+    /// Is there anything that [`Self::flush_exports`] would let be packed?
+    #[must_use]
+    pub fn wants_flush(&self) -> bool {
+        self.tables.ipv4.wants_flush() || self.tables.ipv6.wants_flush()
+    }
+
     /// Appends the next messages for a peer, until `out` is `max_octets` long or there are none. One message, or what one
     /// slice of a walk gives, may go beyond. True when there is more.
     pub fn poll_export(&mut self, peer: PeerId, out: &mut Vec<u8>, max_octets: usize) -> bool {
@@ -88,6 +94,10 @@ impl<P: Prefix> FamilyTable<P> {
     pub(super) fn group_of(&self, core: &Core, peer: PeerId) -> Option<&Group<P>> {
         let number = (*core.peers.get(peer)?.group.get(P::FAMILY))?;
         self.groups.get(number)?.as_ref()
+    }
+
+    fn wants_flush(&self) -> bool {
+        self.groups.iter().flatten().any(|group| !group.pending.is_empty() && !group.flush)
     }
 
     fn has_exports(&self, core: &Core, peer: PeerId) -> bool {

@@ -319,11 +319,11 @@ impl Rib {
 
     /// Records what was found out about a next hop. Paths through it are decided again.
     pub fn set_next_hop(&mut self, next_hop: crate::NextHop, scope: Scope, resolution: Resolution) {
-        let Some(id) = self.core.next_hops.resolve(next_hop, scope, resolution) else {
+        let Some(stamp) = self.core.next_hops.resolve(next_hop, scope, resolution) else {
             return;
         };
-        self.tables.ipv4.add_job(Job::next_hop(id));
-        self.tables.ipv6.add_job(Job::next_hop(id));
+        self.tables.ipv4.follow_next_hops(stamp);
+        self.tables.ipv6.follow_next_hops(stamp);
     }
 
     /// While deferred, nothing of the family is selected, forwarded or advertised: this speaker has just restarted and

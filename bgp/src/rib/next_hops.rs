@@ -60,9 +60,26 @@ pub struct TrackedNextHop {
     pub references: u32,
 }
 
+/// When something was found out about a next hop. Goes round after four thousand million times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stamp(u32);
+
+impl Stamp {
+    const fn is_before(self, other: Self) -> bool {
+        (other.0.wrapping_sub(self.0) as i32) > 0
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    tracked: TrackedNextHop,
+    resolved: Stamp,
+}
+
 #[derive(Debug)]
 pub(super) struct NextHops {
-    entries: Chunked<TrackedNextHop>,
+    entries: Chunked<Entry>,
+    stamp: Stamp,
     free: Vec<u32>,
     index: HashTable<u32>,
     hasher: FixedState,
@@ -76,6 +93,7 @@ impl NextHops {
     pub(super) fn new(seed: u64, tracking: bool) -> Self {
         Self {
             entries: Chunked::default(),
+            stamp: Stamp::default(),
             free: Vec::new(),
             index: HashTable::new(),
             hasher: FixedState::with_seed(seed),
@@ -89,7 +107,8 @@ impl NextHops {
         if let Some(id) = self.find(next_hop, scope) {
             return id;
         }
-        let entry = TrackedNextHop { next_hop, scope, resolution: Resolution::Unknown, references: 0 };
+        let tracked = TrackedNextHop { next_hop, scope, resolution: Resolution::Unknown, references: 0 };
+        let entry = Entry { tracked, resolved: self.stamp };
         let at = match self.free.pop() {
             Some(at) => {
                 *self.entries.at_mut(at) = entry;
@@ -98,7 +117,7 @@ impl NextHops {
             None => self.entries.push(entry),
         };
         let Self { index, entries, hasher, .. } = self;
-        let hash = |at: &u32| hasher.hash_one((entries.at(*at).next_hop, entries.at(*at).scope));
+        let hash = |at: &u32| hasher.hash_one((entries.at(*at).tracked.next_hop, entries.at(*at).tracked.scope));
         index.insert_unique(hash(&at), at, hash);
         self.version += 1;
         NextHopId(at)
@@ -106,7 +125,7 @@ impl NextHops {
 
     pub(super) fn find(&self, next_hop: NextHop, scope: Scope) -> Option<NextHopId> {
         let equal = |at: &u32| {
-            let entry = self.entries.at(*at);
+            let entry = &self.entries.at(*at).tracked;
             entry.next_hop == next_hop && entry.scope == scope
         };
         self.index.find(self.hasher.hash_one((next_hop, scope)), equal).copied().map(NextHopId)
@@ -114,7 +133,7 @@ impl NextHops {
 
     pub(super) fn hold(&mut self, id: NextHopId) {
         if id.is_address() {
-            self.entries.at_mut(id.0).references += 1;
+            self.entries.at_mut(id.0).tracked.references += 1;
         }
     }
 
@@ -122,7 +141,7 @@ impl NextHops {
         if !id.is_address() {
             return;
         }
-        let entry = self.entries.at_mut(id.0);
+        let entry = &mut self.entries.at_mut(id.0).tracked;
         entry.references -= 1;
         if entry.references > 0 {
             return;
@@ -137,7 +156,7 @@ impl NextHops {
 
     /// The next hop and its scope; `None` for ourselves and for nowhere.
     pub(super) fn get(&self, id: NextHopId) -> Option<(NextHop, Scope)> {
-        self.entries.get(id.0).map(|entry| (entry.next_hop, entry.scope))
+        self.entries.get(id.0).map(|entry| (entry.tracked.next_hop, entry.tracked.scope))
     }
 
     /// The metric of the way there; `None` while no way is known.
@@ -145,24 +164,33 @@ impl NextHops {
         if !id.is_address() || !self.tracking {
             return Some(0);
         }
-        match self.entries.at(id.0).resolution {
+        match self.entries.at(id.0).tracked.resolution {
             Resolution::Reachable { metric } => Some(metric),
             Resolution::Unknown | Resolution::Unreachable => None,
         }
     }
 
-    /// Records what the caller found out; the entry when that is news.
-    pub(super) fn resolve(&mut self, next_hop: NextHop, scope: Scope, resolution: Resolution) -> Option<NextHopId> {
+    /// Records what the caller found out; when it did, if that is news.
+    pub(super) fn resolve(&mut self, next_hop: NextHop, scope: Scope, resolution: Resolution) -> Option<Stamp> {
         let id = self.find(next_hop, scope)?;
         let entry = self.entries.at_mut(id.0);
-        let changed = entry.resolution != resolution;
-        entry.resolution = resolution;
-        (changed && self.tracking).then_some(id)
+        if entry.tracked.resolution == resolution {
+            return None;
+        }
+        self.stamp = Stamp(self.stamp.0.wrapping_add(1));
+        entry.tracked.resolution = resolution;
+        entry.resolved = self.stamp;
+        self.tracking.then_some(self.stamp)
+    }
+
+    /// Was something found out about it then or later?
+    pub(super) fn is_resolved_since(&self, id: NextHopId, stamp: Stamp) -> bool {
+        self.entries.get(id.0).is_some_and(|entry| !entry.resolved.is_before(stamp))
     }
 
     /// All that are in use, by order of appearance.
     pub(super) fn tracked(&self) -> impl Iterator<Item = TrackedNextHop> {
-        (0..self.entries.len()).map(|at| *self.entries.at(at)).filter(|entry| entry.references > 0)
+        (0..self.entries.len()).map(|at| self.entries.at(at).tracked).filter(|entry| entry.references > 0)
     }
 
     pub(super) const fn version(&self) -> u64 {

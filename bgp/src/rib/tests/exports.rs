@@ -67,9 +67,11 @@ fn a_prefix_that_changes_many_times_is_sent_once() {
     for length in (1..17).rev() {
         lab.announce(0, v4(PREFIX), &path(&vec![64_600; length]));
         lab.decide();
+        assert!(lab.rib.wants_flush());
     }
     assert_eq!(lab.peers[1].messages, before);
     lab.settle();
+    assert!(!lab.rib.wants_flush());
     assert_eq!(lab.peers[1].messages, before + 1);
     assert_eq!(lab.peers[1].attributes_of(PREFIX).map(path_text).as_deref(), Some("65000 64600"));
 }

@@ -159,6 +159,26 @@ fn a_missing_med_is_best_or_worst() {
 }
 
 #[test]
+fn news_of_many_next_hops_is_one_walk() {
+    let mut lab = Lab::with(RibConfig::new(OWN_AS, OWN_ID, 1), peers());
+    (0..5).for_each(|number| lab.session_up(number));
+    for via in 0..100 {
+        let prefix = crate::family::V4::from_wire(24, &[10, 0, via]).expect("a prefix");
+        lab.announce_via(0, prefix, PathId(0), &path(&[64_600]), next_hop(u16::from(via)));
+    }
+    lab.settle();
+    for via in 0..100 {
+        lab.rib.set_next_hop(next_hop(via), Scope::default(), Resolution::Reachable { metric: 1 });
+        assert_eq!(lab.rib.tables.ipv4.jobs.len(), 1);
+    }
+    lab.rib.run(50);
+    // Half of the table was walked when this comes.
+    lab.rib.set_next_hop(next_hop(1), Scope::default(), Resolution::Unreachable);
+    lab.settle();
+    assert_eq!(lab.fib.len(), 99);
+}
+
+#[test]
 fn a_path_without_a_way_to_its_next_hop_waits() {
     let mut lab = Lab::with(RibConfig::new(OWN_AS, OWN_ID, 1), peers());
     (0..5).for_each(|number| lab.session_up(number));
