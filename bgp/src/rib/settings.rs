@@ -49,7 +49,11 @@ impl Rib {
     /// A session is up. `own` is what we say for each family when we are the next hop.
     pub fn peer_up(&mut self, id: PeerId, negotiated: &Negotiated, own: PerFamily<Option<NextHop>>) {
         for family in Family::ALL {
-            with_table!(self.tables, family, table => table.finish_jobs_of(&mut self.core, id));
+            with_table!(self.tables, family, table => {
+                // A member of before would not hear what a new session has to hear.
+                table.leave(&mut self.core, id);
+                table.finish_jobs_of(&mut self.core, id);
+            });
         }
         let Some(peer) = self.core.peers.get_mut(id) else {
             return;

@@ -156,6 +156,16 @@ fn nothing_is_selected_or_said_while_selection_is_deferred() {
     assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast, Family::Ipv4Unicast]);
 }
 
+#[test]
+fn a_session_that_is_up_again_without_having_been_down_hears_everything() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.settle();
+    lab.session_up(1);
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), lab.peers[1].ends_of_rib.len()), (1, 2));
+}
+
 /// Announces `count` prefixes and says how it ended.
 fn flood(lab: &mut Lab, from: u8, count: u8) -> Result<bool, AnnounceError> {
     let attributes = path(&[64_600]).build();
