@@ -277,10 +277,10 @@ pub enum Termination {
 /// The last message.
 pub fn termination(out: &mut Vec<u8>, reason: Termination, remark: Option<&str>) {
     message(out, kind::TERMINATION, |out| {
+        tlv(out, 1, &(reason as u16).to_be_bytes());
         if let Some(remark) = remark {
             tlv(out, 0, remark.as_bytes());
         }
-        tlv(out, 1, &(reason as u16).to_be_bytes());
     });
 }
 

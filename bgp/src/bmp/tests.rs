@@ -115,7 +115,7 @@ fn the_stream_begins_and_ends_with_words() {
     );
     assert_eq!(
         made(|out| termination(out, Termination::OutOfResources, Some("slow"))),
-        [&[3, 0, 0, 0, 20, 5, 0, 0, 0, 4][..], b"slow", &[0, 1, 0, 2, 0, 2]].concat()
+        [&[3, 0, 0, 0, 20, 5, 0, 1, 0, 2, 0, 2, 0, 0, 0, 4][..], b"slow"].concat()
     );
 }
 
