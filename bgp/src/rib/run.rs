@@ -19,6 +19,9 @@ impl Rib {
         let mut left = budget;
         self.tables.ipv4.run(&mut self.core, &mut left);
         self.tables.ipv6.run(&mut self.core, &mut left);
+        // Last: destinations that cannot be freed yet cost steps, and must not keep the other family from being decided.
+        self.tables.ipv4.reap(&mut left);
+        self.tables.ipv6.reap(&mut left);
         self.drop_leaving();
         !self.is_idle()
     }
@@ -29,7 +32,6 @@ impl<P: Prefix> FamilyTable<P> {
         while *left > 0 && self.run_job(core, left) {}
         self.decide_dirty(core, left);
         self.dismantle(core, left);
-        self.reap(left);
     }
 
     pub(super) fn is_idle(&self) -> bool {
