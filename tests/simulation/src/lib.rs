@@ -19,6 +19,7 @@
 #![cfg(test)]
 #![forbid(unsafe_code)]
 
+mod bgp;
 mod clock;
 mod clusters;
 mod connections;
