@@ -19,6 +19,11 @@ const ZEBRA_SOCKET: &str = "/run/frr/zserv.api";
 impl Blueprint {
     /// FRR with the configuration of bgpd; zebra has none.
     pub fn frr(name: &str, bgpd: &str) -> Self {
+        Self::frr_with(name, bgpd, "")
+    }
+
+    /// The same with options of bgpd: `-n` keeps its routes out of the kernel.
+    pub fn frr_with(name: &str, bgpd: &str, options: &str) -> Self {
         let router = Self::new(Kind::Frr, name)
             .run("install -d -o frr -g frr -m 775 /run/frr")
             // Named, so that vtysh does not say that there is none.
@@ -26,7 +31,7 @@ impl Blueprint {
             .file("/etc/frr/zebra.conf", "")
             .file("/etc/frr/bgpd.conf", bgpd)
             .daemon("zebra", &format!("{DAEMONS}/zebra -f /etc/frr/zebra.conf --log stdout --log-level info"));
-        router.frr_daemon("bgpd", "")
+        router.frr_daemon("bgpd", options)
     }
 
     /// Gives zebra a configuration, for instance for router advertisements.

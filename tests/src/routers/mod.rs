@@ -15,6 +15,7 @@ mod bird;
 mod exabgp;
 mod frr;
 mod gobgp;
+mod meshd;
 mod path;
 
 use std::{
@@ -53,6 +54,8 @@ pub enum Kind {
     GoBgp,
     /// ExaBGP, which sends and receives but chooses nothing.
     ExaBgp,
+    /// Ours.
+    Meshd,
     /// No router: a place for the test's own sockets and packets.
     Plain,
 }
@@ -72,6 +75,13 @@ pub struct Blueprint {
 impl Blueprint {
     fn new(kind: Kind, name: &str) -> Self {
         Self { kind, name: name.to_owned(), files: Vec::new(), daemons: Vec::new(), exec: Vec::new() }
+    }
+
+    /// `meshd run` with its configuration.
+    pub fn meshd(name: &str, configuration: &str) -> Self {
+        Self::new(Kind::Meshd, name)
+            .file("/etc/meshd/meshd.yaml", configuration)
+            .daemon("meshd", "meshd run --config /etc/meshd/meshd.yaml")
     }
 
     /// A namespace with nothing in it.
@@ -196,6 +206,11 @@ pub struct Router {
 }
 
 impl Router {
+    /// A router that some other lab has started.
+    pub fn of(kind: Kind, node: Node) -> Self {
+        Self { kind, node }
+    }
+
     /// Its node in the lab, for everything that is not about BGP.
     pub fn node(&self) -> &Node {
         &self.node
@@ -213,6 +228,7 @@ impl Router {
             Kind::Frr => frr::established(&self.node),
             Kind::GoBgp => gobgp::established(&self.node),
             Kind::ExaBgp => exabgp::established(&self.node),
+            Kind::Meshd => meshd::established(&self.node),
             Kind::Plain => Ok(BTreeSet::new()),
         }
     }
@@ -224,6 +240,7 @@ impl Router {
             Kind::Frr => frr::paths(&self.node)?,
             Kind::GoBgp => gobgp::paths(&self.node)?,
             Kind::ExaBgp => exabgp::paths(&self.node)?,
+            Kind::Meshd => meshd::paths(&self.node)?,
             Kind::Plain => Vec::new(),
         };
         paths.sort_by(|a, b| (a.prefix, &a.from, a.path_id).cmp(&(b.prefix, &b.from, b.path_id)));
@@ -293,6 +310,7 @@ impl Router {
             Kind::Frr => frr::complains,
             Kind::GoBgp => gobgp::complains,
             Kind::ExaBgp => exabgp::complains,
+            Kind::Meshd => meshd::complains,
             Kind::Plain => |_| false,
         };
         Ok(self.log()?.lines().filter(|line| complains(line)).map(str::to_owned).collect())
@@ -325,6 +343,7 @@ impl Router {
             Kind::Bird => "bird",
             Kind::GoBgp => "gobgpd",
             Kind::ExaBgp => "exabgp",
+            Kind::Meshd => "meshd",
             Kind::Plain => "none",
         }
     }

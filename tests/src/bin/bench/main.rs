@@ -3,9 +3,11 @@
 //! Each benchmark prints its figures side by side and writes `target/bench/NAME.json`. Rounds of ours and of the peers are
 //! interleaved, so that a busy moment of the machine hits all of them; what counts is the median.
 
+mod bgp;
 mod mesh;
 mod report;
 mod routes;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 type Benchmark = fn() -> anyhow::Result<report::Report>;
 
 /// Name and body of every benchmark.
-const ALL: [(&str, Benchmark); 2] = [("routes", routes::run), ("mesh", mesh::run)];
+const ALL: [(&str, Benchmark); 3] = [("routes", routes::run), ("mesh", mesh::run), ("bgp", bgp::run)];
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();

@@ -113,7 +113,7 @@ impl std::fmt::Display for Figure {
             write!(f, "   bare loop {limit:>9.0} (x{:.2})", self.ours / limit)?;
         }
         for (peer, value) in &self.peers {
-            write!(f, "   {peer} {value:>9.0} (x{:.2})", self.ours / value)?;
+            write!(f, "   {peer} {value:>9.decimals$} (x{:.2})", self.ours / value)?;
         }
         if self.target == NO_TARGET {
             return write!(f, "   no target");

@@ -8,7 +8,6 @@ mod generate;
 mod idle;
 mod latency;
 mod node;
-mod usage;
 
 use std::{process::Command, thread, time::Duration};
 

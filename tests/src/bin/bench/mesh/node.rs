@@ -14,10 +14,9 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use super::{
-    generate::{CLUSTERS, cluster_name},
-    usage::Usage,
-};
+use crate::usage::Usage;
+
+use super::generate::{CLUSTERS, cluster_name};
 
 /// How long a start may take before the benchmark gives up.
 const DEADLINE: Duration = Duration::from_secs(300);

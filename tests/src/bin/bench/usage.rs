@@ -10,15 +10,15 @@ use nix::{
 
 /// Processor time and memory of a process.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Usage {
-    pub(super) cpu_s: f64,
-    pub(super) peak_rss_mib: f64,
-    pub(super) rss_mib: f64,
+pub(crate) struct Usage {
+    pub(crate) cpu_s: f64,
+    pub(crate) peak_rss_mib: f64,
+    pub(crate) rss_mib: f64,
 }
 
 impl Usage {
     /// Of the process with this number.
-    pub(super) fn of(pid: u32) -> anyhow::Result<Self> {
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
         let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
         let cpu = Duration::from(clock_gettime(clock)?);
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;

@@ -1,0 +1,222 @@
+//! BGP daemons with tables of the Internet's shape: what receiving, choosing and re-advertising costs.
+//!
+//! Two network namespaces of a lab: the daemon in one, and in the other one a generator that is sender and sink in one process, with
+//! a codec of its own ([`wire`]). The generator connects to the daemon from one or many addresses behind one link, writes a
+//! prepared stream ([`stream`]), and counts behind another link what comes out. Times are walls from the first octet
+//! written; processor time and memory are those of the daemon's processes alone.
+//!
+//! Every daemon that is installed takes part, in turn, in every round. The whole takes about a quarter of an hour; the environment
+//! makes it shorter:
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `BGP_SCENARIOS` | names of scenarios, or their beginnings: `table-200000,churn` |
+//! | `BGP_DAEMONS` | `meshd,bird2` |
+//! | `BGP_ROUNDS` | rounds instead of three |
+//!
+//! GoBGP advertises each prefix by itself and takes minutes for a million, so there it is asked for 200,000 only, unless
+//! `BGP_DAEMONS` names it.
+
+mod daemon;
+mod ours;
+mod scenario;
+mod speaker;
+mod stream;
+mod wire;
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+
+use self::{
+    daemon::{ALL, Daemon},
+    scenario::{Figures, Scenario},
+};
+use crate::report::{Better, Figure, Machine, NO_TARGET, Report, median};
+
+const SCENARIOS: [Scenario; 7] = [
+    Scenario::Table { prefixes: 200_000 },
+    Scenario::Table { prefixes: 1_000_000 },
+    Scenario::Fib { prefixes: 200_000 },
+    Scenario::Overlap { peers: 16, prefixes: 50_000 },
+    Scenario::Peers { peers: 100, prefixes: 10_000 },
+    Scenario::Fanout { peers: 100, prefixes: 1_000 },
+    Scenario::Churn { per_s: 10_000, seconds: 30 },
+];
+const ROUNDS: usize = 3;
+/// Churn takes half a minute, however fast the daemon is.
+const CHURN_ROUNDS: usize = 1;
+/// More prefixes than this are too many for GoBGP.
+const GOBGP_MAX: usize = 200_000;
+/// The one that targets are ratios of.
+const REFERENCE: Daemon = Daemon::Bird;
+
+/// A target: scenario, figure, and the most it may be, as a multiple of the reference or as it is.
+struct Target {
+    scenario: &'static str,
+    figure: &'static str,
+    most: f64,
+    of_reference: bool,
+}
+
+const fn of_reference(scenario: &'static str, figure: &'static str, most: f64) -> Target {
+    Target { scenario, figure, most, of_reference: true }
+}
+
+const TARGETS: [Target; 9] = [
+    of_reference("table-200000", "CPU, s", 1.0),
+    of_reference("table-1000000", "CPU, s", 1.0),
+    of_reference("table-1000000", "peak RSS, MiB", 1.3),
+    of_reference("peers-100x10000", "CPU, s", 1.0),
+    of_reference("churn-10000x30s", "CPU, s", 1.0),
+    of_reference("fib-200000", "all at sink, s", 0.3),
+    of_reference("fib-200000", "FIB full, s", 0.6),
+    of_reference("fib-200000", "FIB empty, s", 0.9),
+    Target { scenario: "overlap-16x50000", figure: "exported per prefix", most: 1.5, of_reference: false },
+];
+
+/// The choices of whoever runs this.
+struct Choice {
+    scenarios: Vec<Scenario>,
+    daemons: Vec<Daemon>,
+    rounds: Option<usize>,
+    /// Whether the daemons were named.
+    named: bool,
+}
+
+impl Choice {
+    fn read() -> anyhow::Result<Self> {
+        let list = |name: &str| -> Vec<String> {
+            let value = std::env::var(name).unwrap_or_default();
+            value.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        };
+        let (scenarios, daemons) = (list("BGP_SCENARIOS"), list("BGP_DAEMONS"));
+        for wanted in &scenarios {
+            let known: Vec<String> = SCENARIOS.iter().map(|scenario| scenario.name()).collect();
+            ensure!(
+                known.iter().any(|name| name.starts_with(wanted)),
+                "no scenario {wanted}; there are {}",
+                known.join(", ")
+            );
+        }
+        for wanted in &daemons {
+            let known = ALL.map(Daemon::name);
+            ensure!(known.contains(&wanted.as_str()), "no daemon {wanted}; there are {}", known.join(", "));
+        }
+        let has = |list: &[String], name: &str| {
+            list.is_empty() || list.iter().any(|wanted| name.starts_with(wanted.as_str()))
+        };
+        Ok(Self {
+            scenarios: SCENARIOS.into_iter().filter(|scenario| has(&scenarios, &scenario.name())).collect(),
+            daemons: ALL.into_iter().filter(|daemon| has(&daemons, daemon.name())).collect(),
+            rounds: std::env::var("BGP_ROUNDS").ok().map(|rounds| rounds.parse()).transpose()?,
+            named: !daemons.is_empty(),
+        })
+    }
+
+    /// The daemons that take part in a scenario; says who does not and why.
+    fn daemons(&self, scenario: Scenario) -> Vec<Daemon> {
+        let takes_part = |daemon: &Daemon| {
+            let too_large = matches!(scenario, Scenario::Table { prefixes } if prefixes > GOBGP_MAX)
+                || matches!(scenario, Scenario::Peers { .. });
+            if !daemon.can(scenario.needs_fib()) {
+                println!("  {}: {} is left out: not installed, or not made for this", scenario.name(), daemon.name());
+                return false;
+            }
+            if *daemon == Daemon::GoBgp && too_large && !self.named {
+                println!("  {}: gobgp is left out: it takes minutes; BGP_DAEMONS=gobgp asks for it", scenario.name());
+                return false;
+            }
+            true
+        };
+        self.daemons.iter().copied().filter(takes_part).collect()
+    }
+}
+
+/// Runs of one daemon, by figure.
+type Runs = BTreeMap<&'static str, Vec<f64>>;
+
+/// Measures every scenario with every daemon.
+pub(crate) fn run() -> anyhow::Result<Report> {
+    let choice = Choice::read()?;
+    let machine = Machine::here();
+    let mut report = Report::default();
+    for &scenario in &choice.scenarios {
+        let daemons = choice.daemons(scenario);
+        let rounds = match scenario {
+            Scenario::Churn { .. } => choice.rounds.unwrap_or(CHURN_ROUNDS),
+            _ => choice.rounds.unwrap_or(ROUNDS),
+        };
+        let mut runs: BTreeMap<&'static str, Runs> = BTreeMap::new();
+        for round in 1..=rounds {
+            for &daemon in &daemons {
+                print!("  {} round {round} of {rounds}: {:<6}", scenario.name(), daemon.name());
+                std::io::stdout().flush()?;
+                let begin = Instant::now();
+                let figures = scenario.measure(daemon)?;
+                println!("{}", line(&figures, begin.elapsed()));
+                let of_daemon = runs.entry(daemon.name()).or_default();
+                for (figure, value) in figures {
+                    of_daemon.entry(figure).or_default().push(value);
+                }
+            }
+        }
+        report.0.extend(figures(scenario, &runs, &machine));
+    }
+    Ok(report)
+}
+
+fn line(figures: &Figures, took: Duration) -> String {
+    let words: Vec<String> = figures
+        .iter()
+        .map(|(name, value)| {
+            let (what, unit) = split(name);
+            let decimals = if *value < 100.0 { 2 } else { 0 };
+            format!("{what} {value:.decimals$}{}{unit}", if unit.is_empty() { "" } else { " " })
+        })
+        .collect();
+    format!(" {} ({:.0} s in all)", words.join(", "), took.as_secs_f64())
+}
+
+/// `CPU, s` as what and unit.
+fn split(figure: &'static str) -> (&'static str, &'static str) {
+    figure.split_once(", ").unwrap_or((figure, ""))
+}
+
+/// Ours beside the others; nothing without ours.
+fn figures(scenario: Scenario, runs: &BTreeMap<&'static str, Runs>, machine: &Machine) -> Vec<Figure> {
+    let Some(ours) = runs.get(Daemon::Meshd.name()) else { return Vec::new() };
+    let others = || runs.iter().filter(|(daemon, _)| **daemon != Daemon::Meshd.name());
+    let figure = |(name, values): (&&'static str, &Vec<f64>)| {
+        let peers: BTreeMap<&'static str, f64> =
+            others().filter_map(|(daemon, runs)| Some((*daemon, median(runs.get(name)?)))).collect();
+        let (what, unit) = split(name);
+        let value = median(values);
+        let target = TARGETS.iter().find(|target| target.scenario == scenario.name() && target.figure == *name);
+        let (words, met) = match target {
+            Some(Target { most, of_reference: true, .. }) => {
+                let reference = peers.get(REFERENCE.name()).copied();
+                (format!("at most {most} of {}", REFERENCE.name()), reference.is_some_and(|peer| value <= most * peer))
+            }
+            Some(Target { most, .. }) => (format!("at most {most}"), value <= *most),
+            None => (NO_TARGET.to_owned(), true),
+        };
+        Figure {
+            name: format!("{}, {what}", scenario.name()),
+            unit,
+            better: Better::Lower,
+            ours: value,
+            runs: values.clone(),
+            peers,
+            limit: None,
+            target: words,
+            met,
+            machine: machine.clone(),
+        }
+    };
+    ours.iter().map(figure).collect()
+}
