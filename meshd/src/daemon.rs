@@ -14,12 +14,13 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bgp::{PerFamily, session::LocalRestart};
 use jiff::Timestamp;
 use meshd_core::{
     clustermesh::export::{OwnState, Workload},
     derive::{LocalNode, RouteDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
-    observed::{Labels, NodeAddress, NodeAddressKind, NodeRow},
+    observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow},
     plan::PlannerOptions,
 };
 use tokio::{
@@ -35,7 +36,7 @@ use crate::{
         server::{self, Api, Drain},
         view::DrainView,
     },
-    config::{self, Config, ConfigSource, host},
+    config::{self, Config, ConfigSource, host, model::bgp::BgpConfig},
     kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
     lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
@@ -48,6 +49,7 @@ use crate::{
         etcd::{self, EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
+    speaker::{self, SpeakerHandle, Surroundings, boot, settings::Settings},
     state::{State, StateError},
     store::own::OwnStore,
 };
@@ -131,6 +133,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("peers", peers::run(peer_sources_rx, remembered_clusters.clone(), peer_set));
     let _netlink = NetlinkSource::start(Netns::current(), changes.clone(), problems.clone())
         .context("failed to follow links, addresses and routes")?;
+    let bgp_changes = changes.clone();
     let etcd = EtcdSource {
         own: own_cluster(&config, &local),
         own_store: own_store.address(),
@@ -141,9 +144,10 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         timers: Default::default(),
     };
     tasks.spawn("etcd", etcd.run(stop.clone()));
+    let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::default()));
+    let speaker = start_speaker(&config, &local, bgp_changes, snapshots_rx.clone(), &problems, &mut tasks, &stop)?;
 
     // ② derive
-    let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::default()));
     let (clusters, clusters_rx) = watch::channel(BTreeSet::new());
     let (names, names_rx) = watch::channel(BTreeMap::new());
     let names_task =
@@ -156,7 +160,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         changes: changes_rx,
         clusters: clusters_rx,
         snapshots,
-        has_speaker: false,
+        has_speaker: speaker.is_some(),
         deriver,
     };
     tasks.spawn("pipeline", pipeline.run());
@@ -194,6 +198,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         problems: problems.clone(),
         ready: settled.clone(),
         own_store: own_store.clone(),
+        speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
         drain: drain(routes_handle.clone(), export_handle),
         started,
     };
@@ -203,6 +208,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("api", server::serve(listener, api));
 
     let live = Live {
+        speaker,
         config,
         source,
         local,
@@ -231,6 +237,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 
 /// What the main loop needs to reload the configuration and to tell that the daemon lives.
 struct Live {
+    speaker: Option<RunningSpeaker>,
     config: Config,
     source: ConfigSource,
     local: Arc<LocalNode>,
@@ -292,6 +299,12 @@ impl Live {
             }
         };
         self.own_store.reload(&new, &self.problems);
+        if let (Some(speaker), Some(bgp)) = (&self.speaker, &new.bgp) {
+            match speaker_settings(bgp, &self.local, &self.problems) {
+                Ok(settings) => drop(speaker.settings.send_replace(settings)),
+                Err(error) => self.problems.set("bgp", error.to_string()),
+            }
+        }
         self.peer_sources.send_replace(PeerSources::from(&new));
         let unchanged = self.config.clone();
         // The cluster's name, id and size are those that this process allocated identities and read remote clusters with: a
@@ -303,14 +316,62 @@ impl Live {
             peers_dir: unchanged.peers_dir,
             peers_defaults: unchanged.peers_defaults,
             workloads: unchanged.workloads,
+            bgp: match (unchanged.bgp, &new.bgp) {
+                (Some(known), Some(_)) => Some(known),
+                (None, Some(new)) => Some(new.clone()),
+                (_, None) => None,
+            },
             warnings: unchanged.warnings,
             ..new
         };
         let waits = rest != self.config;
-        let message = "a change outside `peers` and `workloads` takes effect at the next restart";
+        let message = "a change outside `peers`, `workloads` and `bgp` takes effect at the next restart";
         self.problems.report("config", waits.then(|| message.to_owned()));
         info!("configuration reloaded");
     }
+}
+
+/// A speaker that runs.
+struct RunningSpeaker {
+    settings: watch::Sender<Settings>,
+    handle: SpeakerHandle,
+}
+
+/// Starts the BGP speaker, if there is to be one.
+fn start_speaker(
+    config: &Config,
+    local: &LocalNode,
+    changes: mpsc::Sender<Change>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    problems: &Problems,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<RunningSpeaker>> {
+    let Some(bgp) = &config.bgp else { return Ok(None) };
+    let restarted = boot::has_run(&config.state_dir).context("failed to remember that BGP is spoken")?;
+    let kept = PerFamily { ipv4: restarted, ipv6: restarted };
+    let (settings, settings_rx) = watch::channel(speaker_settings(bgp, local, problems)?);
+    let around = Surroundings {
+        settings: settings_rx,
+        changes,
+        snapshots,
+        problems: problems.clone(),
+        restart: LocalRestart { restarted, forwarding_kept: kept },
+    };
+    let (handle, ended) = speaker::start(around, stop.clone()).context("failed to start the BGP speaker")?;
+    tasks.spawn("bgp", async move {
+        // The end of the thread, whatever ended it, is the end of the task.
+        let _ended = ended.await;
+    });
+    Ok(Some(RunningSpeaker { settings, handle }))
+}
+
+/// What the speaker is told; peers that had to be kept down become a problem.
+fn speaker_settings(bgp: &BgpConfig, local: &LocalNode, problems: &Problems) -> anyhow::Result<Settings> {
+    let (settings, refused) = speaker::convert::settings(bgp, local)?;
+    let lines: Vec<String> = refused.iter().map(|it| format!("{}: {}", it.peer, it.reason)).collect();
+    problems.report("bgp/config", (!lines.is_empty()).then(|| lines.join("; ")));
+    Ok(settings)
 }
 
 fn local_node(config: &Config) -> anyhow::Result<LocalNode> {

@@ -1,8 +1,8 @@
 //! meshd joins clusters into one natively routed network.
 //!
 //! The rooms follow the flow: [`config`] says who we are, [`sources`] bring observed rows, [`pipeline`] turns them into
-//! desired rows, [`reconcilers`] make the targets hold them with the hands in [`kernel`] and [`store`]. [`speaker`] carries
-//! what crate `bgp` decides. [`api`] and [`cli`] let people see all of it; [`lifecycle`] starts and stops it.
+//! desired rows, [`reconcilers`] make the targets hold them with the hands in [`kernel`] and [`store`]. [`api`] and
+//! [`cli`] let people see all of it; [`lifecycle`] starts and stops it.
 
 pub mod api;
 pub mod cli;

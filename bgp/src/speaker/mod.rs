@@ -242,10 +242,9 @@ impl Speaker {
     /// once; call it again after a look at the connections. `idle` says that no connection has anything to read.
     pub fn work(&mut self, now: Moment, budget: usize, idle: bool) -> bool {
         self.release(now);
-        let had_input = std::mem::take(&mut self.has_input);
-        let had_work = had_input || !self.rib.is_idle();
+        self.has_input = false;
         let more = self.rib.run(budget);
-        if had_work {
+        if self.rib.wants_flush() {
             self.waiting_since.get_or_insert(now);
         }
         if let Some(since) = self.waiting_since

@@ -29,12 +29,15 @@ use tokio::{net::UnixListener, sync::watch};
 
 use super::{
     answers, metrics,
-    view::{ClusterView, DrainView, ErrorView, Health, OwnNodeView, ProblemView, RouteCountsView, StatusView},
+    view::{
+        BgpCountsView, ClusterView, DrainView, ErrorView, Health, OwnNodeView, ProblemView, RouteCountsView, StatusView,
+    },
 };
 use crate::{
     lifecycle::Problems,
     pipeline::Snapshot,
     reconcilers::routes::{Ended, RoutesHandle},
+    speaker::SpeakerHandle,
     store::own::OwnStore,
 };
 
@@ -60,6 +63,8 @@ pub struct Api {
     pub ready: watch::Receiver<bool>,
     /// Where the own cluster publishes itself.
     pub own_store: Arc<OwnStore>,
+    /// The BGP speaker, where one runs.
+    pub speaker: Option<SpeakerHandle>,
     /// `POST /v1/drain`
     pub drain: Drain,
     /// When the daemon started.
@@ -185,7 +190,19 @@ impl Api {
                 installed: counts.installed as u64,
                 errors: counts.errors as u64,
             },
-            bgp: Default::default(),
+            bgp: match &self.speaker {
+                Some(speaker) => {
+                    let of = speaker.counts().await.unwrap_or_default();
+                    BgpCountsView {
+                        peers: of.peers as u64,
+                        established: of.established as u64,
+                        received: of.received,
+                        accepted: of.accepted,
+                        installed: counts.learned_installed as u64,
+                    }
+                }
+                None => BgpCountsView::default(),
+            },
             datapath: Default::default(),
             store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

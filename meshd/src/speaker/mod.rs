@@ -1,8 +1,253 @@
-//! Hands and ears of the BGP speaker: sockets, threads and files around the decisions of crate `bgp`.
+//! The BGP speaker at work: sockets and time for [`bgp::speaker`].
 //!
-//! [`bfd`] watches paths from a thread of its own. [`bmp`] feeds monitoring stations and [`mrt`] writes files, both without
-//! ever making the speaker wait.
+//! ```text
+//!  peers ◄─ TCP ─► connections ─┐                          ┌─► routes ──► pipeline (as a source)
+//!  listeners ───────────────────┼─► bgp::speaker::Speaker ─┤
+//!  pipeline: next hops, links ──┤   (one thread owns it)   └─► answers to the API
+//!  BFD thread ──────────────────┘
+//! ```
+//!
+//! Everything of BGP lives in one thread with a runtime of its own, so nothing there is shared and nothing is copied
+//! between threads: a reading from a socket goes through decoder, session and tables in one call. The work on the tables
+//! is done in slices ([`WORK_SLICE`]), between which every connection gets its turn. BFD has another thread, because its
+//! packets must leave in time whatever the tables do.
+//!
+//! As a source, the speaker hands best paths to the pipeline when that has room ([`fib`]); as a reader of snapshots it
+//! learns how next hops are reached. Nothing here writes to the kernel. [`bmp`] feeds monitoring stations and [`mrt`] writes
+//! files, both without ever making the speaker wait.
+//!
+//! What is ugly: tasks of the thread share their state through a `RefCell`. They are one owner in several places; a
+//! borrow that is held across an await would be a panic, which the tests with many peers would meet.
 
 pub mod bfd;
 pub mod bmp;
+pub mod boot;
+mod configure;
+mod connection;
+pub mod convert;
+mod core;
+mod discovery;
+mod fib;
+mod host;
+mod listen;
 pub mod mrt;
+mod paths;
+pub mod settings;
+pub mod transport;
+pub mod unnumbered;
+
+use std::{cell::RefCell, io, rc::Rc, sync::Arc, thread, time::Duration};
+
+use bgp::{
+    session::{LocalRestart, SELECTION_DEFERRAL},
+    speaker::Speaker,
+};
+use meshd_core::observed::Change;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{LocalSet, spawn_local, yield_now},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    core::{Core, Shared},
+    discovery::Discovery,
+    listen::Listeners,
+    settings::Settings,
+};
+use crate::{lifecycle::Problems, pipeline::Snapshot};
+
+/// Destinations worked on before connections get their turn.
+const WORK_SLICE: usize = 4_096;
+/// Questions that may wait.
+const QUESTIONS_MAX: usize = 64;
+
+/// What runs on the speaker's thread on behalf of somebody else.
+type Question = Box<dyn FnOnce(&Shared) + Send>;
+
+/// Asks the speaker.
+#[derive(Debug, Clone)]
+pub struct SpeakerHandle(mpsc::Sender<QuestionBox>);
+
+struct QuestionBox(Question);
+
+impl std::fmt::Debug for QuestionBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a question")
+    }
+}
+
+/// Counts for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpeakerCounts {
+    /// Peers that are configured or have come by themselves.
+    pub peers: usize,
+    /// Of these, with an established session.
+    pub established: usize,
+    /// Paths that peers sent.
+    pub received: u64,
+    /// Of these, accepted by policy.
+    pub accepted: u64,
+}
+
+/// The speaker has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the BGP speaker has ended")]
+pub struct Ended;
+
+impl SpeakerHandle {
+    /// Counts for `status`.
+    ///
+    /// # Errors
+    /// [`Ended`] when the daemon is stopping.
+    pub async fn counts(&self) -> Result<SpeakerCounts, Ended> {
+        self.ask(|core| core.borrow().counts()).await
+    }
+
+    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Shared) -> T + Send + 'static) -> Result<T, Ended> {
+        let (tx, rx) = oneshot::channel();
+        let question: Question = Box::new(move |core| drop(tx.send(question(core))));
+        self.0.send(QuestionBox(question)).await.map_err(|_| Ended)?;
+        rx.await.map_err(|_| Ended)
+    }
+}
+
+/// What the speaker is connected to.
+pub struct Surroundings {
+    /// What it is told to be; a new version takes effect at once.
+    pub settings: watch::Receiver<Settings>,
+    /// Where its rows go.
+    pub changes: mpsc::Sender<Change>,
+    /// Next hops, links and addresses.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Where its problems are shown.
+    pub problems: Problems,
+    /// This node has run before: what the kernel forwards is still there.
+    pub restart: LocalRestart,
+}
+
+/// Starts the thread. It ends, without a word to the peers, when `stop` is cancelled; the receiver then resolves.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(SpeakerHandle, oneshot::Receiver<()>)> {
+    let (tx, questions) = mpsc::channel(QUESTIONS_MAX);
+    let (ended, has_ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("bgp".to_owned()).spawn(move || {
+        let local = LocalSet::new();
+        local.block_on(&runtime, run(around, questions, stop));
+        drop(local);
+        // Nobody waits for the end when the daemon is gone already.
+        let _told = ended.send(());
+    })?;
+    Ok((SpeakerHandle(tx), has_ended))
+}
+
+async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox>, stop: CancellationToken) {
+    let settings = around.settings.borrow_and_update().clone();
+    let (path_events, mut path_changes) = mpsc::channel(paths::EVENTS_MAX);
+    let speaker = Speaker::new(settings.rib.clone(), around.restart, rand::random());
+    let empty = Settings { originate: Vec::new(), aggregates: Vec::new(), ..settings.clone() };
+    let core: Shared = Rc::new(RefCell::new(Core::new(speaker, empty, path_events)));
+    let mut discovery = Discovery::default();
+    let mut listeners = Listeners::default();
+    let worker = spawn_local(work(core.clone()));
+    let carrier = spawn_local(fib::carry(core.clone(), around.changes.clone()));
+    let first = around.snapshots.borrow_and_update().clone();
+    Core::look(&core, &first);
+    Core::configure(&core, settings);
+    if around.restart.restarted {
+        let mut core = core.borrow_mut();
+        let now = core.now();
+        core.speaker.begin_restart(now, SELECTION_DEFERRAL);
+    }
+    discovery.update(&core);
+    let mut retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after);
+    loop {
+        let again = async {
+            match retry {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = around.settings.changed() => {
+                if changed.is_err() { break }
+                let settings = around.settings.borrow_and_update().clone();
+                Core::configure(&core, settings);
+                discovery.update(&core);
+                retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after);
+            }
+            changed = around.snapshots.changed() => {
+                if changed.is_err() { break }
+                let snapshot = around.snapshots.borrow_and_update().clone();
+                Core::look(&core, &snapshot);
+                discovery.update(&core);
+            }
+            event = path_changes.recv() => {
+                // The sender is kept by the core: this never ends.
+                if let Some(event) = event { paths::changed(&core, &event) }
+            }
+            question = questions.recv() => {
+                let Some(QuestionBox(question)) = question else { break };
+                question(&core);
+                Core::after_input(&core);
+            }
+            () = again => retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after),
+        }
+    }
+    drop(listeners);
+    Core::stop(&core);
+    worker.abort();
+    carrier.abort();
+    // Connections say their last words in tasks of their own.
+    tokio::time::sleep(STOP_PAUSE).await;
+}
+
+/// How long connections have to be closed in.
+const STOP_PAUSE: Duration = Duration::from_millis(50);
+
+/// Works on the tables whenever there is something, and keeps the timers of all sessions.
+async fn work(core: Shared) {
+    let worker = core.borrow().worker.clone();
+    let mut idle = false;
+    loop {
+        let before = core.borrow().readings;
+        let more = {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            core.speaker.timers(now);
+            core.speaker.work(now, WORK_SLICE, idle)
+        };
+        Core::run_commands(&core);
+        if core.borrow().has_news() {
+            core.borrow().fib_news.notify_one();
+        }
+        // Connections that have something to read do so now.
+        yield_now().await;
+        let (quiet, waits, deadline) = {
+            let core = core.borrow();
+            let deadline = core.speaker.next_deadline().map(|at| core.instant(at));
+            (core.readings == before, core.speaker.has_waiting_exports(), deadline)
+        };
+        // What waits for more input is sent when none came.
+        if more || !quiet || (waits && !idle) {
+            idle = quiet;
+            continue;
+        }
+        idle = false;
+        let due = async {
+            match deadline {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = worker.notified() => {}
+            () = due => {}
+        }
+    }
+}

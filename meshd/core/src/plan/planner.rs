@@ -15,6 +15,7 @@ use super::{
 use crate::{
     desired::{Desired, Hop, RouteProblem, Target, TargetKey},
     id::{Metric, NexthopId, TableId},
+    observed::BgpTargetId,
     table::{RowDiff, RowState},
 };
 
@@ -287,6 +288,15 @@ impl RoutePlanner {
             }
         }
         (done, errors)
+    }
+
+    /// Routes learned by BGP that the kernel holds exactly as wanted.
+    #[must_use]
+    pub fn learned_installed(&self) -> usize {
+        let is_done = |(prefix, id): &(&IpNet, &BgpTargetId)| {
+            !self.desired.routes.contains(prefix) && self.state(prefix, &TargetKey::Bgp(**id)).0 == RowState::Done
+        };
+        self.desired.bgp.iter().filter(is_done).count()
     }
 
     /// Routes with our mark the kernel holds.

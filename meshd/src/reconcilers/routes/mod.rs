@@ -57,6 +57,8 @@ pub struct RouteCounts {
     pub installed: usize,
     /// Of these, routes in error.
     pub errors: usize,
+    /// Of those installed, routes learned by BGP.
+    pub learned_installed: usize,
 }
 
 enum Question {
@@ -267,7 +269,12 @@ impl Routes {
 
     fn counts(&self) -> RouteCounts {
         let (installed, errors) = self.planner.counts();
-        RouteCounts { desired: self.snapshots.borrow().desired.all_routes().count(), installed, errors }
+        RouteCounts {
+            desired: self.snapshots.borrow().desired.all_routes().count(),
+            installed,
+            errors,
+            learned_installed: self.planner.learned_installed(),
+        }
     }
 
     async fn withdraw(&mut self) -> Result<usize, String> {

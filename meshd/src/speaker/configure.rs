@@ -1,0 +1,145 @@
+//! A new version of the settings: only what differs is touched.
+
+use std::collections::BTreeMap;
+
+use bgp::{
+    family::{Prefix as _, V4, V6},
+    id::PeerId,
+    rib::{Aggregate, LocalRoute, Rib},
+    session::{Event, PeerKey, Stop, StopReason},
+};
+use ipnet::IpNet;
+use tracing::info;
+
+use super::{
+    core::{Core, Shared},
+    settings::{PeerSettings, Settings},
+};
+
+/// What the peer's operator reads when a peer is taken out of the configuration.
+const REMOVED: &str = "removed from the configuration";
+
+impl Core {
+    /// Takes over settings. Returns true when something waits for the next start, because every session and table is
+    /// built on it: the AS, the router identifier and the like.
+    pub(super) fn configure(core: &Shared, new: Settings) -> bool {
+        let old = {
+            let mut core = core.borrow_mut();
+            let old = std::mem::replace(&mut core.settings, new.clone());
+            core.originate(&old, &new);
+            old
+        };
+        let gone: Vec<PeerId> = {
+            let core = core.borrow();
+            let stays = |key: &PeerKey, range: Option<usize>| match range {
+                None => new.peers.contains_key(key),
+                Some(number) => {
+                    old.ranges.get(number).map(|it| it.prefix) == new.ranges.get(number).map(|it| it.prefix)
+                }
+            };
+            core.known.iter().filter(|(_, it)| !stays(&it.key, it.range)).map(|(id, _)| *id).collect()
+        };
+        for id in gone {
+            Self::remove(core, id, REMOVED);
+        }
+        for (key, settings) in new.peers.clone() {
+            let known = core.borrow().ids.get(&key).copied();
+            match known {
+                Some(id) => Self::change(core, id, settings),
+                None => {
+                    let shutdown = settings.shutdown.clone();
+                    Self::add(core, key.clone(), settings, None);
+                    if let (Some(words), Some(id)) = (shutdown, core.borrow().ids.get(&key).copied()) {
+                        Self::shut_down(core, id, words);
+                    }
+                }
+            }
+        }
+        core.borrow().worker.notify_one();
+        let mut waiting = old.rib;
+        waiting.seed = new.rib.seed;
+        let decision = new.rib.decision;
+        if waiting.decision != decision {
+            core.borrow_mut().speaker.rib_mut().set_decision(decision);
+        }
+        waiting.decision = decision;
+        waiting != new.rib
+    }
+
+    fn change(core: &Shared, id: PeerId, new: PeerSettings) {
+        let Some(old) = core.borrow_mut().known.get_mut(&id).map(|it| std::mem::replace(&mut it.settings, new.clone()))
+        else {
+            return;
+        };
+        let other_connection = old.transport != new.transport || old.port != new.port || old.next_hop != new.next_hop;
+        {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            core.speaker.configure_peer(now, id, new.config);
+        }
+        Self::run_commands(core);
+        core.borrow_mut().watch_path(id);
+        match (old.shutdown, new.shutdown) {
+            (None, Some(words)) => Self::shut_down(core, id, words),
+            (Some(_), None) => Self::event(core, id, Event::Start),
+            (_, None) if other_connection => {
+                info!(peer = core.borrow().name(id), "the connection is made anew: its settings changed");
+                Self::event(core, id, Event::Reset { communication: "connection settings changed".to_owned() });
+            }
+            _ => {}
+        }
+    }
+
+    fn shut_down(core: &Shared, id: PeerId, words: String) {
+        Self::event(core, id, Event::Stop(Stop { reason: StopReason::Shutdown, communication: words }));
+    }
+
+    /// Originates what is new, and withdraws what is no longer wanted.
+    fn originate(&mut self, old: &Settings, new: &Settings) {
+        let now = self.now();
+        let (was, is) = (by_prefix(&old.originate), by_prefix(&new.originate));
+        let rib = self.speaker.rib_mut();
+        for (key @ (prefix, _), route) in &was {
+            if !is.contains_key(key) {
+                withdraw(rib, *prefix, route);
+            }
+        }
+        for (key @ (prefix, _), route) in &is {
+            if was.get(key) != Some(route) {
+                match prefix {
+                    IpNet::V4(_) => drop(V4::from_net(prefix).map(|prefix| rib.originate(prefix, route, now))),
+                    IpNet::V6(_) => drop(V6::from_net(prefix).map(|prefix| rib.originate(prefix, route, now))),
+                }
+            }
+        }
+        for (prefix, _) in old.aggregates.iter().filter(|entry| !new.aggregates.contains(entry)) {
+            match prefix {
+                IpNet::V4(_) => drop(V4::from_net(prefix).map(|prefix| rib.remove_aggregate(prefix))),
+                IpNet::V6(_) => drop(V6::from_net(prefix).map(|prefix| rib.remove_aggregate(prefix))),
+            }
+        }
+        for (prefix, aggregate) in new.aggregates.iter().filter(|entry| !old.aggregates.contains(entry)) {
+            add_aggregate(rib, prefix, aggregate);
+        }
+    }
+}
+
+type ByPrefix<'a> = BTreeMap<(IpNet, u32), &'a LocalRoute>;
+
+fn by_prefix(routes: &[(IpNet, LocalRoute)]) -> ByPrefix<'_> {
+    routes.iter().map(|(prefix, route)| ((*prefix, route.source as u32), route)).collect()
+}
+
+fn withdraw(rib: &mut Rib, prefix: IpNet, route: &LocalRoute) {
+    match prefix {
+        IpNet::V4(_) => drop(V4::from_net(&prefix).map(|prefix| rib.withdraw_local(prefix, route.source))),
+        IpNet::V6(_) => drop(V6::from_net(&prefix).map(|prefix| rib.withdraw_local(prefix, route.source))),
+    }
+}
+
+fn add_aggregate(rib: &mut Rib, prefix: &IpNet, aggregate: &Aggregate) {
+    match prefix {
+        IpNet::V4(_) => drop(V4::from_net(prefix).map(|prefix| rib.add_aggregate(prefix, aggregate.clone()))),
+        IpNet::V6(_) => drop(V6::from_net(prefix).map(|prefix| rib.add_aggregate(prefix, aggregate.clone()))),
+    }
+}

@@ -1,0 +1,284 @@
+//! From the configuration to what the speaker is told.
+
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU8, sync::Arc};
+
+use bgp::{
+    PerFamily, RouterId,
+    policy::{ImportGuard, LocalSource},
+    rib::{Aggregate, DecisionOptions, Limits, LocalRoute, NextHopMode, PeerSettings as TableSettings, RibConfig},
+    session::{
+        Confederation, FamilyConfig, HostName, IfName, PeerKey, RemoteAs, RestartConfig, RoleConfig, SessionConfig,
+    },
+    speaker::PeerConfig,
+    wire::attributes::{Builder, Origin, code},
+};
+use ipnet::IpNet;
+use meshd_core::derive::LocalNode;
+
+use super::{
+    bfd,
+    settings::{PeerSettings, RangeSettings, Settings},
+    transport::{Distance, Secret, Transport},
+};
+use crate::config::{
+    model::bgp::{
+        BgpConfig, BgpPeer, LimitAction, PeerAuthentication, PeerBfd, PeerDistance, PeerFamily, PeerNextHop, PeerPlace,
+        RemoteAs as ConfiguredAs,
+    },
+    secret,
+};
+
+/// A peer that cannot be what it is configured to be. It is kept down: a session never runs with less than was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The peer.
+    pub peer: String,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+/// A speaker needs an identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the BGP speaker needs a router identifier: this node has no IPv4 address; set bgp.router_id")]
+pub struct NoRouterId;
+
+/// What the speaker of this node is told, and which peers had to be kept down.
+///
+/// # Errors
+/// [`NoRouterId`].
+pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<Refused>), NoRouterId> {
+    let router_id = router_id(config, local).ok_or(NoRouterId)?;
+    let mut rib = RibConfig::new(config.asn, router_id, 0);
+    rib.cluster_id = config.cluster_id.unwrap_or(router_id);
+    rib.confederation = config.confederation.as_ref().map(|it| it.id);
+    rib.decision = DecisionOptions {
+        always_compare_med: config.decision.always_compare_med,
+        missing_med_is_worst: config.decision.missing_med_is_worst,
+        prefer_oldest: config.decision.prefer_oldest,
+        multipath_external: config.multipath.external,
+        multipath_internal: config.multipath.internal,
+        multipath_relax: config.multipath.relax,
+        weighted: config.multipath.weighted,
+    };
+    let guard = Arc::new(ImportGuard::new(local.reserved(), config.import.guard));
+    let maker = Maker { config, router_id, host: local.name.as_str(), guard };
+    let (mut peers, mut ranges, mut refused) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for peer in &config.peers {
+        let made = maker.peer(peer, &mut refused);
+        match (&peer.place, key(peer)) {
+            (PeerPlace::Range(prefix, limit), _) => {
+                let limit = usize::try_from(*limit).unwrap_or(usize::MAX);
+                ranges.push(RangeSettings { prefix: *prefix, limit, template: made });
+            }
+            (_, Some(key)) => {
+                peers.insert(key, made);
+            }
+            (place, None) => refused.push(Refused {
+                peer: place.to_string(),
+                reason: "a link-local address needs `device`, the link it is on".to_owned(),
+            }),
+        }
+    }
+    let settings = Settings {
+        rib,
+        listen: config.listen.clone(),
+        peers,
+        ranges,
+        originate: originate(config, local),
+        aggregates: config.originate.aggregates.iter().map(|(prefix, only)| (*prefix, aggregate(*only))).collect(),
+        install: config.import.install,
+    };
+    Ok((settings, refused))
+}
+
+fn router_id(config: &BgpConfig, local: &LocalNode) -> Option<RouterId> {
+    let first = local.addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(RouterId::from(*address)),
+        IpAddr::V6(_) => None,
+    });
+    config.router_id.or(first)
+}
+
+fn key(peer: &BgpPeer) -> Option<PeerKey> {
+    let link = || peer.device.as_deref().and_then(|name| name.parse::<IfName>().ok());
+    match &peer.place {
+        PeerPlace::Address(ip @ IpAddr::V6(v6)) if v6.is_unicast_link_local() => {
+            Some(PeerKey::Address(*ip, Some(link()?)))
+        }
+        PeerPlace::Address(ip) => Some(PeerKey::Address(*ip, None)),
+        PeerPlace::Interface(name) => name.parse().ok().map(PeerKey::Interface),
+        PeerPlace::Range(..) => None,
+    }
+}
+
+struct Maker<'a> {
+    config: &'a BgpConfig,
+    router_id: RouterId,
+    host: &'a str,
+    guard: Arc<ImportGuard>,
+}
+
+impl Maker<'_> {
+    fn peer(&self, peer: &BgpPeer, refused: &mut Vec<Refused>) -> PeerSettings {
+        let mut shutdown = peer.shutdown.clone();
+        let md5 = match secret_of(&peer.authentication) {
+            Ok(secret) => secret,
+            Err(reason) => {
+                refused.push(Refused { peer: peer.place.to_string(), reason });
+                shutdown.get_or_insert_with(|| "authentication is not available".to_owned());
+                None
+            }
+        };
+        let next_hop = |family: &Option<PeerFamily>| family.as_ref().and_then(|family| family.next_hop_address);
+        PeerSettings {
+            config: PeerConfig {
+                session: self.session(peer),
+                tables: self.tables(peer),
+                refuse_as_sets: self.config.import.guard.refuse_as_sets,
+            },
+            transport: Transport {
+                md5,
+                distance: match peer.distance {
+                    PeerDistance::Adjacent => Distance::Adjacent,
+                    PeerDistance::Secured(hops) => Distance::Secured(hops),
+                    PeerDistance::Multihop(hops) => Distance::Multihop(hops),
+                },
+                source: peer.source,
+                device: peer.device.clone(),
+            },
+            port: peer.port,
+            description: peer.description.clone(),
+            bfd: peer.bfd.as_ref().map(bfd_settings),
+            shutdown,
+            next_hop: [next_hop(&peer.families.ipv4), next_hop(&peer.families.ipv6)],
+        }
+    }
+
+    fn session(&self, peer: &BgpPeer) -> SessionConfig {
+        let remote_as = match peer.remote_as {
+            ConfiguredAs::Number(asn) => RemoteAs::Number(asn),
+            ConfiguredAs::External => RemoteAs::External,
+            ConfiguredAs::Internal => RemoteAs::Internal,
+        };
+        let restart = self.config.restart.filter(|_| peer.graceful_restart);
+        let family = |family: &PeerFamily| FamilyConfig {
+            add_path_receive: family.add_path_receive,
+            add_path_send: family.add_path_send.is_some(),
+            extended_next_hop: family.extended_next_hop,
+            restart: restart.is_some(),
+            stale_time_s: restart.map(|restart| restart.long_lived_s).filter(|seconds| *seconds > 0),
+        };
+        let prefix_limit_restart =
+            peer.families.iter().find_map(|(_, family)| match family.as_ref()?.prefixes_max?.action {
+                LimitAction::Restart(after) => Some(after),
+                LimitAction::Teardown | LimitAction::Warn => None,
+            });
+        let confederation = self
+            .config
+            .confederation
+            .as_ref()
+            .map(|it| Confederation { identifier: it.id, members: it.members.iter().copied().collect() });
+        SessionConfig {
+            local_as_override: peer.local_as,
+            confederation,
+            hold_time_s: peer.timers.hold_time_s,
+            keepalive_s: peer.timers.keepalive_s,
+            connect_retry: peer.timers.connect_retry,
+            delay_open: peer.timers.delay_open,
+            passive: peer.passive,
+            prefix_limit_restart,
+            families: PerFamily {
+                ipv4: peer.families.ipv4.as_ref().map(family),
+                ipv6: peer.families.ipv6.as_ref().map(family),
+            },
+            extended_message: peer.extended_messages,
+            graceful_restart: restart.map(|restart| RestartConfig {
+                restart_time_s: restart.restart_time_s,
+                stale_path_time: restart.stale_time,
+                ..RestartConfig::default()
+            }),
+            role: peer.role.map(|(role, strict)| RoleConfig { role, strict }),
+            host_name: Some(HostName { host: self.host.to_owned(), domain: String::new() }),
+            ..SessionConfig::new(self.config.asn, remote_as, self.router_id)
+        }
+    }
+
+    fn tables(&self, peer: &BgpPeer) -> TableSettings {
+        let address = match &peer.place {
+            PeerPlace::Address(address) => *address,
+            PeerPlace::Interface(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+            PeerPlace::Range(prefix, _) => prefix.addr(),
+        };
+        let limits = |family: &Option<PeerFamily>| {
+            family.as_ref().and_then(|family| family.prefixes_max).map_or_else(Limits::default, |limit| Limits {
+                received_max: (limit.action != LimitAction::Warn).then_some(limit.limit),
+                accepted_max: None,
+                warning_percent: limit.warn_percent,
+            })
+        };
+        let families = [&peer.families.ipv4, &peer.families.ipv6];
+        let modes = families.into_iter().flatten().map(|family| family.next_hop);
+        let next_hop = modes.fold(NextHopMode::Default, |mode, wanted| match wanted {
+            PeerNextHop::Auto => mode,
+            PeerNextHop::Own => NextHopMode::Own,
+            PeerNextHop::Unchanged => NextHopMode::Unchanged,
+        });
+        let add_path_max = families.into_iter().flatten().find_map(|family| family.add_path_send).unwrap_or_default();
+        TableSettings {
+            limits: PerFamily { ipv4: limits(&peer.families.ipv4), ipv6: limits(&peer.families.ipv6) },
+            reflector_client: peer.route_reflector_client,
+            route_server_client: peer.route_server_client,
+            next_hop,
+            own_as_max: peer.own_as_max,
+            enforce_first_as: peer.enforce_first_as,
+            remove_private_as: peer.remove_private_as,
+            add_path_max,
+            ..TableSettings::new(address, peer.import.with_guard(self.guard.clone()), peer.export.clone())
+        }
+    }
+}
+
+fn secret_of(authentication: &PeerAuthentication) -> Result<Option<Secret>, String> {
+    match authentication {
+        PeerAuthentication::None => Ok(None),
+        PeerAuthentication::Md5(file) => match secret::read(file) {
+            Ok(secret) => Ok(Some(Secret::new(secret.octets().to_vec()))),
+            Err(error) => Err(format!("{error}; the session stays down")),
+        },
+        PeerAuthentication::Ao { .. } => {
+            Err("this version does not sign with TCP-AO yet; the session stays down: use `password_file`".to_owned())
+        }
+    }
+}
+
+fn bfd_settings(peer: &PeerBfd) -> bfd::Settings {
+    let millis =
+        |time: std::time::Duration| bfd::Interval::from_millis(u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
+    bfd::Settings {
+        min_transmit: millis(peer.transmit),
+        min_receive: millis(peer.receive),
+        multiplier: NonZeroU8::new(peer.multiplier).unwrap_or(NonZeroU8::MIN),
+        passive: peer.passive,
+        min_echo_receive: peer.echo.map_or(bfd::Interval::NONE, millis),
+        ..bfd::Settings::default()
+    }
+}
+
+/// What is advertised of this node, as local paths.
+fn originate(config: &BgpConfig, local: &LocalNode) -> Vec<(IpNet, LocalRoute)> {
+    let wanted = &config.originate;
+    let pods = local.pod_cidrs.iter().filter(|_| wanted.pod_cidrs).map(|prefix| (*prefix, LocalSource::PodCidr));
+    let addresses = local.addresses.iter().filter(|_| wanted.node_addresses);
+    let addresses = addresses.map(|address| (IpNet::from(*address), LocalSource::NodeAddress));
+    let fixed = wanted.prefixes.iter().map(|prefix| (*prefix, LocalSource::Static));
+    pods.chain(addresses).chain(fixed).map(|(prefix, source)| (prefix, local_route(source))).collect()
+}
+
+fn local_route(source: LocalSource) -> LocalRoute {
+    let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
+    LocalRoute { source, attributes, next_hop: None }
+}
+
+fn aggregate(summary_only: bool) -> Aggregate {
+    Aggregate { attributes: Builder::new().origin(Origin::Igp).build(), summary_only }
+}

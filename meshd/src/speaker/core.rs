@@ -1,0 +1,482 @@
+//! What all tasks of the speaker's thread share.
+//!
+//! The thread runs one task per connection, one per listener, one for the work on the tables and one that carries routes
+//! to the pipeline. They never run at the same time, so the state between them is a [`RefCell`]; no borrow is held across
+//! an await.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    rc::Rc,
+};
+
+use bgp::{
+    Family,
+    id::{Moment, PeerId},
+    rib::{Resolution, TrackedNextHop},
+    session::{Event, Fact, IfName, PeerKey, Slot, Stop, StopReason},
+    speaker::{Command, Endpoints, Speaker},
+};
+use meshd_core::{id::IfIndex, observed::BgpChange};
+use socket2::Socket;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, mpsc},
+    task::spawn_local,
+    time::Instant,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    SpeakerCounts,
+    bfd::{BfdEvent, Device},
+    connection::{self, Handle},
+    fib::{self, Fib},
+    host::Host,
+    paths::Paths,
+    settings::{PeerSettings, Settings},
+    transport,
+};
+use crate::pipeline::Snapshot;
+
+/// Octets read from a connection at a time; at least one message of the longest kind fits.
+const READ_MAX: usize = 256 * 1024;
+
+/// The state, as every task holds it.
+pub(super) type Shared = Rc<RefCell<Core>>;
+
+/// A peer as this room knows it.
+pub(super) struct Known {
+    pub(super) key: PeerKey,
+    pub(super) settings: PeerSettings,
+    /// The number of the range it came from; such a peer is forgotten when its session ends.
+    pub(super) range: Option<usize>,
+}
+
+/// See the module.
+pub(super) struct Core {
+    pub(super) speaker: Speaker,
+    pub(super) settings: Settings,
+    pub(super) ids: BTreeMap<PeerKey, PeerId>,
+    pub(super) known: BTreeMap<PeerId, Known>,
+    pub(super) host: Host,
+    /// Wakes the task that works on the tables.
+    pub(super) worker: Rc<Notify>,
+    /// Wakes the task that carries routes to the pipeline.
+    pub(super) fib_news: Rc<Notify>,
+    /// Counts readings that brought something.
+    pub(super) readings: u64,
+    /// Connections of nobody we know.
+    pub(super) strangers: u64,
+    pub(super) paths: Paths,
+    fib: Fib,
+    /// Changes for the pipeline that are no routes; few.
+    notes: Vec<BgpChange>,
+    connections: BTreeMap<(PeerId, Slot), Rc<Handle>>,
+    buffer: Vec<u8>,
+    origin: Instant,
+}
+
+impl Core {
+    pub(super) fn new(speaker: Speaker, settings: Settings, path_events: mpsc::Sender<BfdEvent>) -> Self {
+        Self {
+            speaker,
+            settings,
+            ids: BTreeMap::new(),
+            known: BTreeMap::new(),
+            host: Host::default(),
+            worker: Rc::default(),
+            fib_news: Rc::default(),
+            readings: 0,
+            strangers: 0,
+            paths: Paths::new(path_events),
+            fib: Fib::default(),
+            notes: Vec::new(),
+            connections: BTreeMap::new(),
+            buffer: vec![0; READ_MAX],
+            origin: Instant::now(),
+        }
+    }
+
+    /// The time as the speaker counts it.
+    pub(super) fn now(&self) -> Moment {
+        Moment(u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// When that is for timers of the runtime.
+    pub(super) fn instant(&self, moment: Moment) -> Instant {
+        self.origin + moment.since(Moment(0))
+    }
+
+    /// Both ends of a peer's established connection.
+    pub(super) fn ends(&self, id: PeerId) -> Option<(SocketAddr, SocketAddr)> {
+        let slot = self.speaker.session(id)?.established_slot()?;
+        self.connections.get(&(id, slot))?.ends()
+    }
+
+    /// A socket for a connection to a peer, and where to connect it to.
+    pub(super) fn outgoing(&self, id: PeerId) -> Result<(SocketAddr, Socket), String> {
+        let known = self.known.get(&id).ok_or("the peer is gone")?;
+        let remote = self.remote_of(known)?;
+        let socket = transport::outgoing(remote, &known.settings.transport).map_err(|error| error.to_string())?;
+        Ok((remote, socket))
+    }
+
+    fn remote_of(&self, known: &Known) -> Result<SocketAddr, String> {
+        let port = known.settings.port;
+        match &known.key {
+            PeerKey::Address(ip, None) => Ok(SocketAddr::new(*ip, port)),
+            PeerKey::Address(IpAddr::V6(ip), Some(link)) => {
+                let index = self.host.index(link.as_str()).ok_or_else(|| format!("there is no link {link}"))?;
+                Ok(SocketAddrV6::new(*ip, port, 0, index.0).into())
+            }
+            PeerKey::Address(ip, Some(_)) => Ok(SocketAddr::new(*ip, port)),
+            PeerKey::Interface(link) => {
+                let index = self.host.index(link.as_str()).ok_or_else(|| format!("there is no link {link}"))?;
+                let router =
+                    self.host.router(index).ok_or_else(|| format!("no router was heard on link {link} yet"))?;
+                Ok(SocketAddrV6::new(router, port, 0, index.0).into())
+            }
+        }
+    }
+
+    /// Reads once from a connection, behind the beginning of a message that came before; returns how many octets came.
+    pub(super) fn read(
+        &mut self,
+        id: PeerId,
+        slot: Slot,
+        stream: &TcpStream,
+        begun: &mut Vec<u8>,
+    ) -> io::Result<usize> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let head = begun.len();
+        buffer[..head].copy_from_slice(begun);
+        let result = match stream.try_read(&mut buffer[head..]) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection")),
+            Ok(octets) => {
+                self.readings += 1;
+                let now = self.now();
+                let stream = &buffer[..head + octets];
+                let used = self.speaker.receive(now, id, slot, stream);
+                begun.clear();
+                begun.extend_from_slice(&stream[used..]);
+                Ok(octets)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    /// Asks the speaker for something to send.
+    pub(super) fn fill(&mut self, id: PeerId, slot: Slot, out: &mut Vec<u8>, octets_max: usize) {
+        let now = self.now();
+        self.speaker.send(now, id, slot, out, octets_max);
+    }
+
+    /// The kernel took octets.
+    pub(super) fn written(&mut self, id: PeerId, slot: Slot) {
+        let now = self.now();
+        self.speaker.written(now, id, slot);
+    }
+
+    /// A connection is open.
+    pub(super) fn connected(core: &Shared, id: PeerId, slot: Slot, handle: &Rc<Handle>) {
+        {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            let endpoints = core.endpoints(id, handle);
+            core.speaker.connected(now, id, slot, endpoints);
+        }
+        Self::run_commands(core);
+    }
+
+    /// A connection could not be opened or is gone.
+    pub(super) fn closed(core: &Shared, id: PeerId, slot: Slot, handle: &Rc<Handle>, reason: &str) {
+        {
+            let mut core = core.borrow_mut();
+            if !core.connections.get(&(id, slot)).is_some_and(|current| Rc::ptr_eq(current, handle)) {
+                return;
+            }
+            core.connections.remove(&(id, slot));
+            let now = core.now();
+            core.speaker.closed(now, id, slot, reason);
+        }
+        Self::run_commands(core);
+    }
+
+    /// Takes a connection that somebody opened to us.
+    pub(super) fn accept(core: &Shared, id: PeerId, stream: TcpStream) {
+        let handle = Rc::new(Handle::default());
+        if connection::remember_ends(&handle, &stream).is_err() {
+            return;
+        }
+        let slot = {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            let endpoints = core.endpoints(id, &handle);
+            let slot = core.speaker.accept(now, id, endpoints);
+            if let Some(slot) = slot {
+                core.connections.insert((id, slot), handle.clone());
+            }
+            slot
+        };
+        if let Some(slot) = slot {
+            spawn_local(connection::accepted(core.clone(), id, slot, handle, stream));
+        }
+        Self::run_commands(core);
+    }
+
+    /// Tells the speaker of something that is no message, and does what follows.
+    pub(super) fn event(core: &Shared, id: PeerId, event: Event) {
+        {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            core.speaker.event(now, id, event);
+        }
+        Self::run_commands(core);
+    }
+
+    /// What a connection has read may mean work on the tables.
+    pub(super) fn after_input(core: &Shared) {
+        Self::run_commands(core);
+        let core = core.borrow();
+        if core.speaker.has_input() {
+            core.worker.notify_one();
+        }
+    }
+
+    /// Does what the speaker asks for.
+    pub(super) fn run_commands(core: &Shared) {
+        let commands: Vec<Command> = core.borrow_mut().speaker.take_commands().collect();
+        for command in commands {
+            match command {
+                Command::Connect(id, slot) => {
+                    let handle = Rc::new(Handle::default());
+                    core.borrow_mut().connections.insert((id, slot), handle.clone());
+                    spawn_local(connection::connect(core.clone(), id, slot, handle));
+                }
+                Command::Close(id, slot, last) => {
+                    let handle = core.borrow_mut().connections.remove(&(id, slot));
+                    if let Some(handle) = handle {
+                        handle.end(last);
+                    }
+                }
+                Command::Write(id, slot) => {
+                    if let Some(handle) = core.borrow().connections.get(&(id, slot)) {
+                        handle.wake();
+                    }
+                }
+                Command::Up(id, _) => core.borrow_mut().established(id),
+                Command::Down(id) => core.borrow_mut().lost(id),
+                Command::NearLimit(id, family) => {
+                    warn!(peer = core.borrow().name(id), %family, "the peer has sent nearly as many prefixes as it may");
+                }
+                Command::Fact(id, fact) => core.borrow().log(id, &fact),
+            }
+        }
+    }
+
+    /// Makes a peer known and starts its session.
+    pub(super) fn add(core: &Shared, key: PeerKey, settings: PeerSettings, range: Option<usize>) {
+        {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            let config = settings.config.clone();
+            match core.speaker.add_peer(now, config) {
+                Ok(id) => {
+                    core.ids.insert(key.clone(), id);
+                    core.known.insert(id, Known { key, settings, range });
+                }
+                Err(error) => warn!(peer = %key, %error, "cannot add a BGP peer"),
+            }
+        }
+        Self::run_commands(core);
+    }
+
+    /// Forgets a peer, after telling it why.
+    pub(super) fn remove(core: &Shared, id: PeerId, words: &str) {
+        {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            core.speaker.remove_peer(now, id, words);
+        }
+        Self::run_commands(core);
+        let mut core = core.borrow_mut();
+        if let Some(known) = core.known.remove(&id) {
+            core.ids.remove(&known.key);
+        }
+        let note = core.paths.forget(id);
+        core.notes.extend(note);
+    }
+
+    /// The peer a connection from `remote` belongs to.
+    pub(super) fn peer_at(&self, remote: SocketAddr) -> Option<PeerId> {
+        let ip = remote.ip().to_canonical();
+        let link = match remote {
+            SocketAddr::V6(remote) if remote.scope_id() != 0 => self.host.name(IfIndex(remote.scope_id())),
+            _ => None,
+        };
+        let link: Option<IfName> = link.and_then(|name| name.parse().ok());
+        let on_link = link.clone().and_then(|link| self.ids.get(&PeerKey::Address(ip, Some(link))));
+        let on_interface = || self.ids.get(&PeerKey::Interface(link?));
+        on_link.or_else(on_interface).or_else(|| self.ids.get(&PeerKey::Address(ip, None))).copied()
+    }
+
+    /// There is something that the pipeline does not know.
+    pub(super) fn has_news(&self) -> bool {
+        self.speaker.has_fib_changes()
+            || self.fib.is_behind(self.speaker.rib())
+            || (!self.fib.is_complete() && self.is_complete())
+    }
+
+    /// Every path that is there now has been judged: peers have told what they have, and it is known how each next hop is
+    /// reached. Before that, a route that is not wanted may only be not wanted yet.
+    fn is_complete(&self) -> bool {
+        let is_judged = |tracked: TrackedNextHop| tracked.resolution != Resolution::Unknown;
+        self.speaker.is_complete(self.now()) && self.speaker.rib().next_hops_to_track().all(is_judged)
+    }
+
+    /// The next changes for the pipeline, and whether there are more.
+    pub(super) fn next_batch(&mut self) -> (Vec<BgpChange>, bool) {
+        let mut batch = std::mem::take(&mut self.notes);
+        let watched = self.fib.watch(self.speaker.rib());
+        let dead = |change: &BgpChange| match change {
+            BgpChange::Watch(next_hop) if self.paths.is_dead(next_hop) => Some(BgpChange::Dead(*next_hop, true)),
+            _ => None,
+        };
+        let dead: Vec<BgpChange> = watched.iter().filter_map(dead).collect();
+        batch.extend(watched);
+        batch.extend(dead);
+        let mut routes = self.speaker.take_fib_changes(fib::BATCH_MAX);
+        let more = routes.len() >= fib::BATCH_MAX;
+        if !self.settings.install {
+            routes.clear();
+        }
+        let mut shared = BTreeMap::new();
+        batch.extend(routes.into_iter().map(|change| fib::route(change, &mut shared)));
+        if !more && !self.fib.is_complete() && self.is_complete() {
+            batch.extend(self.fib.complete());
+        }
+        (batch, more)
+    }
+
+    /// Takes over what the pipeline found out about next hops, and this node's links and addresses.
+    pub(super) fn look(core: &Shared, snapshot: &Snapshot) {
+        let lost = {
+            let mut core = core.borrow_mut();
+            let core = &mut *core;
+            if core.fib.resolve(core.speaker.rib_mut(), &snapshot.desired.next_hops) {
+                core.worker.notify_one();
+            }
+            core.host.update(&snapshot.observed)
+        };
+        if lost {
+            Self::links_changed(core);
+        }
+    }
+
+    /// Ends sessions whose link is down at once instead of waiting for a timer, and tries those whose link came up.
+    fn links_changed(core: &Shared) {
+        let events: Vec<(PeerId, Event)> = {
+            let core = core.borrow();
+            let link_of = |known: &Known| match &known.key {
+                PeerKey::Interface(link) | PeerKey::Address(_, Some(link)) => Some(link.to_string()),
+                PeerKey::Address(_, None) => known.settings.transport.device.clone(),
+            };
+            let event = |up: bool| if up { Event::Reachable } else { Event::LinkDown };
+            let judged =
+                core.known.iter().filter_map(|(id, known)| Some((*id, event(core.host.is_up(&link_of(known)?)))));
+            judged.collect()
+        };
+        for (id, event) in events {
+            Self::event(core, id, event);
+        }
+    }
+
+    /// Ends every session without a word, so that peers with graceful restart keep our paths.
+    pub(super) fn stop(core: &Shared) {
+        let ids: Vec<PeerId> = core.borrow().speaker.peers().collect();
+        for id in ids {
+            let stop = Stop { reason: StopReason::Restart, communication: String::new() };
+            Self::event(core, id, Event::Stop(stop));
+        }
+    }
+
+    fn endpoints(&self, id: PeerId, handle: &Handle) -> Endpoints {
+        let Some((local, _)) = handle.ends() else { return Endpoints::default() };
+        let given = self.known.get(&id).map_or([None, None], |known| known.settings.next_hop);
+        self.host.endpoints(local, given)
+    }
+
+    /// Counts for `status`.
+    pub(super) fn counts(&self) -> SpeakerCounts {
+        let mut counts =
+            SpeakerCounts { peers: self.known.len(), established: self.speaker.established(), ..Default::default() };
+        for id in self.known.keys() {
+            for family in Family::ALL {
+                let of = self.speaker.rib().counts(*id, family);
+                counts.received += u64::from(of.received);
+                counts.accepted += u64::from(of.accepted);
+            }
+        }
+        counts
+    }
+
+    pub(super) fn name(&self, id: PeerId) -> String {
+        self.known.get(&id).map_or_else(|| format!("#{}", id.0), |known| known.key.to_string())
+    }
+
+    fn established(&mut self, id: PeerId) {
+        self.watch_path(id);
+        let asn = self.speaker.session(id).and_then(|it| it.negotiated()).map(|it| it.remote_as.0);
+        info!(peer = self.name(id), asn, "BGP session established");
+    }
+
+    /// Has BFD watch the path to a peer, when it is configured to.
+    pub(super) fn watch_path(&mut self, id: PeerId) {
+        let Some((local, remote)) = self.ends(id) else { return };
+        let Some(known) = self.known.get(&id) else { return };
+        let Some(settings) = known.settings.bfd.clone() else {
+            let note = self.paths.forget(id);
+            self.notes.extend(note);
+            return;
+        };
+        let link = match remote {
+            SocketAddr::V6(remote) if remote.scope_id() != 0 => self.host.name(IfIndex(remote.scope_id())),
+            _ => known.settings.transport.device.as_deref(),
+        };
+        let device = link.and_then(|name| {
+            let index = self.host.index(name)?;
+            Some(Device { index: index.0, name: name.to_owned() })
+        });
+        let distance = known.settings.transport.distance;
+        if let Err(error) = self.paths.watch(id, (local, remote), device, distance, &settings) {
+            warn!(peer = self.name(id), %error, "cannot watch the path to a BGP peer with BFD");
+        }
+    }
+
+    /// Leaves a change for the pipeline.
+    pub(super) fn note(&mut self, change: BgpChange) {
+        self.notes.push(change);
+        self.fib_news.notify_one();
+    }
+
+    fn lost(&mut self, id: PeerId) {
+        let cause =
+            self.speaker.session(id).and_then(|session| session.last_down()).map(|(_, cause)| cause.to_string());
+        warn!(peer = self.name(id), cause = cause.unwrap_or_default(), "BGP session lost");
+    }
+
+    fn log(&self, id: PeerId, fact: &Fact) {
+        let peer = self.name(id);
+        match fact {
+            Fact::State { from, to } => debug!(peer, %from, %to, "BGP state"),
+            Fact::Failed(cause) => info!(peer, %cause, "BGP connection failed"),
+            other => debug!(peer, fact = ?other, "BGP session"),
+        }
+    }
+}

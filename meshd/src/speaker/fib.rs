@@ -1,0 +1,148 @@
+//! Best paths on their way to the kernel, and what the kernel says about next hops on its way back.
+//!
+//! Routes are pulled from the tables a batch at a time and only when the pipeline has room: what waits, waits in the tables,
+//! once for each prefix. So neither a slow kernel nor a flood of changes costs memory, and nothing of it delays what is
+//! advertised.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bgp::{
+    NextHop,
+    rib::{FibChange, Resolution as Known, Scope},
+};
+use meshd_core::{
+    desired::Resolution,
+    id::IfIndex,
+    observed::{BgpChange, BgpHop, BgpHops, BgpNextHop, Change},
+    table::Table,
+};
+use tokio::sync::mpsc;
+
+use super::core::Shared;
+
+/// Routes in one message to the pipeline.
+pub(super) const BATCH_MAX: usize = 4_096;
+
+/// What of the speaker the pipeline knows.
+#[derive(Default)]
+pub(super) struct Fib {
+    /// Next hops that are watched, with those of the tables that they stand for.
+    watched: BTreeMap<BgpNextHop, Vec<(NextHop, Scope)>>,
+    version: Option<u64>,
+    seen: Table<BgpNextHop, Resolution>,
+    complete_told: bool,
+}
+
+/// Hands routes to the pipeline for as long as it lives.
+pub(super) async fn carry(core: Shared, changes: mpsc::Sender<Change>) {
+    let news = core.borrow().fib_news.clone();
+    loop {
+        news.notified().await;
+        loop {
+            // The room first, then the routes: a change of mind while we wait replaces what was to be told.
+            let Ok(room) = changes.reserve().await else { return };
+            let (batch, more) = core.borrow_mut().next_batch();
+            if !batch.is_empty() {
+                room.send(Change::Bgp(batch));
+            }
+            if !more {
+                break;
+            }
+        }
+    }
+}
+
+impl Fib {
+    /// Which next hops are to be watched now, as changes.
+    pub(super) fn watch(&mut self, rib: &bgp::rib::Rib) -> Vec<BgpChange> {
+        if self.version == Some(rib.next_hops_version()) {
+            return Vec::new();
+        }
+        self.version = Some(rib.next_hops_version());
+        let mut wanted: BTreeMap<BgpNextHop, Vec<(NextHop, Scope)>> = BTreeMap::new();
+        for tracked in rib.next_hops_to_track() {
+            wanted
+                .entry(next_hop(tracked.next_hop, tracked.scope))
+                .or_default()
+                .push((tracked.next_hop, tracked.scope));
+        }
+        let old = std::mem::replace(&mut self.watched, wanted);
+        let new = self.watched.keys().filter(|next_hop| !old.contains_key(next_hop)).map(|it| BgpChange::Watch(*it));
+        let gone = old.keys().filter(|next_hop| !self.watched.contains_key(next_hop)).map(|it| BgpChange::Unwatch(*it));
+        new.chain(gone).collect()
+    }
+
+    /// Tells the tables how next hops are reached; true when something changed.
+    pub(super) fn resolve(&mut self, rib: &mut bgp::rib::Rib, next_hops: &Table<BgpNextHop, Resolution>) -> bool {
+        let old = std::mem::replace(&mut self.seen, next_hops.clone());
+        let mut changed = false;
+        for diff in self.seen.diff(&old) {
+            changed |= self.tell(rib, diff.key());
+        }
+        changed
+    }
+
+    /// Tells the tables about the next hops that were known before they were asked for.
+    pub(super) fn tell(&self, rib: &mut bgp::rib::Rib, key: &BgpNextHop) -> bool {
+        let known = match self.seen.get(key) {
+            Some(Resolution::Reachable { metric, .. }) => Known::Reachable { metric: *metric },
+            Some(Resolution::Unreachable(_)) => Known::Unreachable,
+            Some(Resolution::Unknown) | None => Known::Unknown,
+        };
+        let behind = self.watched.get(key).map_or(&[][..], Vec::as_slice);
+        for (next_hop, scope) in behind {
+            rib.set_next_hop(*next_hop, *scope, known);
+        }
+        !behind.is_empty()
+    }
+
+    /// Other next hops are in use than those that are watched.
+    pub(super) fn is_behind(&self, rib: &bgp::rib::Rib) -> bool {
+        self.version != Some(rib.next_hops_version())
+    }
+
+    /// Everything has been told once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete_told
+    }
+
+    /// Says once that everything has been told.
+    pub(super) fn complete(&mut self) -> Option<BgpChange> {
+        (!std::mem::replace(&mut self.complete_told, true)).then_some(BgpChange::Complete)
+    }
+}
+
+/// The next hop as the pipeline knows it. What is on a link is named with the link; of a pair, the link-local address is
+/// what packets are sent to, when the peer is on a link.
+pub(super) fn next_hop(next_hop: NextHop, scope: Scope) -> BgpNextHop {
+    let link = (scope.0 != 0).then_some(IfIndex(scope.0));
+    match next_hop {
+        NextHop::V4(address) => BgpNextHop { address: address.into(), link: None },
+        NextHop::V6(address) if address.is_unicast_link_local() => BgpNextHop { address: address.into(), link },
+        NextHop::V6(address) => BgpNextHop { address: address.into(), link: None },
+        NextHop::V6Pair { link_local, .. } if link.is_some() => BgpNextHop { address: link_local.into(), link },
+        NextHop::V6Pair { global, .. } => BgpNextHop { address: global.into(), link: None },
+    }
+}
+
+/// A route of the tables as the pipeline knows it; equal sets of next hops share their memory through `shared`.
+pub(super) fn route(change: FibChange, shared: &mut BTreeMap<Vec<BgpHop>, Arc<[BgpHop]>>) -> BgpChange {
+    let FibChange { prefix, route } = change;
+    let Some(route) = route else { return BgpChange::Route(prefix, None) };
+    let mut hops: Vec<BgpHop> = route
+        .next_hops
+        .iter()
+        .map(|hop| BgpHop { next_hop: next_hop(hop.next_hop, hop.scope), weight: hop.weight.max(1) })
+        .collect();
+    hops.sort_unstable();
+    hops.dedup_by_key(|hop| hop.next_hop);
+    let hops = match shared.get(&hops) {
+        Some(known) => known.clone(),
+        None => {
+            let new: Arc<[BgpHop]> = hops.clone().into();
+            shared.insert(hops, new.clone());
+            new
+        }
+    };
+    BgpChange::Route(prefix, Some(BgpHops { hops, ipv4: prefix.addr().is_ipv4() }))
+}

@@ -1,0 +1,170 @@
+//! Connections that peers open to us.
+//!
+//! A connection from somebody who is no peer is closed before a byte of it is read. Accepting costs a few microseconds and
+//! keeps nothing, so a source that opens connections without end is only counted.
+
+use std::{collections::BTreeMap, io, net::SocketAddr, rc::Rc, time::Duration};
+
+use bgp::{id::PeerId, session::PeerKey};
+use ipnet::IpNet;
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{JoinHandle, spawn_local, yield_now},
+    time::sleep,
+};
+use tracing::{debug, warn};
+
+use super::{
+    core::{Core, Shared},
+    transport,
+};
+use crate::lifecycle::Problems;
+
+/// How long to wait after the system refused to accept, which it does when it has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long to wait before trying again to listen.
+const LISTEN_RETRY: Duration = Duration::from_secs(5);
+
+/// Every socket that waits for connections. Dropping it stops listening.
+#[derive(Default)]
+pub(super) struct Listeners {
+    running: BTreeMap<SocketAddr, (Rc<socket2::Socket>, JoinHandle<()>)>,
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        for (_, task) in self.running.values() {
+            task.abort();
+        }
+    }
+}
+
+impl Listeners {
+    /// Listens where the settings say, with the keys of all peers. Returns when to try again, if something failed.
+    pub(super) fn update(&mut self, core: &Shared, problems: &Problems) -> Option<Duration> {
+        let wanted = core.borrow().settings.listen.clone();
+        self.running.retain(|address, (_, task)| {
+            let keep = wanted.contains(address) && !task.is_finished();
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let mut failures = Vec::new();
+        for address in wanted {
+            if let std::collections::btree_map::Entry::Vacant(entry) = self.running.entry(address) {
+                match start(core, address) {
+                    Ok(running) => {
+                        entry.insert(running);
+                    }
+                    Err(error) => failures.push(error),
+                }
+            }
+        }
+        if let Err(error) = self.set_keys(core) {
+            failures.push(error);
+        }
+        let message = (!failures.is_empty()).then(|| failures.join("; "));
+        let retry = message.is_some().then_some(LISTEN_RETRY);
+        problems.report("bgp/listen", message);
+        retry
+    }
+
+    /// Gives every listener the key of every peer that has one.
+    fn set_keys(&self, core: &Shared) -> Result<(), String> {
+        let core = core.borrow();
+        for (address, (socket, _)) in &self.running {
+            for known in core.known.values().filter(|known| known.range.is_none()) {
+                let PeerKey::Address(ip, _) = &known.key else { continue };
+                if ip.is_ipv4() == address.is_ipv4() {
+                    let key = known.settings.transport.md5.as_ref();
+                    transport::set_key(socket, IpNet::from(*ip), 0, key).map_err(|error| error.to_string())?;
+                }
+            }
+            for range in core.settings.ranges.iter().filter(|range| range.prefix.addr().is_ipv4() == address.is_ipv4())
+            {
+                let key = range.template.transport.md5.as_ref();
+                transport::set_key(socket, range.prefix, 0, key).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn start(core: &Shared, address: SocketAddr) -> Result<(Rc<socket2::Socket>, JoinHandle<()>), String> {
+    let socket = transport::listener(address, None).map_err(|error| error.to_string())?;
+    let second = socket.try_clone().map_err(|error| format!("failed to share a socket: {error}"))?;
+    let listener = TcpListener::from_std(second.into()).map_err(|error| format!("failed to listen: {error}"))?;
+    Ok((Rc::new(socket), spawn_local(accept(core.clone(), listener))))
+}
+
+async fn accept(core: Shared, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                take(&core, stream, remote);
+                // A flood of connections must not keep the others of this thread waiting.
+                yield_now().await;
+            }
+            Err(error) if is_of_the_connection(&error) => {
+                debug!(%error, "a connection was gone before it was accepted")
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept BGP connections");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+fn take(core: &Shared, stream: TcpStream, remote: SocketAddr) {
+    let Some(id) = peer_of(core, remote) else {
+        core.borrow_mut().strangers += 1;
+        debug!(%remote, "closed a connection of nobody we know");
+        return;
+    };
+    let refused = {
+        let core = core.borrow();
+        let transport = core.known.get(&id).map(|known| known.settings.transport.clone()).unwrap_or_default();
+        transport::accepted(&SockRef::from(&stream), remote.ip(), &transport)
+    };
+    match refused {
+        Ok(()) => Core::accept(core, id, stream),
+        Err(error) => warn!(%remote, %error, "cannot accept a BGP connection"),
+    }
+}
+
+/// Whose connection is it? A peer of a range is made known by it.
+fn peer_of(core: &Shared, remote: SocketAddr) -> Option<PeerId> {
+    let found = core.borrow().peer_at(remote);
+    if found.is_some() {
+        return found;
+    }
+    let ip = remote.ip().to_canonical();
+    let key = PeerKey::Address(ip, None);
+    let (number, settings) = {
+        let core = core.borrow();
+        let ranges = core.settings.ranges.iter().enumerate();
+        let (number, range) = ranges
+            .filter(|(_, range)| range.prefix.contains(&ip))
+            .max_by_key(|(_, range)| range.prefix.prefix_len())?;
+        let here = core.known.values().filter(|known| known.range == Some(number)).count();
+        if here >= range.limit {
+            warn!(%ip, prefix = %range.prefix, limit = range.limit, "refused a BGP peer: the range is full");
+            return None;
+        }
+        let mut settings = range.template.clone();
+        settings.config.tables.address = ip;
+        (number, settings)
+    };
+    Core::add(core, key.clone(), settings, Some(number));
+    core.borrow().ids.get(&key).copied()
+}

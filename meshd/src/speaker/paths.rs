@@ -1,0 +1,157 @@
+//! What BFD knows about the paths to peers.
+//!
+//! A session of BFD begins when the BGP session it watches is established, because only then both addresses are known, and
+//! stays until the peer is removed: it then also says when the path works again. A dead path ends the BGP session, and is
+//! told to the pipeline as a dead next hop, which leaves the kernel's groups before any best path is chosen again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use bgp::{
+    id::PeerId,
+    session::{BfdChange, Event},
+};
+use meshd_core::{
+    id::IfIndex,
+    observed::{BgpChange, BgpNextHop},
+};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{
+    bfd::{Bfd, BfdError, BfdEvent, Device, Hops, NewSession, SessionId, Settings, State},
+    core::{Core, Shared},
+    transport::Distance,
+};
+
+/// Changes of state that wait to be heard.
+pub(super) const EVENTS_MAX: usize = 256;
+
+/// See the module.
+pub(super) struct Paths {
+    bfd: Option<Bfd>,
+    events: mpsc::Sender<BfdEvent>,
+    sessions: BTreeMap<PeerId, Running>,
+    dead: BTreeSet<BgpNextHop>,
+}
+
+struct Running {
+    local: SocketAddr,
+    remote: SocketAddr,
+    settings: Settings,
+}
+
+impl Paths {
+    pub(super) fn new(events: mpsc::Sender<BfdEvent>) -> Self {
+        Self { bfd: None, events, sessions: BTreeMap::new(), dead: BTreeSet::new() }
+    }
+
+    /// Watches the path of a connection, or goes on doing so.
+    pub(super) fn watch(
+        &mut self,
+        id: PeerId,
+        (local, remote): (SocketAddr, SocketAddr),
+        link: Option<Device>,
+        distance: Distance,
+        settings: &Settings,
+    ) -> Result<(), BfdError> {
+        if let Some(running) = self.sessions.get_mut(&id)
+            && running.local.ip() == local.ip()
+            && running.remote.ip() == remote.ip()
+        {
+            if running.settings != *settings {
+                running.settings = settings.clone();
+                self.started()?.configure(session_id(id), remote.ip(), settings.clone())?;
+            }
+            return Ok(());
+        }
+        let (hops, ttl_min) = match distance {
+            Distance::Adjacent | Distance::Secured(1) => (Hops::Single, 255),
+            Distance::Secured(hops) | Distance::Multihop(hops) => (Hops::Multi, 255 - hops.saturating_sub(1)),
+        };
+        let session = NewSession {
+            id: session_id(id),
+            hops,
+            remote: remote.ip(),
+            local: local.ip(),
+            device: link,
+            ttl_min,
+            settings: settings.clone(),
+        };
+        self.started()?.add(session)?;
+        self.sessions.insert(id, Running { local, remote, settings: settings.clone() });
+        Ok(())
+    }
+
+    /// Watches no longer.
+    pub(super) fn forget(&mut self, id: PeerId) -> Option<BgpChange> {
+        let running = self.sessions.remove(&id)?;
+        if let Some(bfd) = &self.bfd
+            && let Err(error) = bfd.remove(session_id(id))
+        {
+            warn!(%error, "cannot end a BFD session");
+        }
+        let next_hop = next_hop(running.remote);
+        self.dead.remove(&next_hop).then_some(BgpChange::Dead(next_hop, false))
+    }
+
+    /// The next hop is dead although the kernel has a route to it.
+    pub(super) fn is_dead(&self, next_hop: &BgpNextHop) -> bool {
+        self.dead.contains(next_hop)
+    }
+
+    fn started(&mut self) -> Result<&Bfd, BfdError> {
+        let bfd = match self.bfd.take() {
+            Some(bfd) => bfd,
+            None => Bfd::start(self.events.clone(), rand::random())?,
+        };
+        Ok(self.bfd.insert(bfd))
+    }
+}
+
+fn session_id(id: PeerId) -> SessionId {
+    SessionId(id.0.into())
+}
+
+/// The next hop that a peer at this address is.
+fn next_hop(remote: SocketAddr) -> BgpNextHop {
+    let link = match remote {
+        SocketAddr::V6(remote) if remote.scope_id() != 0 => Some(IfIndex(remote.scope_id())),
+        _ => None,
+    };
+    BgpNextHop { address: remote.ip(), link }
+}
+
+/// Does what follows from a change of state of a path.
+pub(super) fn changed(core: &Shared, event: &BfdEvent) {
+    let Ok(number) = u16::try_from(event.id.0) else { return };
+    let id = PeerId(number);
+    let said = {
+        let mut core = core.borrow_mut();
+        let Some(running) = core.paths.sessions.get(&id) else { return };
+        let (next_hop, is_up) = (next_hop(running.remote), event.state == State::Up);
+        let peer = core.name(id);
+        if event.failed {
+            warn!(peer, diagnostic = ?event.diagnostic, "BFD: the path to a BGP peer is dead");
+            if !is_up && core.paths.dead.insert(next_hop) {
+                core.note(BgpChange::Dead(next_hop, true));
+            }
+        } else if is_up {
+            info!(peer, "BFD: the path to a BGP peer works");
+        }
+        if is_up && core.paths.dead.remove(&next_hop) {
+            core.note(BgpChange::Dead(next_hop, false));
+        }
+        let failed = event
+            .failed
+            .then_some(BfdChange::Down { control_plane_independent: event.remote_control_plane_independent });
+        let admin_down = event.remote_admin_down.then_some(BfdChange::AdminDown);
+        failed.or(admin_down).or(is_up.then_some(BfdChange::Up))
+    };
+    if let Some(said) = said {
+        Core::event(core, id, Event::Bfd(said));
+    }
+    Core::after_input(core);
+}

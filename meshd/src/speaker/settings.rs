@@ -1,0 +1,64 @@
+//! What the speaker is told to be, free of how configuration files say it.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use bgp::{
+    rib::{Aggregate, LocalRoute, RibConfig},
+    session::PeerKey,
+    speaker::PeerConfig,
+};
+use ipnet::IpNet;
+
+use super::{bfd, transport::Transport};
+
+/// The whole speaker. A new version is compared with the old one, and only what differs is touched.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The tables.
+    pub rib: RibConfig,
+    /// Where to wait for connections; nowhere when empty.
+    pub listen: Vec<SocketAddr>,
+    /// Hand best paths on to be installed?
+    pub install: bool,
+    /// Peers by what identifies them.
+    pub peers: BTreeMap<PeerKey, PeerSettings>,
+    /// Peers that may come from anywhere in a prefix.
+    pub ranges: Vec<RangeSettings>,
+    /// What this node advertises itself.
+    pub originate: Vec<(IpNet, LocalRoute)>,
+    /// Prefixes that stand for more specific ones.
+    pub aggregates: Vec<(IpNet, Aggregate)>,
+}
+
+/// One peer.
+#[derive(Clone, Debug)]
+pub struct PeerSettings {
+    /// Session and tables.
+    pub config: PeerConfig,
+    /// Its connections.
+    pub transport: Transport,
+    /// Its port.
+    pub port: u16,
+    /// For people.
+    pub description: String,
+    /// Watch the path with BFD.
+    pub bfd: Option<bfd::Settings>,
+    /// Not wanted now; the words are for the peer's operator.
+    pub shutdown: Option<String>,
+    /// Next hop to give for IPv4 and IPv6 instead of the address of the connection.
+    pub next_hop: [Option<IpAddr>; 2],
+}
+
+/// Peers that connect from a prefix.
+#[derive(Clone, Debug)]
+pub struct RangeSettings {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// How many there may be at a time.
+    pub limit: usize,
+    /// What each of them gets.
+    pub template: PeerSettings,
+}

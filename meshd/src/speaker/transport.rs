@@ -1,0 +1,293 @@
+//! TCP sockets as a BGP session needs them: bound, signed, and closed to strangers.
+//!
+//! What a session demands of its packets is asked of the kernel before the first of them is sent: keys of TCP-MD5 (RFC
+//! 2385), the hop limit of GTSM (RFC 5082), source address and device. Whatever the kernel refuses ends the attempt:
+//! a session that was configured with a key never runs without one.
+
+use std::{
+    ffi::c_int,
+    fmt, io,
+    mem::size_of,
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    os::fd::{AsRawFd as _, RawFd},
+};
+
+use ipnet::IpNet;
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+/// Longest key of TCP-MD5 (`TCP_MD5SIG_MAXKEYLEN`).
+pub const MD5_KEY_MAX: usize = 80;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+/// Internetwork control: what routers send their routing protocols with.
+const TOS_INTERNETWORK_CONTROL: u32 = 0xc0;
+
+/// A shared secret. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// Takes the octets of a key.
+    #[must_use]
+    pub fn new(octets: Vec<u8>) -> Self {
+        Self(octets)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// How far away the peer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distance {
+    /// A neighbor on the link, by the hop limit it sends with: 1. What external sessions have unless they say more.
+    Adjacent,
+    /// At most so many hops away, proved by the hop limit of what arrives (GTSM, RFC 5082).
+    Secured(u8),
+    /// At most so many hops away, not proved.
+    Multihop(u8),
+}
+
+/// What a session demands of its connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Key of TCP-MD5.
+    pub md5: Option<Secret>,
+    /// How far away the peer may be.
+    pub distance: Distance,
+    /// Own address to use.
+    pub source: Option<IpAddr>,
+    /// Name of the device (or VRF) to send through and receive from.
+    pub device: Option<String>,
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self { md5: None, distance: Distance::Multihop(255), source: None, device: None }
+    }
+}
+
+/// A failed operation on a socket.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation}: {source}")]
+pub struct TransportError {
+    operation: String,
+    source: io::Error,
+}
+
+impl TransportError {
+    /// The error of the system.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+}
+
+fn failed(operation: impl Into<String>) -> impl FnOnce(io::Error) -> TransportError {
+    let operation = operation.into();
+    |source| TransportError { operation, source }
+}
+
+/// A socket from which [`SocketAddr`] can be connected to, with everything that `transport` demands.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub fn outgoing(remote: SocketAddr, transport: &Transport) -> Result<Socket, TransportError> {
+    let socket = new_socket(remote.ip())?;
+    demand(&socket, remote.ip(), transport)?;
+    if let Some(key) = &transport.md5 {
+        set_md5(&socket, IpNet::from(remote.ip()), scope(remote), Some(key))?;
+    }
+    if let Some(source) = transport.source {
+        let local = match (source, remote) {
+            (IpAddr::V6(source), SocketAddr::V6(remote)) if source.is_unicast_link_local() => {
+                SocketAddr::V6(SocketAddrV6::new(source, 0, 0, remote.scope_id()))
+            }
+            _ => SocketAddr::new(source, 0),
+        };
+        socket.bind(&SockAddr::from(local)).map_err(failed(format!("use {source} as the own address")))?;
+    }
+    Ok(socket)
+}
+
+/// A socket that listens at `local`, on one device if one is named.
+///
+/// # Errors
+/// Whatever the kernel refuses, above all a port that somebody else has.
+pub fn listener(local: SocketAddr, device: Option<&str>) -> Result<Socket, TransportError> {
+    let socket = new_socket(local.ip())?;
+    socket.set_reuse_address(true).map_err(failed("reuse the port of an earlier run"))?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true).map_err(failed("listen for IPv6 only"))?;
+    }
+    if let Some(device) = device {
+        bind_device(&socket, device)?;
+    }
+    // An answer has to reach peers that demand the hop limit of a neighbor. What arrives is judged when it is known whose
+    // it is.
+    set_hop_limit(&socket, local.ip(), 255)?;
+    socket.bind(&SockAddr::from(local)).map_err(failed(format!("listen at {local}")))?;
+    socket.listen(BACKLOG).map_err(failed(format!("listen at {local}")))?;
+    Ok(socket)
+}
+
+/// Demands of an accepted connection what its session demands. What was received before is not undone by it: nobody has
+/// read from the connection yet, and a segment with a wrong hop limit is dropped from now on.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub fn accepted(socket: &Socket, remote: IpAddr, transport: &Transport) -> Result<(), TransportError> {
+    socket.set_nonblocking(true).map_err(failed("make the connection non-blocking"))?;
+    socket.set_tcp_nodelay(true).map_err(failed("send without delay"))?;
+    set_distance(socket, remote, transport.distance)
+}
+
+/// Gives a listener the key of a peer, or of all addresses of a prefix, or (`None`) takes it away. From then on the kernel
+/// drops connection attempts from there that are not signed with it.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub fn set_key(listener: &Socket, peers: IpNet, link: u32, key: Option<&Secret>) -> Result<(), TransportError> {
+    set_md5(listener, peers, link, key)
+}
+
+fn new_socket(ip: IpAddr) -> Result<Socket, TransportError> {
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, 0)), Type::STREAM, Some(Protocol::TCP))
+        .map_err(failed("make a socket"))?;
+    socket.set_nonblocking(true).map_err(failed("make the socket non-blocking"))?;
+    socket.set_tcp_nodelay(true).map_err(failed("send without delay"))?;
+    match ip {
+        IpAddr::V4(_) => socket.set_tos_v4(TOS_INTERNETWORK_CONTROL),
+        IpAddr::V6(_) => socket.set_tclass_v6(TOS_INTERNETWORK_CONTROL),
+    }
+    .map_err(failed("mark packets as network control"))?;
+    Ok(socket)
+}
+
+fn demand(socket: &Socket, remote: IpAddr, transport: &Transport) -> Result<(), TransportError> {
+    if let Some(device) = &transport.device {
+        bind_device(socket, device)?;
+    }
+    set_distance(socket, remote, transport.distance)
+}
+
+fn bind_device(socket: &Socket, device: &str) -> Result<(), TransportError> {
+    socket.bind_device(Some(device.as_bytes())).map_err(failed(format!("bind to device {device}")))
+}
+
+fn set_distance(socket: &Socket, remote: IpAddr, distance: Distance) -> Result<(), TransportError> {
+    match distance {
+        Distance::Adjacent => set_hop_limit(socket, remote, 1),
+        Distance::Multihop(hops) => set_hop_limit(socket, remote, hops),
+        Distance::Secured(hops) => {
+            set_hop_limit(socket, remote, 255)?;
+            let least = c_int::from(255 - hops.saturating_sub(1));
+            let (level, name) = match remote {
+                IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MINTTL),
+                IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
+            };
+            set_option(socket.as_raw_fd(), level, name, &least)
+                .map_err(failed(format!("demand a hop limit of {least} (GTSM)")))
+        }
+    }
+}
+
+fn set_hop_limit(socket: &Socket, ip: IpAddr, hops: u8) -> Result<(), TransportError> {
+    let hops = u32::from(hops);
+    match ip {
+        IpAddr::V4(_) => socket.set_ttl_v4(hops),
+        IpAddr::V6(_) => socket.set_unicast_hops_v6(hops),
+    }
+    .map_err(failed(format!("send with hop limit {hops}")))
+}
+
+/// The link of a link-local address.
+fn scope(address: SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    }
+}
+
+/// `struct tcp_md5sig` of `linux/tcp.h`.
+#[repr(C)]
+struct TcpMd5Sig {
+    address: SockAddrStorage,
+    flags: u8,
+    prefix_len: u8,
+    key_len: u16,
+    ifindex: c_int,
+    key: [u8; MD5_KEY_MAX],
+}
+
+/// `TCP_MD5SIG_FLAG_PREFIX`: the address is a prefix.
+const FLAG_PREFIX: u8 = 1;
+/// `TCP_MD5SIG_FLAG_IFINDEX`: only on this link.
+const FLAG_IFINDEX: u8 = 2;
+
+fn set_md5(socket: &Socket, peers: IpNet, link: u32, key: Option<&Secret>) -> Result<(), TransportError> {
+    let octets = key.map_or(&[][..], |key| &key.0);
+    if octets.len() > MD5_KEY_MAX || (key.is_some() && octets.is_empty()) {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, format!("a key has 1 to {MD5_KEY_MAX} octets"));
+        return Err(failed("set the TCP-MD5 key")(error));
+    }
+    let mut option = TcpMd5Sig {
+        address: SockAddr::from(SocketAddr::new(peers.addr(), 0)).as_storage(),
+        flags: FLAG_PREFIX,
+        prefix_len: peers.prefix_len(),
+        key_len: u16::try_from(octets.len()).unwrap_or_default(),
+        ifindex: 0,
+        key: [0; MD5_KEY_MAX],
+    };
+    option.key[..octets.len()].copy_from_slice(octets);
+    if link != 0 {
+        option.flags |= FLAG_IFINDEX;
+        option.ifindex = c_int::try_from(link).unwrap_or_default();
+    }
+    let result = set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_MD5SIG_EXT, &option);
+    match result {
+        // Taking away what is not there.
+        Err(error) if key.is_none() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result.map_err(failed(format!("set the TCP-MD5 key for {peers}"))),
+    }
+}
+
+pub(super) fn set_option<T>(socket: RawFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
+    // SAFETY: `value` is a live reference to a plain C value of the size given; the kernel only reads it.
+    let result = unsafe { libc::setsockopt(socket, level, name, std::ptr::from_ref(value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_option_has_the_layout_of_the_kernel() {
+        assert_eq!(size_of::<TcpMd5Sig>(), 216);
+        assert_eq!(std::mem::offset_of!(TcpMd5Sig, flags), 128);
+        assert_eq!(std::mem::offset_of!(TcpMd5Sig, key_len), 130);
+        assert_eq!(std::mem::offset_of!(TcpMd5Sig, ifindex), 132);
+        assert_eq!(std::mem::offset_of!(TcpMd5Sig, key), 136);
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        assert_eq!(format!("{:?}", Secret::new(b"hush".to_vec())), "(secret)");
+    }
+
+    #[test]
+    fn keys_of_a_wrong_length_are_refused() {
+        let socket = new_socket("127.0.0.1".parse().expect("an address")).expect("a socket");
+        let peers = "192.0.2.1/32".parse().expect("a prefix");
+        for octets in [vec![], vec![1; MD5_KEY_MAX + 1]] {
+            let error = set_key(&socket, peers, 0, Some(&Secret::new(octets))).expect_err("refused");
+            assert!(error.to_string().contains("TCP-MD5"), "{error}");
+        }
+        set_key(&socket, peers, 0, None).expect("nothing to take away");
+    }
+}
