@@ -60,6 +60,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long other nodes get to hear that a drained node is gone before its own routes go.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// What operators of BGP peers read when a node is drained.
+const DRAIN_WORDS: &str = "this node is being drained";
 /// Worker threads: the daemon waits most of its life, and every thread costs memory.
 const WORKERS: usize = 2;
 
@@ -199,7 +201,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         ready: settled.clone(),
         own_store: own_store.clone(),
         speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
-        drain: drain(routes_handle.clone(), export_handle),
+        drain: drain(routes_handle.clone(), export_handle, speaker.as_ref().map(|speaker| speaker.handle.clone())),
         started,
     };
     if let Some(address) = config.api.metrics {
@@ -457,16 +459,27 @@ async fn follow_peers(
 }
 
 /// Takes the node out of the mesh: first its records, so that nobody sends to it any more, then its routes.
-fn drain(routes: RoutesHandle, export: ExportHandle) -> Drain {
+fn drain(routes: RoutesHandle, export: ExportHandle, speaker: Option<SpeakerHandle>) -> Drain {
     Arc::new(move || {
-        let (routes, export) = (routes.clone(), export.clone());
+        let (routes, export, speaker) = (routes.clone(), export.clone(), speaker.clone());
         Box::pin(async move {
             let mut view = DrainView::default();
+            if let Some(speaker) = &speaker
+                && let Err(ended) = speaker.begin_drain().await
+            {
+                view.errors.push(ended.to_string());
+            }
             match export.drain().await {
                 Ok(keys) => view.withdrawn_keys = keys as u64,
                 Err(message) => view.errors.push(message),
             }
             tokio::time::sleep(DRAIN_GRACE).await;
+            if let Some(speaker) = &speaker {
+                match speaker.shut_down(DRAIN_WORDS).await {
+                    Ok(sessions) => view.closed_sessions = sessions as u64,
+                    Err(ended) => view.errors.push(ended.to_string()),
+                }
+            }
             match routes.withdraw().await {
                 Ok(Ok(count)) => view.removed_routes = count as u64,
                 Ok(Err(message)) => view.errors.push(message),

@@ -234,6 +234,14 @@ impl Api {
         if errors > 0 {
             problem("routes".to_owned(), format!("{errors} routes are in error; see `meshd get routes`"), None);
         }
+        if snapshot.observed.bgp_refused > 0 {
+            let message = format!(
+                "{} routes learned by BGP were refused, because there are {} already; filter them, or raise bgp.import.max_routes and reset the peers",
+                snapshot.observed.bgp_refused,
+                snapshot.observed.bgp.len()
+            );
+            problem("bgp/routes".to_owned(), message, None);
+        }
         for (key, conflict) in snapshot.desired.conflicts.iter() {
             let component = format!("prefix/{}/{}", key.1.cluster, key.0);
             problem(component, conflict.to_string(), Some(conflict.since));

@@ -453,6 +453,9 @@ pub struct DrainView {
     pub withdrawn_keys: u64,
     /// Routes of ours removed from the kernel.
     pub removed_routes: u64,
+    /// BGP sessions that were shut down after peers had been asked to prefer other ways.
+    #[serde(default)]
+    pub closed_sessions: u64,
     /// What could not be withdrawn, each with its reason.
     pub errors: Vec<String>,
 }

@@ -28,6 +28,9 @@ impl Drain {
                     "drained: {} keys withdrawn, {} routes removed\n",
                     view.withdrawn_keys, view.removed_routes
                 );
+                if view.closed_sessions > 0 {
+                    let _ = writeln!(page, "{} BGP sessions closed", view.closed_sessions);
+                }
                 for error in &view.errors {
                     let _ = writeln!(page, "failed: {error}");
                 }

@@ -1,6 +1,6 @@
 //! A new version of the settings: only what differs is touched.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bgp::{
     family::{Prefix as _, V4, V6},
@@ -9,6 +9,7 @@ use bgp::{
     session::{Event, PeerKey, Stop, StopReason},
 };
 use ipnet::IpNet;
+use meshd_core::observed::BgpChange;
 use tracing::info;
 
 use super::{
@@ -55,6 +56,19 @@ impl Core {
                 }
             }
         }
+        {
+            let mut core = core.borrow_mut();
+            let routes_max = new.routes_max;
+            core.note(BgpChange::Limit(routes_max));
+            let same = match (&core.vrps, &new.vrps) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                (old, new) => old.is_none() && new.is_none(),
+            };
+            if !same {
+                core.vrps.clone_from(&new.vrps);
+                core.speaker.rib_mut().set_vrps(new.vrps.clone());
+            }
+        }
         core.borrow().worker.notify_one();
         let mut waiting = old.rib;
         waiting.seed = new.rib.seed;
@@ -75,13 +89,15 @@ impl Core {
         {
             let mut core = core.borrow_mut();
             let now = core.now();
-            core.speaker.configure_peer(now, id, new.config);
+            let key = core.known.get(&id).map(|known| known.key.clone());
+            let config = key.map_or_else(|| new.config.clone(), |key| core.with_place(&key, new.config.clone()));
+            core.speaker.configure_peer(now, id, config);
         }
         Self::run_commands(core);
         core.borrow_mut().watch_path(id);
         match (old.shutdown, new.shutdown) {
             (None, Some(words)) => Self::shut_down(core, id, words),
-            (Some(_), None) => Self::event(core, id, Event::Start),
+            (Some(_), None) if !core.borrow().draining => Self::event(core, id, Event::Start),
             (_, None) if other_connection => {
                 info!(peer = core.borrow().name(id), "the connection is made anew: its settings changed");
                 Self::event(core, id, Event::Reset { communication: "connection settings changed".to_owned() });

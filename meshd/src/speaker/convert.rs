@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU8, sync::Arc};
 
 use bgp::{
     PerFamily, RouterId,
-    policy::{ImportGuard, LocalSource},
+    policy::{ImportGuard, LocalSource, Vrps},
     rib::{Aggregate, DecisionOptions, Limits, LocalRoute, NextHopMode, PeerSettings as TableSettings, RibConfig},
     session::{
         Confederation, FamilyConfig, HostName, IfName, PeerKey, RemoteAs, RestartConfig, RoleConfig, SessionConfig,
@@ -87,8 +87,23 @@ pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<
         originate: originate(config, local),
         aggregates: config.originate.aggregates.iter().map(|(prefix, only)| (*prefix, aggregate(*only))).collect(),
         install: config.import.install,
+        routes_max: usize::try_from(config.import.routes_max).unwrap_or(usize::MAX),
+        vrps: vrps(config, &mut refused),
     };
     Ok((settings, refused))
+}
+
+/// The VRPs of the file. Without them every path counts as not found, which rules may say something about.
+fn vrps(config: &BgpConfig, refused: &mut Vec<Refused>) -> Option<Arc<Vrps>> {
+    let file = config.vrps.as_ref()?;
+    let read = std::fs::read(file).map_err(|error| format!("failed to read {}: {error}", file.display()));
+    match read.and_then(|text| Vrps::from_json(&text).map_err(|error| format!("{}: {error}", file.display()))) {
+        Ok(vrps) => Some(Arc::new(vrps)),
+        Err(reason) => {
+            refused.push(Refused { peer: "rpki".to_owned(), reason });
+            None
+        }
+    }
 }
 
 fn router_id(config: &BgpConfig, local: &LocalNode) -> Option<RouterId> {

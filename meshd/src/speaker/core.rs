@@ -10,14 +10,16 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, SocketAddrV6},
     rc::Rc,
+    sync::Arc,
 };
 
 use bgp::{
     Family,
     id::{Moment, PeerId},
-    rib::{Resolution, TrackedNextHop},
+    policy::Vrps,
+    rib::{Resolution, Scope, TrackedNextHop},
     session::{Event, Fact, IfName, PeerKey, Slot, Stop, StopReason},
-    speaker::{Command, Endpoints, Speaker},
+    speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
 use meshd_core::{id::IfIndex, observed::BgpChange};
 use socket2::Socket;
@@ -70,7 +72,10 @@ pub(super) struct Core {
     pub(super) readings: u64,
     /// Connections of nobody we know.
     pub(super) strangers: u64,
+    /// This node is being drained: peers are asked to prefer others, and no session is started any more.
+    pub(super) draining: bool,
     pub(super) paths: Paths,
+    pub(super) vrps: Option<Arc<Vrps>>,
     fib: Fib,
     /// Changes for the pipeline that are no routes; few.
     notes: Vec<BgpChange>,
@@ -91,7 +96,9 @@ impl Core {
             fib_news: Rc::default(),
             readings: 0,
             strangers: 0,
+            draining: false,
             paths: Paths::new(path_events),
+            vrps: None,
             fib: Fib::default(),
             notes: Vec::new(),
             connections: BTreeMap::new(),
@@ -285,7 +292,7 @@ impl Core {
         {
             let mut core = core.borrow_mut();
             let now = core.now();
-            let config = settings.config.clone();
+            let config = core.with_place(&key, settings.config.clone());
             match core.speaker.add_peer(now, config) {
                 Ok(id) => {
                     core.ids.insert(key.clone(), id);
@@ -311,6 +318,16 @@ impl Core {
         }
         let note = core.paths.forget(id);
         core.notes.extend(note);
+    }
+
+    /// A configuration with what only the running node knows: the number of the link on which next hops of the peer are
+    /// valid, and whether the node is being drained.
+    pub(super) fn with_place(&self, key: &PeerKey, mut config: PeerConfig) -> PeerConfig {
+        if let PeerKey::Interface(link) | PeerKey::Address(_, Some(link)) = key {
+            config.tables.scope = Scope(self.host.index(link.as_str()).map_or(0, |index| index.0));
+        }
+        config.tables.graceful_shutdown |= self.draining;
+        config
     }
 
     /// The peer a connection from `remote` belongs to.
@@ -395,6 +412,43 @@ impl Core {
         for (id, event) in events {
             Self::event(core, id, event);
         }
+        Self::place_again(core, |key| matches!(key, PeerKey::Interface(_) | PeerKey::Address(_, Some(_))));
+    }
+
+    /// Tells the speaker anew what only the running node knows of some peers.
+    fn place_again(core: &Shared, concerns: impl Fn(&PeerKey) -> bool) {
+        {
+            let mut core = core.borrow_mut();
+            let now = core.now();
+            let concerned = core.known.iter().filter(|(_, known)| concerns(&known.key));
+            let configs: Vec<(PeerId, PeerConfig)> = concerned
+                .map(|(id, known)| (*id, core.with_place(&known.key, known.settings.config.clone())))
+                .collect();
+            for (id, config) in configs {
+                core.speaker.configure_peer(now, id, config);
+            }
+        }
+        Self::run_commands(core);
+        core.borrow().worker.notify_one();
+    }
+
+    /// Asks every peer to prefer other ways (RFC 8326), for the time until [`Self::shut_down_all`].
+    pub(super) fn begin_drain(core: &Shared) {
+        core.borrow_mut().draining = true;
+        Self::place_again(core, |_| true);
+    }
+
+    /// Ends every session with these words for the peers' operators; returns how many were established.
+    pub(super) fn shut_down_all(core: &Shared, words: &str) -> usize {
+        let (ids, established) = {
+            let core = core.borrow();
+            (core.speaker.peers().collect::<Vec<_>>(), core.speaker.established())
+        };
+        for id in ids {
+            let stop = Stop { reason: StopReason::Shutdown, communication: words.to_owned() };
+            Self::event(core, id, Event::Stop(stop));
+        }
+        established
     }
 
     /// Ends every session without a word, so that peers with graceful restart keep our paths.

@@ -105,6 +105,22 @@ impl SpeakerHandle {
         self.ask(|core| core.borrow().counts()).await
     }
 
+    /// Asks every peer to prefer other ways than through this node (RFC 8326).
+    ///
+    /// # Errors
+    /// [`Ended`] when the daemon is stopping.
+    pub async fn begin_drain(&self) -> Result<(), Ended> {
+        self.ask(Core::begin_drain).await
+    }
+
+    /// Ends every session; returns how many were established.
+    ///
+    /// # Errors
+    /// [`Ended`] when the daemon is stopping.
+    pub async fn shut_down(&self, words: &'static str) -> Result<usize, Ended> {
+        self.ask(move |core| Core::shut_down_all(core, words)).await
+    }
+
     async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Shared) -> T + Send + 'static) -> Result<T, Ended> {
         let (tx, rx) = oneshot::channel();
         let question: Question = Box::new(move |core| drop(tx.send(question(core))));

@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use bgp::{
+    policy::Vrps,
     rib::{Aggregate, LocalRoute, RibConfig},
     session::PeerKey,
     speaker::PeerConfig,
@@ -23,6 +25,10 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Hand best paths on to be installed?
     pub install: bool,
+    /// So many routes are installed at most.
+    pub routes_max: usize,
+    /// Who may originate what, when it is known.
+    pub vrps: Option<Arc<Vrps>>,
     /// Peers by what identifies them.
     pub peers: BTreeMap<PeerKey, PeerSettings>,
     /// Peers that may come from anywhere in a prefix.

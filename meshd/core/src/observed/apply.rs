@@ -157,6 +157,12 @@ impl Observed {
 
     fn apply_bgp(&mut self, change: BgpChange) {
         match change {
+            BgpChange::Limit(limit) => self.bgp_limit = Some(limit),
+            BgpChange::Route(prefix, Some(_))
+                if self.bgp_limit.is_some_and(|limit| self.bgp.len() >= limit) && !self.bgp.contains(&prefix) =>
+            {
+                self.bgp_refused += 1;
+            }
             BgpChange::Route(prefix, Some(hops)) => {
                 let (id, is_new) = self.bgp_references.refer(&hops);
                 if is_new {

@@ -75,6 +75,8 @@ pub enum BgpChange {
     Unwatch(BgpNextHop),
     /// The next hop does not answer although the kernel has a route to it (BFD), or (`false`) it does again.
     Dead(BgpNextHop, bool),
+    /// So many routes are taken at most; more are refused and counted. Routes that are there stay.
+    Limit(usize),
     /// Every peer has told its routes once in this run, or the wait for it is over.
     Complete,
 }

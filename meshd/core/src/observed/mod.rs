@@ -59,6 +59,9 @@ pub struct Observed {
     pub bgp_targets: Table<BgpTargetId, BgpHops>,
     /// BGP next hops in use, and whether each is known to be dead although the kernel has a route to it.
     pub bgp_next_hops: Table<BgpNextHop, bool>,
+    bgp_limit: Option<usize>,
+    /// Prefixes that were refused because there are as many as there may be, counted each time they were told.
+    pub bgp_refused: u64,
     bgp_references: bgp::BgpTargets,
     bgp_complete: bool,
     sync: apply::KernelSync,

@@ -1,5 +1,8 @@
 use super::*;
-use crate::id::{ClusterId, MaxClusters};
+use crate::{
+    id::{ClusterId, MaxClusters},
+    observed::{BgpHop, BgpHops, BgpNextHop},
+};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -150,4 +153,28 @@ fn marks_of_a_list_never_outgrow_the_table() {
     let tables = &observed.clusters[&cluster()];
     assert_eq!(tables.identities.len(), Limits::IDENTITIES - 1);
     assert!(!tables.identities.contains(&NumericIdentity(0)));
+}
+
+/// Routes beyond the limit are refused and counted; those that are there may change, and one that goes makes room.
+#[test]
+fn routes_learned_by_bgp_are_limited() {
+    let hops = |last: u8| {
+        let next_hop = BgpNextHop { address: std::net::Ipv4Addr::new(192, 0, 2, last).into(), link: None };
+        BgpHops { hops: [BgpHop { next_hop, weight: 1 }].into(), ipv4: true }
+    };
+    let prefix = |number: u8| -> IpNet { format!("10.0.{number}.0/24").parse().unwrap() };
+    let mut observed = Observed::default();
+    let mut tell = |changes: Vec<BgpChange>| {
+        observed.apply(Change::Bgp(changes), Timestamp::UNIX_EPOCH);
+        (observed.bgp.len(), observed.bgp_targets.len(), observed.bgp_refused)
+    };
+    assert_eq!(tell(vec![BgpChange::Limit(2), BgpChange::Route(prefix(1), Some(hops(1)))]), (1, 1, 0));
+    assert_eq!(tell(vec![BgpChange::Route(prefix(2), Some(hops(2)))]), (2, 2, 0));
+    assert_eq!(tell(vec![BgpChange::Route(prefix(3), Some(hops(3)))]), (2, 2, 1));
+    assert_eq!(
+        tell(vec![BgpChange::Route(prefix(2), Some(hops(1)))]),
+        (2, 1, 1),
+        "nothing leads to the second any more"
+    );
+    assert_eq!(tell(vec![BgpChange::Route(prefix(1), None), BgpChange::Route(prefix(3), Some(hops(3)))]), (2, 2, 1));
 }
