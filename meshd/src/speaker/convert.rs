@@ -79,6 +79,7 @@ pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<
             }),
         }
     }
+    refused.extend(without_effect(config));
     let settings = Settings {
         rib,
         listen: config.listen.clone(),
@@ -91,6 +92,20 @@ pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<
         vrps: vrps(config, &mut refused),
     };
     Ok((settings, refused))
+}
+
+/// Settings that this version reads and does nothing about, so that nobody relies on them in silence.
+fn without_effect(config: &BgpConfig) -> impl Iterator<Item = Refused> {
+    let settings = [
+        ("bgp.bmp", !config.stations.is_empty()),
+        ("bgp.mrt", config.mrt.is_some()),
+        ("bgp.mesh", config.mesh_function.is_some()),
+    ];
+    let refused = |(key, _): (&str, bool)| Refused {
+        peer: key.to_owned(),
+        reason: "has no effect in this version; take it out".to_owned(),
+    };
+    settings.into_iter().filter(|(_, is_set)| *is_set).map(refused)
 }
 
 /// The VRPs of the file. Without them every path counts as not found, which rules may say something about.
