@@ -156,7 +156,7 @@ async fn drive(core: Shared, id: PeerId, slot: Slot, handle: Rc<Handle>, mut str
                 }
             }
         };
-        Core::after_input(&core);
+        Core::run_commands(&core);
     }
 }
 

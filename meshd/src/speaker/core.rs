@@ -68,6 +68,8 @@ pub(super) struct Core {
     pub(super) worker: Rc<Notify>,
     /// Wakes the task that carries routes to the pipeline.
     pub(super) fib_news: Rc<Notify>,
+    /// Until when the task that works on the tables sleeps, if it sleeps and knows.
+    pub(super) wake_at: Option<Moment>,
     /// Counts readings that brought something.
     pub(super) readings: u64,
     /// Connections of nobody we know.
@@ -94,6 +96,7 @@ impl Core {
             host: Host::default(),
             worker: Rc::default(),
             fib_news: Rc::default(),
+            wake_at: None,
             readings: 0,
             strangers: 0,
             draining: false,
@@ -247,16 +250,7 @@ impl Core {
         Self::run_commands(core);
     }
 
-    /// What a connection has read may mean work on the tables.
-    pub(super) fn after_input(core: &Shared) {
-        Self::run_commands(core);
-        let core = core.borrow();
-        if core.speaker.has_input() {
-            core.worker.notify_one();
-        }
-    }
-
-    /// Does what the speaker asks for.
+    /// Does what the speaker asks for, and has the tables worked on when what happened concerns them.
     pub(super) fn run_commands(core: &Shared) {
         let commands: Vec<Command> = core.borrow_mut().speaker.take_commands().collect();
         for command in commands {
@@ -284,6 +278,12 @@ impl Core {
                 }
                 Command::Fact(id, fact) => core.borrow().log(id, &fact),
             }
+        }
+        let core = core.borrow();
+        let due = core.speaker.next_deadline();
+        let is_earlier = due.is_some_and(|due| core.wake_at.is_none_or(|wake_at| due < wake_at));
+        if core.speaker.has_input() || is_earlier {
+            core.worker.notify_one();
         }
     }
 

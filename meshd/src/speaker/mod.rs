@@ -210,7 +210,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
             question = questions.recv() => {
                 let Some(QuestionBox(question)) = question else { break };
                 question(&core);
-                Core::after_input(&core);
+                Core::run_commands(&core);
             }
             () = again => retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after),
         }
@@ -245,8 +245,9 @@ async fn work(core: Shared) {
         // Connections that have something to read do so now.
         yield_now().await;
         let (quiet, waits, deadline) = {
-            let core = core.borrow();
-            let deadline = core.speaker.next_deadline().map(|at| core.instant(at));
+            let mut core = core.borrow_mut();
+            core.wake_at = core.speaker.next_deadline();
+            let deadline = core.wake_at.map(|at| core.instant(at));
             (core.readings == before, core.speaker.has_waiting_exports(), deadline)
         };
         // What waits for more input is sent when none came.

@@ -153,5 +153,5 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
     if let Some(said) = said {
         Core::event(core, id, Event::Bfd(said));
     }
-    Core::after_input(core);
+    Core::run_commands(core);
 }
