@@ -66,7 +66,7 @@ pub use connection::{INCOMING_OPEN_HOLD_TIME, OPEN_HOLD_TIME, SEND_HOLD_TIME};
 pub use damping::DampingConfig;
 pub use dynamic::{AdmitError, DynamicPeers, ListenRange};
 pub use event::{Action, BfdChange, Down, DownCause, Event, Fact, Outgoing, Retain, Slot, State, Stop, StopReason};
-pub use history::{Direction, History};
+pub use history::{Direction, Entry, History, MessageCounts, MessageRecord, Record};
 pub use key::{IfName, PeerKey, PeerKeyError};
 pub use machine::Session;
 pub use negotiate::{LocalRestart, negotiate, our_open};

@@ -11,7 +11,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::view::{Health, StatusView};
+use super::{
+    bgp_view::BgpSummaryView,
+    view::{Health, StatusView},
+};
 
 /// Content type of the answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -32,7 +35,7 @@ type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
 ///
 /// # Errors
 /// When a text cannot be formatted.
-pub fn render(status: &StatusView) -> Result<String, fmt::Error> {
+pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("meshd");
     let gauge = |registry: &mut Registry, name: &str, help: &str, value: u64| {
         let gauge: Gauge<i64, AtomicI64> = Gauge::default();
@@ -87,6 +90,10 @@ pub fn render(status: &StatusView) -> Result<String, fmt::Error> {
         reconnections.get_or_create(&ClusterLabel { cluster: peer.cluster.clone() }).inc_by(peer.reconnections);
     }
     registry.register("peer_reconnections", "Times the connection was built anew", reconnections);
+
+    if let Some(bgp) = bgp {
+        super::bgp_metrics::register(&mut registry, bgp);
+    }
 
     let mut text = String::new();
     encode(&mut text, &registry)?;

@@ -2,6 +2,10 @@
 //! the configuration says so.
 
 pub mod answers;
+mod bgp;
+pub mod bgp_answers;
+mod bgp_metrics;
+pub mod bgp_view;
 pub mod metrics;
 pub mod scrape;
 pub mod server;

@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::UnixListener, sync::watch};
 
 use super::{
-    answers, metrics,
+    answers, bgp_answers,
+    bgp_view::{BgpNeighborRow, BgpSummaryView},
+    metrics,
     view::{
         BgpCountsView, ClusterView, DrainView, ErrorView, Health, OwnNodeView, ProblemView, RouteCountsView, StatusView,
     },
@@ -140,6 +142,7 @@ fn router(api: Api) -> Router {
         .route("/v1/get/endpoints", get(endpoints))
         .route("/v1/get/peers", get(peers))
         .route("/v1/get/rejected", get(rejected))
+        .merge(super::bgp::routes())
         .route("/v1/plan", get(plan))
         .route("/v1/drain", post(drain))
         .route("/metrics", get(metrics_text))
@@ -161,12 +164,14 @@ impl Api {
     }
 
     /// The whole node in one answer.
-    async fn status(&self) -> Result<StatusView, Ended> {
+    async fn status(&self) -> Result<(StatusView, Option<BgpSummaryView>), Ended> {
         let snapshot = self.snapshot();
         let counts = self.routes.counts().await?;
         let peers = answers::peers(&snapshot, &self.local, &self.peer_sources.borrow());
         let mut problems = self.problems.list();
         problems.extend(self.table_problems(&snapshot, &peers, counts.errors));
+        let bgp = self.bgp_summary().await;
+        problems.extend(bgp.iter().flat_map(|bgp| self.bgp_problems(bgp)));
         problems.sort_by(|a, b| (a.since, &a.component).cmp(&(b.since, &b.component)));
         let health = if !*self.ready.borrow() {
             Health::Failed
@@ -175,7 +180,7 @@ impl Api {
         } else {
             Health::Degraded
         };
-        Ok(StatusView {
+        let status = StatusView {
             cluster: ClusterView { name: self.local.cluster.to_string(), id: self.cluster_id.get().into() },
             node: OwnNodeView {
                 name: self.local.name.to_string(),
@@ -190,24 +195,36 @@ impl Api {
                 installed: counts.installed as u64,
                 errors: counts.errors as u64,
             },
-            bgp: match &self.speaker {
-                Some(speaker) => {
-                    let of = speaker.counts().await.unwrap_or_default();
-                    BgpCountsView {
-                        peers: of.peers as u64,
-                        established: of.established as u64,
-                        received: of.received,
-                        accepted: of.accepted,
-                        installed: counts.learned_installed as u64,
-                    }
+            bgp: bgp.as_ref().map_or_else(BgpCountsView::default, |bgp| {
+                let sum = |of: fn(&BgpNeighborRow) -> u64| bgp.neighbors.iter().map(of).sum();
+                BgpCountsView {
+                    peers: bgp.peers,
+                    established: bgp.established,
+                    received: sum(|peer| peer.received),
+                    accepted: sum(|peer| peer.accepted),
+                    installed: counts.learned_installed as u64,
                 }
-                None => BgpCountsView::default(),
-            },
+            }),
             datapath: Default::default(),
             store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: Some(self.started),
-        })
+        };
+        Ok((status, bgp))
+    }
+
+    /// The speaker and its peers; a speaker that has ended says nothing.
+    async fn bgp_summary(&self) -> Option<BgpSummaryView> {
+        super::bgp::summarize(self.speaker.as_ref()?).await.ok()
+    }
+
+    /// Peers that are wanted and have no session.
+    fn bgp_problems(&self, bgp: &BgpSummaryView) -> Vec<ProblemView> {
+        let problem = |peer: &BgpNeighborRow| {
+            let (message, since) = bgp_answers::problem(peer)?;
+            Some(ProblemView { component: format!("bgp/{}", peer.peer), message, since: since.unwrap_or(self.started) })
+        };
+        bgp.neighbors.iter().filter_map(problem).collect()
     }
 
     /// Problems that can be read off the tables.
@@ -269,7 +286,7 @@ fn peer_problem(peer: &super::view::PeerView) -> Option<String> {
 }
 
 async fn status(State(api): State<Api>) -> Result<Json<StatusView>, Refusal> {
-    Ok(Json(api.status().await?))
+    Ok(Json(api.status().await?.0))
 }
 
 async fn nodes(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
@@ -316,9 +333,9 @@ async fn drain(State(api): State<Api>) -> impl IntoResponse {
 }
 
 async fn metrics_text(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
-    let status = api.status().await?;
-    let text =
-        metrics::render(&status).map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let (status, bgp) = api.status().await?;
+    let text = metrics::render(&status, bgp.as_ref())
+        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }
 

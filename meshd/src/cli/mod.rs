@@ -7,6 +7,8 @@
 //! Read verbs ask a running daemon through its unix socket. `check`, `cert`, `troubleshoot`, `connect`,
 //! `disconnect`, `completions` and `version` work without one.
 
+mod bgp;
+mod bgp_page;
 mod cert;
 mod certificate;
 mod check;
@@ -49,6 +51,8 @@ enum Verb {
     Status(status::Status),
     Get(get::Get),
     Peers(get::Peers),
+    #[command(subcommand)]
+    Bgp(bgp::Bgp),
     Plan(plan::Plan),
     Drain(drain::Drain),
     Troubleshoot(troubleshoot::Troubleshoot),
@@ -84,6 +88,7 @@ pub fn main(daemon: Daemon) -> ExitCode {
         Verb::Status(verb) => verb.run(),
         Verb::Get(verb) => verb.run(),
         Verb::Peers(verb) => verb.run(),
+        Verb::Bgp(verb) => verb.run(),
         Verb::Plan(verb) => verb.run(),
         Verb::Drain(verb) => verb.run(),
         Verb::Troubleshoot(verb) => verb.run(),

@@ -14,7 +14,6 @@ use std::{
 };
 
 use bgp::{
-    Family,
     id::{Moment, PeerId},
     policy::Vrps,
     rib::{Resolution, Scope, TrackedNextHop},
@@ -32,7 +31,6 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    SpeakerCounts,
     bfd::{BfdEvent, Device},
     connection::{self, Handle},
     fib::{self, Fib},
@@ -464,20 +462,6 @@ impl Core {
         let Some((local, _)) = handle.ends() else { return Endpoints::default() };
         let given = self.known.get(&id).map_or([None, None], |known| known.settings.next_hop);
         self.host.endpoints(local, given)
-    }
-
-    /// Counts for `status`.
-    pub(super) fn counts(&self) -> SpeakerCounts {
-        let mut counts =
-            SpeakerCounts { peers: self.known.len(), established: self.speaker.established(), ..Default::default() };
-        for id in self.known.keys() {
-            for family in Family::ALL {
-                let of = self.speaker.rib().counts(*id, family);
-                counts.received += u64::from(of.received);
-                counts.accepted += u64::from(of.accepted);
-            }
-        }
-        counts
     }
 
     pub(super) fn name(&self, id: PeerId) -> String {

@@ -19,6 +19,7 @@
 //! What is ugly: tasks of the thread share their state through a `RefCell`. They are one owner in several places; a
 //! borrow that is held across an await would be a panic, which the tests with many peers would meet.
 
+pub mod answers;
 pub mod bfd;
 pub mod bmp;
 pub mod boot;
@@ -78,33 +79,12 @@ impl std::fmt::Debug for QuestionBox {
     }
 }
 
-/// Counts for `status`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SpeakerCounts {
-    /// Peers that are configured or have come by themselves.
-    pub peers: usize,
-    /// Of these, with an established session.
-    pub established: usize,
-    /// Paths that peers sent.
-    pub received: u64,
-    /// Of these, accepted by policy.
-    pub accepted: u64,
-}
-
 /// The speaker has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the BGP speaker has ended")]
 pub struct Ended;
 
 impl SpeakerHandle {
-    /// Counts for `status`.
-    ///
-    /// # Errors
-    /// [`Ended`] when the daemon is stopping.
-    pub async fn counts(&self) -> Result<SpeakerCounts, Ended> {
-        self.ask(|core| core.borrow().counts()).await
-    }
-
     /// Asks every peer to prefer other ways than through this node (RFC 8326).
     ///
     /// # Errors

@@ -41,6 +41,7 @@ struct Running {
     local: SocketAddr,
     remote: SocketAddr,
     settings: Settings,
+    state: State,
 }
 
 impl Paths {
@@ -81,7 +82,7 @@ impl Paths {
             settings: settings.clone(),
         };
         self.started()?.add(session)?;
-        self.sessions.insert(id, Running { local, remote, settings: settings.clone() });
+        self.sessions.insert(id, Running { local, remote, settings: settings.clone(), state: State::Down });
         Ok(())
     }
 
@@ -95,6 +96,11 @@ impl Paths {
         }
         let next_hop = next_hop(running.remote);
         self.dead.remove(&next_hop).then_some(BgpChange::Dead(next_hop, false))
+    }
+
+    /// What BFD says of a path, where it watches it.
+    pub(super) fn state(&self, id: PeerId) -> Option<State> {
+        self.sessions.get(&id).map(|running| running.state)
     }
 
     /// The next hop is dead although the kernel has a route to it.
@@ -130,7 +136,8 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
     let id = PeerId(number);
     let said = {
         let mut core = core.borrow_mut();
-        let Some(running) = core.paths.sessions.get(&id) else { return };
+        let Some(running) = core.paths.sessions.get_mut(&id) else { return };
+        running.state = event.state;
         let (next_hop, is_up) = (next_hop(running.remote), event.state == State::Up);
         let peer = core.name(id);
         if event.failed {
