@@ -23,7 +23,25 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u32);
 
-/// A part of a long answer. Entries are in no particular order, and what changes between two pages may be missed or seen
+/// Destinations looked at for one page at most, whether anything of them is on it or not: a page of a peer that sent little
+/// must not cost a walk over a full table.
+pub const PAGE_DESTINATIONS_MAX: u32 = 16_384;
+
+impl Cursor {
+    /// For whoever has to write it down.
+    #[must_use]
+    pub const fn to_number(self) -> u32 {
+        self.0
+    }
+
+    /// What was written down. Any number is a place, at worst behind the end.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+/// A part of a long answer; it may be empty and still have a next one. Entries are in no particular order, and what changes between two pages may be missed or seen
 /// twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T> {
@@ -215,7 +233,9 @@ impl<P: Prefix> FamilyTable<P> {
     fn page(&self, core: &Core, from: Cursor, max: usize, wanted: impl Fn(&Path) -> bool) -> Page<PathView> {
         let mut entries = Vec::new();
         let mut at = from.0;
-        while at < self.table.end() && entries.len() < max {
+        let end = self.table.end();
+        let stop = end.min(at.saturating_add(PAGE_DESTINATIONS_MAX));
+        while at < stop && entries.len() < max {
             if self.table.get_destination(at).is_some() && self.table.paths_of(at).any(|(_, path)| wanted(path)) {
                 let chosen: Vec<bool> = self.table.paths_of(at).map(|(_, path)| wanted(path)).collect();
                 let views = self.views(core, at).into_iter().zip(chosen);
@@ -223,7 +243,7 @@ impl<P: Prefix> FamilyTable<P> {
             }
             at += 1;
         }
-        Page { entries, next: (at < self.table.end()).then_some(Cursor(at)) }
+        Page { entries, next: (at < end).then_some(Cursor(at)) }
     }
 
     fn advertised(&self, core: &Core, peer: PeerId, from: Cursor, max: usize) -> Page<AdvertisedView> {
@@ -234,7 +254,8 @@ impl<P: Prefix> FamilyTable<P> {
         };
         let end = self.table.end();
         let mut at = from.0;
-        while at < end && entries.len() < max {
+        let stop = end.min(at.saturating_add(PAGE_DESTINATIONS_MAX));
+        while at < stop && entries.len() < max {
             if let Some(destination) = self.table.get_destination(at) {
                 let prefix = destination.prefix.to_net();
                 let mut add = |told: &super::group::Told, path_id: PathId| {

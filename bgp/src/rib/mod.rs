@@ -71,7 +71,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 
 use attributes::AttributeSets;
 pub use decision::DecisionOptions;
-pub use explain::{AdvertisedView, Cursor, Page, PathView, Totals};
+pub use explain::{AdvertisedView, Cursor, PAGE_DESTINATIONS_MAX, Page, PathView, Totals};
 pub use fib::{FibChange, FibNextHop, FibRoute};
 use group::Group;
 pub use import::{AnnounceError, Announced, LimitKind, LimitReached};
