@@ -5,6 +5,8 @@ pub mod answers;
 mod bgp;
 pub mod bgp_answers;
 mod bgp_metrics;
+pub mod bgp_paths_answers;
+pub mod bgp_paths_view;
 pub mod bgp_view;
 pub mod metrics;
 pub mod scrape;

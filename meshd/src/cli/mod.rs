@@ -9,6 +9,7 @@
 
 mod bgp;
 mod bgp_page;
+mod bgp_paths;
 mod cert;
 mod certificate;
 mod check;
