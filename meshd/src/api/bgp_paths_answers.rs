@@ -83,7 +83,7 @@ fn standing(standing: Standing, rule: Option<&str>) -> (&'static str, String) {
         Standing::Multipath => ("multipath", "used beside the best".to_owned()),
         Standing::Lost(step) => ("lost", format!("lost by {step}")),
         Standing::UnresolvedNextHop => ("unresolved", "no way to the next hop".to_owned()),
-        Standing::Waiting => ("waiting", "not decided yet".to_owned()),
+        Standing::Waiting => ("waiting", "not selected yet".to_owned()),
         Standing::Rejected(rejection) => match rule {
             Some(rule) => ("rejected", format!("rejected: {rejection}, rule {rule}")),
             None => ("rejected", format!("rejected: {rejection}")),
@@ -114,7 +114,11 @@ fn attributes(octets: &[u8], next_hop: Option<NextHop>) -> BgpAttributesView {
         value: one.json,
     });
     BgpAttributesView {
-        next_hop: next_hop.map(|next_hop| next_hop.to_string()),
+        next_hop: next_hop.map(NextHop::address),
+        next_hop_link_local: next_hop.and_then(|next_hop| match next_hop {
+            NextHop::V6Pair { link_local, .. } => Some(link_local.into()),
+            NextHop::V4(_) | NextHop::V6(_) => None,
+        }),
         origin: match of.origin() {
             Origin::Igp => "igp",
             Origin::Egp => "egp",
@@ -272,7 +276,7 @@ mod tests {
     fn received_is_what_was_sent() {
         let view = received(report(Standing::Best, true, None));
         assert_eq!((view.attributes.local_pref, view.attributes.med), (None, Some(5)));
-        assert_eq!(view.attributes.next_hop.as_deref(), Some("192.0.2.2"));
+        assert_eq!(view.attributes.next_hop, "192.0.2.2".parse().ok());
     }
 
     #[test]

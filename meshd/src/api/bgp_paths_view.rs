@@ -11,6 +11,8 @@
 //! A page may be short, even empty, and still have a next one: ask again with `?from=` and what `next` said until it is
 //! `null`. What changes between two pages may be missed or seen twice.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -86,7 +88,9 @@ pub struct BgpAdvertisedView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BgpAttributesView {
     /// The next hop; `null` for a path of our own.
-    pub next_hop: Option<String>,
+    pub next_hop: Option<IpAddr>,
+    /// The link-local address that came with it.
+    pub next_hop_link_local: Option<IpAddr>,
     /// `igp`, `egp` or `incomplete`.
     pub origin: String,
     /// AS numbers; sets in braces, confederation segments in parentheses.

@@ -114,7 +114,10 @@ fn stream<P: DeserializeOwned, T: Serialize>(
                 None => break,
             }
         }
-        output::text(&printer.end())?;
+        // What is not there is said by an error alone.
+        if printer.rows > 0 || table != "rib" || name.is_empty() {
+            output::text(&printer.end())?;
+        }
         Ok(printer.rows)
     })?
 }
@@ -266,7 +269,7 @@ mod tests {
         let value = serde_json::json!({
             "prefix": prefix, "peer": "192.0.2.2", "path_id": 0, "since": "2026-01-01T00:00:00Z", "best": status == "best",
             "accepted": status != "rejected", "stale": false, "long_lived_stale": false, "status": status, "reason": reason,
-            "step": null, "rule": null, "next_hop": "192.0.2.2", "origin": "igp", "as_path": "65002 65003", "med": 5,
+            "step": null, "rule": null, "next_hop": "192.0.2.2", "next_hop_link_local": null, "origin": "igp", "as_path": "65002 65003", "med": 5,
             "local_pref": null, "communities": ["65001:7"], "extended_communities": [], "large_communities": ["1:2:3"],
             "attributes": [],
         });

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use lab::Node;
 use serde_json::Value;
 
-use super::path::{Path, extended};
+use super::path::{Path, community, extended};
 
 fn meshd(node: &Node, command: &str) -> anyhow::Result<Value> {
     let words: Vec<&str> = ["meshd"].into_iter().chain(command.split(' ')).chain(["-o", "json"]).collect();
@@ -37,12 +37,13 @@ fn path(entry: &Value) -> anyhow::Result<Path> {
     };
     path.path_id = number("path_id");
     path.from = entry["peer"].as_str().map(str::to_owned);
-    path.next_hops = vec![text("next_hop")];
+    let next_hops = ["next_hop", "next_hop_link_local"].into_iter().filter_map(|name| entry[name].as_str());
+    path.next_hops = next_hops.map(str::to_owned).collect();
     path.origin = text("origin");
     path.as_path = text("as_path");
     path.med = number("med");
     path.local_pref = number("local_pref");
-    path.communities = words("communities");
+    path.communities = words("communities").iter().map(|written| community(written)).collect();
     path.large = words("large_communities");
     path.extended = words("extended_communities")
         .iter()
