@@ -349,6 +349,8 @@ fn a_busy_machine_does_not_flap_hundreds_of_sessions() {
     let (network, one, other, ids) = ours_and_ours(16);
     println!("priority {:?}", one.status().priority);
     let quiet_from = Instant::now();
+    // The side that was started first has sent to sessions that the other side had not been given yet.
+    let strangers = [one.status().strange, other.status().strange];
     let before = processor_time("bfd");
     let busy = AtomicBool::new(true);
     thread::scope(|scope| {
@@ -364,11 +366,11 @@ fn a_busy_machine_does_not_flap_hundreds_of_sessions() {
         busy.store(false, Ordering::Relaxed);
     });
     println!("{} sessions twice: {:?} of processor time", ids.len(), processor_time("bfd") - before);
-    for ours in [&one, &other] {
+    for (ours, strangers) in [&one, &other].into_iter().zip(strangers) {
         let flapped: Vec<_> = ids.iter().flat_map(|id| ours.events(*id, quiet_from)).collect();
         assert_eq!(flapped, [], "{:?}", ours.status().latest);
         println!("the latest timer was {:?} late", ours.status().latest);
-        assert_eq!(ours.status().strange, 0, "{:?}", ours.status().last_strange);
+        assert_eq!(ours.status().strange, strangers, "{:?}", ours.status().last_strange);
     }
     let cut_at = cut(&network);
     for id in &ids {
