@@ -95,17 +95,26 @@ pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<
 }
 
 /// Settings that this version reads and does nothing about, so that nobody relies on them in silence.
-fn without_effect(config: &BgpConfig) -> impl Iterator<Item = Refused> {
+fn without_effect(config: &BgpConfig) -> impl Iterator<Item = Refused> + use<> {
     let settings = [
         ("bgp.bmp", !config.stations.is_empty()),
         ("bgp.mrt", config.mrt.is_some()),
         ("bgp.mesh", config.mesh_function.is_some()),
+        ("bgp.advertise.service_vips", config.originate.service_vips),
+        ("bgp.import.blackhole", config.import.guard.blackhole),
+        ("peers with bfd.strict", config.peers.iter().any(|peer| peer.bfd.is_some_and(|bfd| bfd.strict))),
+        ("peers with max_prefixes.action warn", config.peers.iter().any(only_warns)),
     ];
     let refused = |(key, _): (&str, bool)| Refused {
         peer: key.to_owned(),
         reason: "has no effect in this version; take it out".to_owned(),
     };
     settings.into_iter().filter(|(_, is_set)| *is_set).map(refused)
+}
+
+fn only_warns(peer: &BgpPeer) -> bool {
+    let limits = peer.families.iter().filter_map(|(_, family)| family.as_ref()?.prefixes_max);
+    limits.into_iter().any(|limit| limit.action == LimitAction::Warn)
 }
 
 /// The VRPs of the file. Without them every path counts as not found, which rules may say something about.
