@@ -20,6 +20,7 @@ use bgp::{
     session::{Event, Fact, IfName, PeerKey, Slot, Stop, StopReason},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
+use ipnet::IpNet;
 use meshd_core::{id::IfIndex, observed::BgpChange};
 use socket2::Socket;
 use tokio::{
@@ -72,6 +73,8 @@ pub(super) struct Core {
     pub(super) readings: u64,
     /// Connections of nobody we know.
     pub(super) strangers: u64,
+    /// Prefixes whose key some listener could not be given. A peer from there that is to be signed is not accepted.
+    pub(super) unsigned: Vec<IpNet>,
     /// This node is being drained: peers are asked to prefer others, and no session is started any more.
     pub(super) draining: bool,
     pub(super) paths: Paths,
@@ -97,6 +100,7 @@ impl Core {
             wake_at: None,
             readings: 0,
             strangers: 0,
+            unsigned: Vec::new(),
             draining: false,
             paths: Paths::new(path_events),
             vrps: None,

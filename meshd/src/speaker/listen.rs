@@ -52,51 +52,59 @@ impl Listeners {
             keep
         });
         let mut failures = Vec::new();
+        let mut unsigned = Vec::new();
         for address in wanted {
+            let known = self.running.get(&address).map(|(socket, _)| socket.clone());
+            let socket = match known.map_or_else(|| transport::listener(address, None).map(Rc::new), Ok) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    failures.push(error.to_string());
+                    continue;
+                }
+            };
+            unsigned.extend(set_keys(core, address, &socket, &mut failures));
             if let std::collections::btree_map::Entry::Vacant(entry) = self.running.entry(address) {
-                match start(core, address) {
-                    Ok(running) => {
-                        entry.insert(running);
+                match start(core, &socket) {
+                    Ok(task) => {
+                        entry.insert((socket, task));
                     }
-                    Err(error) => failures.push(error),
+                    Err(error) => failures.push(format!("{address}: {error}")),
                 }
             }
         }
-        if let Err(error) = self.set_keys(core) {
-            failures.push(error);
-        }
+        core.borrow_mut().unsigned = unsigned;
         let message = (!failures.is_empty()).then(|| failures.join("; "));
         let retry = message.is_some().then_some(LISTEN_RETRY);
         problems.report("bgp/listen", message);
         retry
     }
-
-    /// Gives every listener the key of every peer that has one.
-    fn set_keys(&self, core: &Shared) -> Result<(), String> {
-        let core = core.borrow();
-        for (address, (socket, _)) in &self.running {
-            for known in core.known.values().filter(|known| known.range.is_none()) {
-                let PeerKey::Address(ip, _) = &known.key else { continue };
-                if ip.is_ipv4() == address.is_ipv4() {
-                    let key = known.settings.transport.md5.as_ref();
-                    transport::set_key(socket, IpNet::from(*ip), 0, key).map_err(|error| error.to_string())?;
-                }
-            }
-            for range in core.settings.ranges.iter().filter(|range| range.prefix.addr().is_ipv4() == address.is_ipv4())
-            {
-                let key = range.template.transport.md5.as_ref();
-                transport::set_key(socket, range.prefix, 0, key).map_err(|error| error.to_string())?;
-            }
-        }
-        Ok(())
-    }
 }
 
-fn start(core: &Shared, address: SocketAddr) -> Result<(Rc<socket2::Socket>, JoinHandle<()>), String> {
-    let socket = transport::listener(address, None).map_err(|error| error.to_string())?;
+/// Gives a listener the key of every peer that has one; returns the prefixes for which that failed.
+fn set_keys(core: &Shared, address: SocketAddr, socket: &socket2::Socket, failures: &mut Vec<String>) -> Vec<IpNet> {
+    let core = core.borrow();
+    let peers = core.known.values().filter(|known| known.range.is_none()).filter_map(|known| match &known.key {
+        PeerKey::Address(ip, _) => Some((IpNet::from(*ip), known.settings.transport.md5.as_ref())),
+        // Its address is not known before it speaks; it is connected to, with its key, and not accepted from.
+        PeerKey::Interface(_) => None,
+    });
+    let ranges = core.settings.ranges.iter().map(|range| (range.prefix, range.template.transport.md5.as_ref()));
+    let mut unsigned = Vec::new();
+    for (prefix, key) in peers.chain(ranges).filter(|(prefix, _)| prefix.addr().is_ipv4() == address.is_ipv4()) {
+        // The others get theirs: one peer must not open the door for all.
+        if let Err(error) = transport::set_key(socket, prefix, key) {
+            failures.push(error.to_string());
+            unsigned.push(prefix);
+        }
+    }
+    unsigned
+}
+
+fn start(core: &Shared, socket: &socket2::Socket) -> Result<JoinHandle<()>, String> {
+    transport::listen(socket).map_err(|error| error.to_string())?;
     let second = socket.try_clone().map_err(|error| format!("failed to share a socket: {error}"))?;
     let listener = TcpListener::from_std(second.into()).map_err(|error| format!("failed to listen: {error}"))?;
-    Ok((Rc::new(socket), spawn_local(accept(core.clone(), listener))))
+    Ok(spawn_local(accept(core.clone(), listener)))
 }
 
 async fn accept(core: Shared, listener: TcpListener) {
@@ -134,6 +142,13 @@ fn take(core: &Shared, stream: TcpStream, remote: SocketAddr) {
     let refused = {
         let core = core.borrow();
         let transport = core.known.get(&id).map(|known| known.settings.transport.clone()).unwrap_or_default();
+        let ip = remote.ip().to_canonical();
+        let has_address = core.known.get(&id).is_some_and(|known| matches!(known.key, PeerKey::Address(..)));
+        let is_unsigned = !has_address || core.unsigned.iter().any(|prefix| prefix.contains(&ip));
+        if transport.md5.is_some() && is_unsigned {
+            warn!(%remote, "refused a BGP connection: the peer has a key, and the listener could not be given it");
+            return;
+        }
         transport::accepted(&SockRef::from(&stream), remote.ip(), &transport)
     };
     match refused {

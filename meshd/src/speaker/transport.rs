@@ -99,7 +99,7 @@ pub fn outgoing(remote: SocketAddr, transport: &Transport) -> Result<Socket, Tra
     let socket = new_socket(remote.ip())?;
     demand(&socket, remote.ip(), transport)?;
     if let Some(key) = &transport.md5 {
-        set_md5(&socket, IpNet::from(remote.ip()), scope(remote), Some(key))?;
+        set_md5(&socket, IpNet::from(remote.ip()), Some(key))?;
     }
     if let Some(source) = transport.source {
         let local = match (source, remote) {
@@ -113,7 +113,7 @@ pub fn outgoing(remote: SocketAddr, transport: &Transport) -> Result<Socket, Tra
     Ok(socket)
 }
 
-/// A socket that listens at `local`, on one device if one is named.
+/// A socket for [`listen`] at `local`, on one device if one is named.
 ///
 /// # Errors
 /// Whatever the kernel refuses, above all a port that somebody else has.
@@ -130,8 +130,16 @@ pub fn listener(local: SocketAddr, device: Option<&str>) -> Result<Socket, Trans
     // it is.
     set_hop_limit(&socket, local.ip(), 255)?;
     socket.bind(&SockAddr::from(local)).map_err(failed(format!("listen at {local}")))?;
-    socket.listen(BACKLOG).map_err(failed(format!("listen at {local}")))?;
     Ok(socket)
+}
+
+/// Lets a listener take connections. The keys of peers have to be set before: what the kernel accepts without a key stays
+/// accepted.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub fn listen(listener: &Socket) -> Result<(), TransportError> {
+    listener.listen(BACKLOG).map_err(failed("listen"))
 }
 
 /// Demands of an accepted connection what its session demands. What was received before is not undone by it: nobody has
@@ -150,8 +158,8 @@ pub fn accepted(socket: &Socket, remote: IpAddr, transport: &Transport) -> Resul
 ///
 /// # Errors
 /// Whatever the kernel refuses.
-pub fn set_key(listener: &Socket, peers: IpNet, link: u32, key: Option<&Secret>) -> Result<(), TransportError> {
-    set_md5(listener, peers, link, key)
+pub fn set_key(listener: &Socket, peers: IpNet, key: Option<&Secret>) -> Result<(), TransportError> {
+    set_md5(listener, peers, key)
 }
 
 fn new_socket(ip: IpAddr) -> Result<Socket, TransportError> {
@@ -204,14 +212,6 @@ fn set_hop_limit(socket: &Socket, ip: IpAddr, hops: u8) -> Result<(), TransportE
     .map_err(failed(format!("send with hop limit {hops}")))
 }
 
-/// The link of a link-local address.
-fn scope(address: SocketAddr) -> u32 {
-    match address {
-        SocketAddr::V4(_) => 0,
-        SocketAddr::V6(address) => address.scope_id(),
-    }
-}
-
 /// `struct tcp_md5sig` of `linux/tcp.h`.
 #[repr(C)]
 struct TcpMd5Sig {
@@ -219,16 +219,15 @@ struct TcpMd5Sig {
     flags: u8,
     prefix_len: u8,
     key_len: u16,
+    /// The kernel takes only the index of a VRF here, not of a link; 0 means any.
     ifindex: c_int,
     key: [u8; MD5_KEY_MAX],
 }
 
 /// `TCP_MD5SIG_FLAG_PREFIX`: the address is a prefix.
 const FLAG_PREFIX: u8 = 1;
-/// `TCP_MD5SIG_FLAG_IFINDEX`: only on this link.
-const FLAG_IFINDEX: u8 = 2;
 
-fn set_md5(socket: &Socket, peers: IpNet, link: u32, key: Option<&Secret>) -> Result<(), TransportError> {
+fn set_md5(socket: &Socket, peers: IpNet, key: Option<&Secret>) -> Result<(), TransportError> {
     let octets = key.map_or(&[][..], |key| &key.0);
     if octets.len() > MD5_KEY_MAX || (key.is_some() && octets.is_empty()) {
         let error = io::Error::new(io::ErrorKind::InvalidInput, format!("a key has 1 to {MD5_KEY_MAX} octets"));
@@ -243,10 +242,6 @@ fn set_md5(socket: &Socket, peers: IpNet, link: u32, key: Option<&Secret>) -> Re
         key: [0; MD5_KEY_MAX],
     };
     option.key[..octets.len()].copy_from_slice(octets);
-    if link != 0 {
-        option.flags |= FLAG_IFINDEX;
-        option.ifindex = c_int::try_from(link).unwrap_or_default();
-    }
     let result = set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_MD5SIG_EXT, &option);
     match result {
         // Taking away what is not there.
@@ -285,9 +280,9 @@ mod tests {
         let socket = new_socket("127.0.0.1".parse().expect("an address")).expect("a socket");
         let peers = "192.0.2.1/32".parse().expect("a prefix");
         for octets in [vec![], vec![1; MD5_KEY_MAX + 1]] {
-            let error = set_key(&socket, peers, 0, Some(&Secret::new(octets))).expect_err("refused");
+            let error = set_key(&socket, peers, Some(&Secret::new(octets))).expect_err("refused");
             assert!(error.to_string().contains("TCP-MD5"), "{error}");
         }
-        set_key(&socket, peers, 0, None).expect("nothing to take away");
+        set_key(&socket, peers, None).expect("nothing to take away");
     }
 }
