@@ -21,7 +21,7 @@ use meshd_core::{
     derive::{LocalNode, RouteDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
     observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow},
-    plan::PlannerOptions,
+    plan::{FLUSH_ROUTES_MIN, PlannerOptions},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -172,6 +172,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         table: TableId(MAIN_TABLE),
         metric: config.routing.metric,
         nexthop_objects: config.routing.nexthop_objects,
+        flush_routes_min: FLUSH_ROUTES_MIN,
     };
     let (routes, routes_handle, settled) =
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());

@@ -245,7 +245,7 @@ impl State {
                 self.tell(ActualChange::Route(*key, None));
                 Ok(())
             }
-            Action::DeleteNexthop { id } => {
+            Action::DeleteNexthop { id, .. } => {
                 check_owned(*id)?;
                 if !self.nexthops.contains_key(id) {
                     return Err(refusal(Errno::ENOENT));
@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn the_last_member_takes_its_group_and_routes_with_it() {
         let kernel = kernel();
-        assert_eq!(kernel.write(&[Action::DeleteNexthop { id: ONE }]), []);
+        assert_eq!(kernel.write(&[Action::DeleteNexthop { id: ONE, routes: 0 }]), []);
         assert_eq!(kernel.routes().into_keys().collect::<Vec<_>>(), [key("10.2.0.0/24")]);
         let gone = [ActualChange::Nexthop(ONE, None), ActualChange::Nexthop(GROUP, None)];
         assert_eq!(kernel.take_events(), gone, "the IPv4 route went in silence");

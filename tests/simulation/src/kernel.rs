@@ -168,7 +168,7 @@ impl Kernel {
                 self.note(Note::Actual(ActualChange::Route(*key, None)));
                 Ok(vec![key.prefix])
             }
-            Action::DeleteNexthop { id } => {
+            Action::DeleteNexthop { id, .. } => {
                 self.own_id(*id, action);
                 if !self.nexthops.contains_key(id) {
                     return Err(Refusal::Gone);

@@ -187,7 +187,12 @@ impl Node {
             }
         }
         let table = TableId(MAIN_TABLE);
-        let options = PlannerOptions { table, metric: Metric(ROUTE_METRIC), nexthop_objects: self.index % 5 != 4 };
+        let options = PlannerOptions {
+            table,
+            metric: Metric(ROUTE_METRIC),
+            nexthop_objects: self.index % 5 != 4,
+            flush_routes_min: 2,
+        };
         let is_read = |owner: &ClusterName| self.configured.iter().any(|cluster| cluster_name(*cluster) == *owner);
         let (owners, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
             self.memory.owners.clone().into_iter().partition(|(_, owner)| is_read(owner));

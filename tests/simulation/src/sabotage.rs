@@ -50,7 +50,7 @@ impl Sabotage {
                     })
                     .collect();
             }
-            Self::TouchForeign => actions.push(Action::DeleteNexthop { id: NexthopId(7) }),
+            Self::TouchForeign => actions.push(Action::DeleteNexthop { id: NexthopId(7), routes: 0 }),
             Self::ForgetOwn
             | Self::SweepEarly
             | Self::PruneUnheard

@@ -262,7 +262,7 @@ fn routes_of_both_families_come_change_and_go() {
 
         let gone = ["10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "fd00:1::/64", "fd00:2::/64"];
         let mut actions: Vec<Action> = gone.into_iter().map(delete).collect();
-        actions.extend([1, 2].map(|n| Action::DeleteNexthop { id: id(n) }));
+        actions.extend([1, 2].map(|n| Action::DeleteNexthop { id: id(n), routes: 0 }));
         kernel.apply(actions);
         kernel.until("nothing", |actual| actual.routes.is_empty() && actual.nexthops.is_empty());
         assert_eq!(ip_routes(), []);
@@ -379,8 +379,8 @@ fn failures_are_listed_in_order_with_the_kernels_words() {
         let again = kernel.try_apply(vec![
             through("10.1.0.0/24", 1, false),
             delete("10.1.2.0/24"),
-            Action::DeleteNexthop { id: id(500) },
-            Action::DeleteNexthop { id: NexthopId(1) },
+            Action::DeleteNexthop { id: id(500), routes: 0 },
+            Action::DeleteNexthop { id: NexthopId(1), routes: 0 },
         ]);
         assert!(again[0].is_taken(), "{}", again[0]);
         assert!(again[1].is_already_gone() && again[2].is_already_gone(), "{} {}", again[1], again[2]);

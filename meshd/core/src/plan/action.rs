@@ -52,10 +52,12 @@ pub enum Action {
         /// Prefix, table and metric.
         key: ActualKey,
     },
-    /// Delete a nexthop object or group of ours.
+    /// Delete a nexthop object or group of ours, and with it the routes over it.
     DeleteNexthop {
         /// Its id.
         id: NexthopId,
+        /// Routes of ours that go with it; all of them are unwanted.
+        routes: usize,
     },
 }
 
@@ -120,7 +122,8 @@ impl fmt::Display for Action {
             }
             Self::PutRoute { key, via, .. } => write!(f, "route {} {via} metric {}", key.prefix, key.metric),
             Self::DeleteRoute { key } => write!(f, "route {} metric {}", key.prefix, key.metric),
-            Self::DeleteNexthop { id } => write!(f, "nexthop {id}"),
+            Self::DeleteNexthop { id, routes: 0 } => write!(f, "nexthop {id}"),
+            Self::DeleteNexthop { id, routes } => write!(f, "nexthop {id} with its {routes} routes"),
         }
     }
 }

@@ -11,4 +11,6 @@ mod planner;
 
 pub use action::{Action, RouteVia};
 pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember};
-pub use planner::{PLAN_ACTIONS_MAX, PlannerOptions, RETRY_MAX, RETRY_MIN, RoutePlanner, WITHDRAW_HOLD};
+pub use planner::{
+    FLUSH_ROUTES_MIN, PLAN_ACTIONS_MAX, PlannerOptions, RETRY_MAX, RETRY_MIN, RoutePlanner, WITHDRAW_HOLD,
+};

@@ -8,6 +8,10 @@ use std::{
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
+mod leaving;
+
+use leaving::Leaving;
+
 use super::{
     Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, RouteVia,
     nexthops::{NexthopIds, Slot},
@@ -21,6 +25,10 @@ use crate::{
 
 /// Most actions of one plan; the rest follows in the next round.
 pub const PLAN_ACTIONS_MAX: usize = 8_192;
+/// Fewest routes that are deleted by deleting their nexthop object.
+pub const FLUSH_ROUTES_MIN: usize = 1_024;
+/// Such a deletion walks the whole table of the kernel: a walk over so many routes costs less than to delete one.
+const FLUSH_WALK: usize = 16;
 /// Prefixes that were wanted once and may be remembered beyond twice the routes the kernel holds.
 const RETIRED_SPARE: usize = PLAN_ACTIONS_MAX;
 /// How long an installed route stays after its node stopped being on-link: an address that is taken away and given back
@@ -40,6 +48,8 @@ pub struct PlannerOptions {
     pub metric: Metric,
     /// Routes refer to nexthop objects (`routing.nexthop_objects`).
     pub nexthop_objects: bool,
+    /// Fewest routes that are deleted by deleting their nexthop object, usually [`FLUSH_ROUTES_MIN`].
+    pub flush_routes_min: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -70,8 +80,10 @@ pub struct RoutePlanner {
     /// The same for routes learned by BGP, which are not in `by_target`: after a first load, and after a target of theirs
     /// leads elsewhere, which is rare, because it is a group whose members change.
     bgp_scan: Option<IpNet>,
+    /// Sets of next hops whose routes could not be planned when they were looked at.
+    bgp_waiting: BTreeSet<BgpTargetId>,
     /// Actual routes and nexthops nobody wants: candidates for deletion.
-    surplus_routes: BTreeSet<ActualKey>,
+    leaving: Leaving,
     surplus_nexthops: BTreeSet<NexthopId>,
     /// Prefixes we wanted once in this run: their routes may go without waiting for every source.
     retired: BTreeSet<IpNet>,
@@ -108,7 +120,8 @@ impl RoutePlanner {
             dirty_routes: BTreeSet::new(),
             scan: None,
             bgp_scan: None,
-            surplus_routes: BTreeSet::new(),
+            bgp_waiting: BTreeSet::new(),
+            leaving: Leaving::default(),
             surplus_nexthops: BTreeSet::new(),
             retired: BTreeSet::new(),
             prune_all: false,
@@ -214,6 +227,9 @@ impl RoutePlanner {
         match action {
             Action::PutRoute { key, .. } | Action::DeleteRoute { key } => {
                 self.withdrawing.remove(&key.prefix);
+                if action.is_delete() {
+                    self.leaving.refused(key, self.routes.get(key).map(|route| &route.via));
+                }
                 let failure = next_failure(self.route_failures.get(&key.prefix), message, now);
                 self.route_failures.insert(key.prefix, failure);
             }
@@ -224,7 +240,10 @@ impl RoutePlanner {
                     self.target_failures.insert(target, failure);
                 }
             }
-            Action::DeleteNexthop { id } => {
+            Action::DeleteNexthop { id, routes } => {
+                if *routes > 0 {
+                    self.leaving.refused_object(*id, &self.routes);
+                }
                 if self.holds_nexthop(*id) {
                     self.surplus_nexthops.insert(*id);
                 }
@@ -312,7 +331,7 @@ impl RoutePlanner {
         let groups = self.nexthops.iter().filter(|(_, n)| matches!(n, ActualNexthop::Group(_)));
         let is_hop = |n: &ActualNexthop| matches!(n, ActualNexthop::Hop(_) | ActualNexthop::Irregular);
         let hops = self.nexthops.iter().filter(|(_, n)| is_hop(n));
-        routes.chain(groups.chain(hops).map(|(id, _)| Action::DeleteNexthop { id: *id })).collect()
+        routes.chain(groups.chain(hops).map(|(id, _)| Action::DeleteNexthop { id: *id, routes: 0 })).collect()
     }
 
     /// All desired routes are to be looked at.
@@ -344,7 +363,11 @@ impl RoutePlanner {
                 RowDiff::Removed(..) | RowDiff::Added(..) | RowDiff::Changed(..) => {}
             }
             self.route_failures.remove(&prefix);
-            self.dirty_routes.insert(prefix);
+            // The look at all routes comes to those behind it anyway, and would plan them a second time.
+            let is_ahead = self.bgp_scan.is_some_and(|from| from <= prefix);
+            if !is_ahead || matches!(diff, RowDiff::Removed(..)) {
+                self.dirty_routes.insert(prefix);
+            }
         }
         self.forget_retired();
     }
@@ -368,7 +391,10 @@ impl RoutePlanner {
                 self.retired.insert(prefix);
             }
             self.route_failures.remove(&prefix);
-            self.dirty_routes.insert(prefix);
+            let is_ahead = self.scan.is_some_and(|from| from <= prefix);
+            if !is_ahead || matches!(diff, RowDiff::Removed(..)) {
+                self.dirty_routes.insert(prefix);
+            }
         }
         self.forget_retired();
     }
@@ -409,7 +435,7 @@ impl RoutePlanner {
         let metric = self.options.metric;
         let table = self.options.table;
         let wanted = |key: &ActualKey| key.metric == metric && key.table == table && self.desired.wants(&key.prefix);
-        self.surplus_routes = self.routes.keys().filter(|key| !wanted(key)).copied().collect();
+        self.leaving.reset(self.routes.iter().filter(|(key, _)| !wanted(key)));
         let unwanted = |id: &NexthopId| self.holds_nexthop(*id) && self.ids.target(*id).is_none();
         self.surplus_nexthops = self.nexthops.keys().copied().filter(unwanted).collect();
     }
@@ -432,16 +458,17 @@ impl RoutePlanner {
         if key == self.key(key.prefix) {
             self.withdrawing.remove(&key.prefix);
         }
-        if let Some(ActualRoute { via: RouteVia::Object(id), .. }) = old {
-            self.release(id);
+        if let Some(old) = old {
+            self.leaving.forget(&key, &old.via);
+            if let RouteVia::Object(id) = old.via {
+                self.release(id);
+            }
         }
         let desired = self.desired.target_of(&key.prefix);
-        if desired.is_none() || key != self.key(key.prefix) {
-            if self.routes.contains_key(&key) {
-                self.surplus_routes.insert(key);
-            } else {
-                self.surplus_routes.remove(&key);
-            }
+        if (desired.is_none() || key != self.key(key.prefix))
+            && let Some(route) = self.routes.get(&key)
+        {
+            self.leaving.add(key, &route.via);
         }
         if let Some(target) = desired
             && key == self.key(key.prefix)
@@ -458,6 +485,9 @@ impl RoutePlanner {
     }
 
     fn observe_nexthop(&mut self, id: NexthopId, state: Option<ActualNexthop>) {
+        if state.is_none() {
+            self.drop_routes_over(id);
+        }
         let members = |nexthop: Option<&ActualNexthop>| match nexthop {
             Some(ActualNexthop::Group(members)) => members.to_vec(),
             _ => Vec::new(),
@@ -495,6 +525,18 @@ impl RoutePlanner {
             None => {
                 self.surplus_nexthops.remove(&id);
             }
+        }
+    }
+
+    /// The object is gone, and its routes with it: of those of IPv4 the kernel does not say a word.
+    fn drop_routes_over(&mut self, id: NexthopId) {
+        if !self.references.contains_key(&id) {
+            return;
+        }
+        let over = |(_, route): &(&ActualKey, &ActualRoute)| route.via == RouteVia::Object(id);
+        let gone: Vec<ActualKey> = self.routes.iter().filter(over).map(|(key, _)| *key).collect();
+        for key in gone {
+            self.observe_route(key, None);
         }
     }
 
@@ -570,8 +612,8 @@ impl RoutePlanner {
             }
             if self.desired.wants(&prefix) {
                 self.dirty_routes.insert(prefix);
-            } else if self.routes.contains_key(&key) {
-                self.surplus_routes.insert(key);
+            } else if let Some(route) = self.routes.get(&key) {
+                self.leaving.add(key, &route.via);
             } else {
                 self.route_failures.remove(&prefix);
             }
@@ -649,6 +691,9 @@ impl RoutePlanner {
                 }
                 None => {
                     self.release_hold(&key);
+                    if let TargetKey::Bgp(id) = &key {
+                        self.bgp_waiting.remove(id);
+                    }
                     self.target_failures.remove(&key);
                     let freed = self.ids.release(&key);
                     let held: Vec<_> = freed.into_iter().filter(|id| self.holds_nexthop(*id)).collect();
@@ -660,7 +705,12 @@ impl RoutePlanner {
                 Some(via) => self.planned_via.insert(key.clone(), via),
                 None => self.planned_via.remove(&key),
             };
-            if before != via {
+            // Routes of a set of next hops that is new are looked at after it, so none was passed over.
+            let was_looked_at = match &key {
+                TargetKey::Bgp(id) => before.is_some() || (via.is_some() && self.bgp_waiting.remove(id)),
+                TargetKey::Node(_) => true,
+            };
+            if before != via && was_looked_at {
                 self.look_at_routes_of(&key);
             }
         }
@@ -700,8 +750,8 @@ impl RoutePlanner {
             match self.desired.target_of(&prefix) {
                 Some(target) => actions.extend(self.plan_route(key, &target, now)),
                 None => {
-                    if self.routes.contains_key(&key) {
-                        self.surplus_routes.insert(key);
+                    if let Some(route) = self.routes.get(&key) {
+                        self.leaving.add(key, &route.via);
                     }
                 }
             }
@@ -744,10 +794,15 @@ impl RoutePlanner {
 
     /// What is to be done for one desired route.
     fn plan_route(&mut self, key: ActualKey, leads_to: &TargetKey, now: Timestamp) -> Option<Action> {
-        self.surplus_routes.remove(&key);
-        let target = self.desired.targets.get(leads_to)?;
         let actual = self.routes.get(&key);
+        if let Some(actual) = actual {
+            self.leaving.keep(&key, &actual.via);
+        }
+        let target = self.desired.targets.get(leads_to)?;
         let Some(via) = self.wanted_via(leads_to, target) else {
+            if let TargetKey::Bgp(id) = leads_to {
+                self.bgp_waiting.insert(*id);
+            }
             let over = self.held.get(leads_to).is_some_and(|since| *since + WITHDRAW_HOLD <= now);
             let due = over && actual.is_some() && self.withdrawing.insert(key.prefix);
             return due.then_some(Action::DeleteRoute { key });
@@ -760,21 +815,37 @@ impl RoutePlanner {
     }
 
     fn plan_deletions(&mut self, actions: &mut Vec<Action>) {
-        let may_prune = |prefix: &IpNet| self.prune_all || self.retired.contains(prefix);
+        self.plan_flushes(actions);
+        let may_prune = |key: &ActualKey| self.prune_all || self.retired.contains(&key.prefix);
         let room = PLAN_ACTIONS_MAX.saturating_sub(actions.len());
-        let due: Vec<ActualKey> =
-            self.surplus_routes.iter().filter(|key| may_prune(&key.prefix)).take(room).copied().collect();
-        for key in due {
-            self.surplus_routes.remove(&key);
-            actions.push(Action::DeleteRoute { key });
-        }
+        let due = self.leaving.take(room, may_prune);
+        actions.extend(due.into_iter().map(|key| Action::DeleteRoute { key }));
         // The kernel deletes the routes of a nexthop with it, so a nexthop goes only when nothing refers to it any more.
         let room = PLAN_ACTIONS_MAX.saturating_sub(actions.len());
         let free = |id: &NexthopId| !self.references.contains_key(id) && self.ids.target(*id).is_none();
         let due: Vec<NexthopId> = self.surplus_nexthops.iter().filter(|id| free(id)).take(room).copied().collect();
         for id in due {
             self.surplus_nexthops.remove(&id);
-            actions.push(Action::DeleteNexthop { id });
+            actions.push(Action::DeleteNexthop { id, routes: 0 });
+        }
+    }
+
+    /// Deletes objects that everything over them leaves, when that is less work than to delete the routes.
+    fn plan_flushes(&mut self, actions: &mut Vec<Action>) {
+        if !self.prune_all {
+            return;
+        }
+        let min = self.options.flush_routes_min.max(self.routes.len() / FLUSH_WALK);
+        let all_leave = |(id, count): &(NexthopId, usize)| {
+            self.references.get(id) == Some(count) && self.ids.target(*id).is_none() && self.holds_nexthop(*id)
+        };
+        let due: Vec<(NexthopId, usize)> = self.leaving.objects(min).filter(all_leave).collect();
+        for (id, routes) in due {
+            // One that was planned already is waited for.
+            if self.leaving.take_object(id, &self.routes) {
+                self.surplus_nexthops.remove(&id);
+                actions.push(Action::DeleteNexthop { id, routes });
+            }
         }
     }
 }

@@ -124,13 +124,15 @@ impl Kernel {
                 self.routes.remove(key).ok_or("it does not exist")?;
                 Ok(ActualChange::Route(*key, None))
             }
-            Action::DeleteNexthop { id } => {
+            Action::DeleteNexthop { id, routes } => {
                 let leads = |route: &ActualRoute| route.via == RouteVia::Object(*id);
                 let member = |n: &ActualNexthop| matches!(n, ActualNexthop::Group(members) if members.iter().any(|member| member.id == *id));
-                if self.routes.values().any(leads) || self.nexthops.values().any(member) {
-                    return Err("routes or groups would go with it".to_owned());
+                let over = self.routes.values().filter(|route| leads(route)).count();
+                if over != *routes || self.nexthops.values().any(member) {
+                    return Err("other routes or groups would go with it".to_owned());
                 }
                 self.nexthops.remove(id).ok_or("it does not exist")?;
+                self.routes.retain(|_, route| !leads(route));
                 Ok(ActualChange::Nexthop(*id, None))
             }
         }
@@ -200,7 +202,7 @@ proptest! {
         mut kernel in kernel(),
         nexthop_objects in any::<bool>(),
     ) {
-        let options = PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects };
+        let options = PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects, flush_routes_min: 2 };
         let mut planner = RoutePlanner::new(options);
         kernel.dump().into_iter().for_each(|change| planner.observe(change));
         for desired in [&first, &second] {

@@ -83,7 +83,7 @@ impl Batch {
                 self.delete_route(seq, key);
                 Ok(())
             }
-            Action::DeleteNexthop { id } => self.delete_nexthop(seq, *id),
+            Action::DeleteNexthop { id, .. } => self.delete_nexthop(seq, *id),
         };
         if let Err(refusal) = encoded {
             self.bytes.truncate(start);

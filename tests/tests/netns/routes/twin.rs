@@ -31,7 +31,7 @@ fn random_action(rng: &mut StdRng) -> Action {
                 replace,
             }
         }
-        3 => Action::DeleteNexthop { id: id(rng.random_range(1..6)) },
+        3 => Action::DeleteNexthop { id: id(rng.random_range(1..6)), routes: 0 },
         4 | 5 => delete(prefix),
         6 => plain(prefix, &[pick(rng, if prefix.contains(':') { &hops6 } else { &hops4 })], replace),
         _ => through(prefix, rng.random_range(1..7), replace),

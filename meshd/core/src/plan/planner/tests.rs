@@ -1,3 +1,5 @@
+mod leaving;
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -56,10 +58,15 @@ impl Kernel {
                 self.routes.remove(key).ok_or("ESRCH")?;
                 Ok(vec![ActualChange::Route(*key, None)])
             }
-            Action::DeleteNexthop { id } => {
-                let used = self.routes.values().any(|via| *via == RouteVia::Object(*id));
-                assert!(!used, "{action} would delete routes");
+            Action::DeleteNexthop { id, routes } => {
+                let over = |via: &RouteVia| *via == RouteVia::Object(*id);
+                assert_eq!(
+                    self.routes.values().filter(|via| over(via)).count(),
+                    *routes,
+                    "{action} would delete others"
+                );
                 self.nexthops.remove(id).ok_or("ENOENT")?;
+                self.routes.retain(|_, via| !over(via));
                 Ok(vec![ActualChange::Nexthop(*id, None)])
             }
         }
@@ -67,7 +74,7 @@ impl Kernel {
 }
 
 fn options(nexthop_objects: bool) -> PlannerOptions {
-    PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects }
+    PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects, flush_routes_min: 3 }
 }
 
 fn target(node: &str) -> TargetKey {
@@ -452,7 +459,7 @@ fn foreign_objects_in_our_range_are_passed_over() {
     // Neither goes with everything of ours.
     let deleted: Vec<_> =
         planner.withdraw_all().into_iter().filter(|a| matches!(a, Action::DeleteNexthop { .. })).collect();
-    assert_eq!(deleted, [Action::DeleteNexthop { id: third }]);
+    assert_eq!(deleted, [Action::DeleteNexthop { id: third, routes: 0 }]);
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn nexthop_objects_follow_linux_nexthop_h() {
         "the wire has the weight minus one"
     );
 
-    let bytes = encode(&[Action::DeleteNexthop { id: NexthopId(77_000_001) }]);
+    let bytes = encode(&[Action::DeleteNexthop { id: NexthopId(77_000_001), routes: 0 }]);
     assert_eq!(bytes[16..24], [0; 8], "the kernel refuses a deletion with anything in its header");
 }
 
@@ -152,7 +152,7 @@ fn what_cannot_be_sent_leaves_the_batch_as_it_was() {
     let foreign_id = NexthopId(5);
     let many: Box<[GroupMember]> = (0..10_000).map(|n| NexthopId(77_000_000 + n).into()).collect();
     for (action, refusal) in [
-        (Action::DeleteNexthop { id: foreign_id }, Refusal::NotOwned(5)),
+        (Action::DeleteNexthop { id: foreign_id, routes: 0 }, Refusal::NotOwned(5)),
         (Action::PutGroup { id: foreign_id, members: [].into(), replace: false }, Refusal::NotOwned(5)),
         (Action::PutGroup { id: NexthopId(77_000_000), members: many, replace: false }, Refusal::TooManyHops(10_000)),
         (

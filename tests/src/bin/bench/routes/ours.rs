@@ -19,7 +19,7 @@ use meshd::{
 use meshd_core::{
     desired::{Desired, Hop, NodeTarget, RouteRow, Target, TargetKey},
     id::{IfIndex, MAIN_TABLE, Metric, ROUTE_METRIC, TableId},
-    plan::{PlannerOptions, RoutePlanner},
+    plan::{FLUSH_ROUTES_MIN, PlannerOptions, RoutePlanner},
 };
 use tokio::{runtime, time::timeout};
 
@@ -50,7 +50,12 @@ pub(super) fn desired(family: Family, prefixes: &[IpNet]) -> Desired {
 pub(super) fn install(desired: &Desired) -> anyhow::Result<(Duration, Duration)> {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
     let (kernel, mut events) = LinuxRoutes::start(LinuxOptions::default())?;
-    let options = PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects: true };
+    let options = PlannerOptions {
+        table: TableId(MAIN_TABLE),
+        metric: Metric(ROUTE_METRIC),
+        nexthop_objects: true,
+        flush_routes_min: FLUSH_ROUTES_MIN,
+    };
     let mut planner = RoutePlanner::new(options);
     runtime.block_on(async {
         // The daemon's first dump, of an empty table here, is not part of an installation.

@@ -1,0 +1,115 @@
+//! Routes at the kernel that nobody wants any more.
+//!
+//! They are deleted one by one, unless all routes over a nexthop object leave and they are many: then the object goes, and the
+//! kernel drops its routes in one walk over its table (`nexthop_flush` in `net/ipv4/nexthop.c`). That is how 200,000 routes of
+//! a lost BGP peer go in the time of some thousand single deletions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{ActualKey, ActualRoute, RouteVia};
+use crate::id::NexthopId;
+
+/// Unwanted routes: those that wait for their deletion, and those whose deletion was planned and is not seen yet.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Leaving {
+    waiting: BTreeSet<ActualKey>,
+    planned: BTreeSet<ActualKey>,
+    /// How many of both lead over an object.
+    over: BTreeMap<NexthopId, usize>,
+}
+
+impl Leaving {
+    /// A route of ours that is unwanted.
+    pub(super) fn add(&mut self, key: ActualKey, via: &RouteVia) {
+        if !self.planned.contains(&key) && self.waiting.insert(key) {
+            self.count(via);
+        }
+    }
+
+    /// Somebody wants the route after all. A deletion that was planned cannot be taken back.
+    pub(super) fn keep(&mut self, key: &ActualKey, via: &RouteVia) {
+        if self.waiting.remove(key) {
+            self.discount(via);
+        }
+    }
+
+    /// The route is gone, or is another one now.
+    pub(super) fn forget(&mut self, key: &ActualKey, via: &RouteVia) {
+        if self.waiting.remove(key) | self.planned.remove(key) {
+            self.discount(via);
+        }
+    }
+
+    /// The deletion of the route was refused.
+    pub(super) fn refused(&mut self, key: &ActualKey, via: Option<&RouteVia>) {
+        if self.planned.remove(key)
+            && let Some(via) = via
+        {
+            self.discount(via);
+        }
+    }
+
+    /// The deletion of an object with its routes was refused: they wait again.
+    pub(super) fn refused_object(&mut self, id: NexthopId, routes: &BTreeMap<ActualKey, ActualRoute>) {
+        let over = |key: &ActualKey| routes.get(key).is_some_and(|route| route.via == RouteVia::Object(id));
+        let back: Vec<ActualKey> = self.planned.iter().filter(|key| over(key)).copied().collect();
+        for key in back {
+            self.planned.remove(&key);
+            self.waiting.insert(key);
+        }
+    }
+
+    /// These and no others are unwanted, and no deletion is under way.
+    pub(super) fn reset<'a>(&mut self, unwanted: impl Iterator<Item = (&'a ActualKey, &'a ActualRoute)>) {
+        *self = Self::default();
+        for (key, route) in unwanted {
+            self.add(*key, &route.via);
+        }
+    }
+
+    /// The next routes to delete among those that `may` go, at most `max`.
+    pub(super) fn take(&mut self, max: usize, may: impl Fn(&ActualKey) -> bool) -> Vec<ActualKey> {
+        let due: Vec<ActualKey> = self.waiting.iter().filter(|key| may(key)).take(max).copied().collect();
+        for key in &due {
+            self.waiting.remove(key);
+            self.planned.insert(*key);
+        }
+        due
+    }
+
+    /// Objects over which at least `min` routes leave, with their number.
+    pub(super) fn objects(&self, min: usize) -> impl Iterator<Item = (NexthopId, usize)> {
+        self.over.iter().filter(move |(_, count)| **count >= min).map(|(id, count)| (*id, *count))
+    }
+
+    /// The object is deleted with its routes: they wait no more. False when none waited.
+    pub(super) fn take_object(&mut self, id: NexthopId, routes: &BTreeMap<ActualKey, ActualRoute>) -> bool {
+        let before = self.planned.len();
+        let planned = &mut self.planned;
+        self.waiting.retain(|key| {
+            let over = routes.get(key).is_some_and(|route| route.via == RouteVia::Object(id));
+            if over {
+                planned.insert(*key);
+            }
+            !over
+        });
+        self.planned.len() != before
+    }
+
+    fn count(&mut self, via: &RouteVia) {
+        if let RouteVia::Object(id) = via {
+            *self.over.entry(*id).or_default() += 1;
+        }
+    }
+
+    fn discount(&mut self, via: &RouteVia) {
+        if let RouteVia::Object(id) = via
+            && let Some(count) = self.over.get_mut(id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.over.remove(id);
+            }
+        }
+    }
+}
