@@ -832,17 +832,15 @@ impl RoutePlanner {
 
     /// Deletes objects that everything over them leaves, when that is less work than to delete the routes.
     fn plan_flushes(&mut self, actions: &mut Vec<Action>) {
-        if !self.prune_all {
-            return;
-        }
         let min = self.options.flush_routes_min.max(self.routes.len() / FLUSH_WALK);
         let all_leave = |(id, count): &(NexthopId, usize)| {
             self.references.get(id) == Some(count) && self.ids.target(*id).is_none() && self.holds_nexthop(*id)
         };
         let due: Vec<(NexthopId, usize)> = self.leaving.objects(min).filter(all_leave).collect();
+        let may_prune = |key: &ActualKey| self.prune_all || self.retired.contains(&key.prefix);
         for (id, routes) in due {
             // One that was planned already is waited for.
-            if self.leaving.take_object(id, &self.routes) {
+            if self.leaving.take_object(id, &self.routes, may_prune) {
                 self.surplus_nexthops.remove(&id);
                 actions.push(Action::DeleteNexthop { id, routes });
             }

@@ -82,18 +82,30 @@ impl Leaving {
         self.over.iter().filter(move |(_, count)| **count >= min).map(|(id, count)| (*id, *count))
     }
 
-    /// The object is deleted with its routes: they wait no more. False when none waited.
-    pub(super) fn take_object(&mut self, id: NexthopId, routes: &BTreeMap<ActualKey, ActualRoute>) -> bool {
-        let before = self.planned.len();
+    /// The object is deleted with its routes: they wait no more. False, and nothing is done, when none waits or one of them
+    /// may not go.
+    pub(super) fn take_object(
+        &mut self,
+        id: NexthopId,
+        routes: &BTreeMap<ActualKey, ActualRoute>,
+        may: impl Fn(&ActualKey) -> bool,
+    ) -> bool {
+        let over = |key: &ActualKey| routes.get(key).is_some_and(|route| route.via == RouteVia::Object(id));
+        if !self.waiting.iter().filter(|key| over(key)).all(may) {
+            return false;
+        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let before = waiting.len();
         let planned = &mut self.planned;
-        self.waiting.retain(|key| {
-            let over = routes.get(key).is_some_and(|route| route.via == RouteVia::Object(id));
-            if over {
+        waiting.retain(|key| {
+            let goes = over(key);
+            if goes {
                 planned.insert(*key);
             }
-            !over
+            !goes
         });
-        self.planned.len() != before
+        self.waiting = waiting;
+        self.waiting.len() != before
     }
 
     fn count(&mut self, via: &RouteVia) {

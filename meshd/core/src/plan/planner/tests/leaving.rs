@@ -75,6 +75,18 @@ fn nothing_is_flushed_before_everybody_was_heard() {
     assert!(actions.iter().any(|action| matches!(action, Action::DeleteNexthop { routes: 4, .. })), "{actions:?}");
 }
 
+/// What somebody wanted in this run may go before everybody was heard.
+#[test]
+fn retired_routes_go_with_their_object() {
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let (_, _, desired) = several(4);
+    planner.set_desired(&desired, false);
+    settle(&mut planner, &mut kernel, at(0));
+    planner.set_desired(&without_a(&desired, 4), false);
+    assert_eq!(settle(&mut planner, &mut kernel, at(1)), ["delete nexthop 77000000 with its 4 routes"]);
+}
+
 #[test]
 fn a_refused_flush_is_tried_again() {
     let (mut kernel, mut planner, desired) = several(4);
