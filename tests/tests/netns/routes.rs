@@ -4,6 +4,7 @@
 //! kernel hands routes to them whether or not anybody answers.
 
 mod foreign;
+mod planned;
 mod recovery;
 mod twin;
 

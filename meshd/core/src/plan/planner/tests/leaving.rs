@@ -146,10 +146,14 @@ fn routes_that_arrive_during_the_first_look_are_planned_once() {
     let net = |number: u32| -> IpNet {
         format!("10.{}.{}.{}/32", number >> 16, number >> 8 & 255, number & 255).parse().unwrap()
     };
-    (0..count).step_by(2).for_each(|number| drop(desired.bgp.put(net(number), BgpTargetId(0))));
+    for number in (0..count).step_by(2) {
+        desired.bgp.put(net(number), BgpTargetId(0));
+    }
     planner.set_desired(&desired, true);
     let mut planned = planner.plan(at(0)).0;
-    (1..count).step_by(2).for_each(|number| drop(desired.bgp.put(net(number), BgpTargetId(0))));
+    for number in (1..count).step_by(2) {
+        desired.bgp.put(net(number), BgpTargetId(0));
+    }
     planner.set_desired(&desired, true);
     // A second set of next hops is no reason to look at the routes of the first one again.
     desired.targets.upsert(TargetKey::Bgp(BgpTargetId(1)), hops(&["172.18.0.8"]));
