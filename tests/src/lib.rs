@@ -1,6 +1,8 @@
 //! What the tests of several levels share.
 
+pub mod bgp;
 pub mod routers;
+pub mod usage;
 
 /// Fails the test when it is not run by root.
 ///

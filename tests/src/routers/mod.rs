@@ -102,7 +102,9 @@ impl Blueprint {
         self
     }
 
-    fn file(mut self, path: &str, text: &str) -> Self {
+    /// Gives it a file.
+    #[must_use]
+    pub fn file(mut self, path: &str, text: &str) -> Self {
         self.files.push((path.to_owned(), text.to_owned()));
         self
     }

@@ -7,7 +7,6 @@ mod bgp;
 mod mesh;
 mod report;
 mod routes;
-mod usage;
 
 use std::process::ExitCode;
 

@@ -4,10 +4,13 @@ use std::{fmt::Write as _, net::Ipv4Addr, time::Duration};
 
 use anyhow::Context as _;
 use lab::Node;
-use tests::routers::{Blueprint, Network};
+use tests::{
+    bgp::speaker::Identity,
+    routers::{Blueprint, Network},
+};
 
-use super::{ours, speaker::Identity};
-use crate::usage::Usage;
+use super::ours;
+use tests::usage::Usage;
 
 /// The number and the identifier of the daemon.
 pub(super) const ASN: u32 = 65000;
@@ -77,7 +80,7 @@ fn bird(task: &Task) -> String {
     if task.fib {
         text.push_str("protocol kernel { ipv4 { import none; export all; }; }\n");
     }
-    for Peer { identity: Identity { asn, address, daemon }, export } in &task.peers {
+    for Peer { identity: Identity { asn, address, daemon, .. }, export } in &task.peers {
         let export = if *export { "all" } else { "none" };
         // Writing to a string cannot fail.
         let _ = writeln!(

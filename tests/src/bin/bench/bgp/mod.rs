@@ -1,8 +1,8 @@
 //! BGP daemons with tables of the Internet's shape: what receiving, choosing and re-advertising costs.
 //!
 //! Two network namespaces of a lab: the daemon in one, and in the other one a generator that is sender and sink in one process, with
-//! a codec of its own ([`wire`]). The generator connects to the daemon from one or many addresses behind one link, writes a
-//! prepared stream ([`stream`]), and counts behind another link what comes out. Times are walls from the first octet
+//! a codec of its own ([`tests::bgp::wire`]). The generator connects to the daemon from one or many addresses behind one link, writes a
+//! prepared stream ([`tests::bgp::stream`]), and counts behind another link what comes out. Times are walls from the first octet
 //! written; processor time and memory are those of the daemon's processes alone.
 //!
 //! Every daemon that is installed takes part, in turn, in every round. The whole takes about a quarter of an hour; the environment
@@ -20,9 +20,6 @@
 mod daemon;
 mod ours;
 mod scenario;
-mod speaker;
-mod stream;
-mod wire;
 
 use std::{
     collections::BTreeMap,

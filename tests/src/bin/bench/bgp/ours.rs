@@ -2,10 +2,9 @@
 
 use std::{fmt::Write as _, process::Command};
 
-use tests::routers::Blueprint;
+use tests::{bgp::speaker::Identity, routers::Blueprint};
 
 use super::daemon::{ASN, Peer, ROUTER_ID, Task};
-use crate::bgp::speaker::Identity;
 
 /// Whether the binary that would be started knows how to speak BGP.
 pub(super) fn is_able() -> bool {

@@ -13,13 +13,13 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-
-use super::{
-    daemon::{Bench, Daemon, FIB_LOOK, Peer, Task, fib_len},
-    speaker::{Identity, Index, Session, Sink},
+use tests::bgp::{
+    speaker::{HOLD_TIME_S, Identity, Index, Seen, Session, Sink},
     stream::{self, Table},
     wire,
 };
+
+use super::daemon::{Bench, Daemon, FIB_LOOK, Peer, Task, fib_len};
 
 /// Everything a run may take before it is given up: GoBGP needs minutes for a million.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -29,8 +29,13 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(1);
 const SEED: u64 = 65000;
 
-const SINK: Identity =
-    Identity { asn: 65099, address: Ipv4Addr::new(10, 98, 0, 2), daemon: Ipv4Addr::new(10, 98, 0, 1) };
+const SINK: Identity = Identity {
+    asn: 65099,
+    address: Ipv4Addr::new(10, 98, 0, 2),
+    daemon: Ipv4Addr::new(10, 98, 0, 1),
+    hold_time_s: HOLD_TIME_S,
+    receive_buffer: None,
+};
 
 /// The sender of this number.
 fn sender(number: u8) -> Identity {
@@ -38,6 +43,8 @@ fn sender(number: u8) -> Identity {
         asn: 65100 + u32::from(number),
         address: Ipv4Addr::new(10, 99, 1, number + 1),
         daemon: Ipv4Addr::new(10, 99, 0, 1),
+        hold_time_s: HOLD_TIME_S,
+        receive_buffer: None,
     }
 }
 
@@ -253,7 +260,7 @@ fn churn(bench: &Bench, per_s: usize, seconds: usize) -> anyhow::Result<Figures>
             }
             Ok(all.len() - absent)
         });
-        let quiet = |seen: &super::speaker::Seen| seen.last.is_some_and(|last| last.elapsed() > QUIET);
+        let quiet = |seen: &Seen| seen.last.is_some_and(|last| last.elapsed() > QUIET);
         sink.read_until("the end of the changes", DEADLINE, |seen| changer.is_finished() && quiet(seen))?;
         let left = joined(changer)?;
         ensure!(sink.seen.held == left, "the sink holds {} prefixes and the sender {left}", sink.seen.held);

@@ -5,7 +5,7 @@ use std::{thread::sleep, time::Duration};
 use anyhow::{Context as _, ensure};
 use lab::{Daemon, Lab};
 
-use crate::usage::Usage;
+use tests::usage::Usage;
 
 /// How long the daemons are watched.
 const PERIOD: Duration = Duration::from_secs(20);

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::usage::Usage;
+use tests::usage::Usage;
 
 use super::generate::{CLUSTERS, cluster_name};
 

@@ -1,28 +1,35 @@
-//! The little of BGP that a generator and a sink need: written apart from the speaker that is measured, so that the two cannot agree on
+//! The little of BGP that a generator and a sink need: written apart from the speaker that is tested, so that the two cannot agree on
 //! a mistake, and fast, so that it is not what is measured.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, bail, ensure};
 
-pub(super) const HEADER: usize = 19;
+/// Octets of a header.
+pub const HEADER: usize = 19;
 const MESSAGE_MAX: usize = 4096;
 
-pub(super) const OPEN: u8 = 1;
-pub(super) const UPDATE: u8 = 2;
-pub(super) const NOTIFICATION: u8 = 3;
-pub(super) const KEEPALIVE: u8 = 4;
+/// Type of an OPEN.
+pub const OPEN: u8 = 1;
+/// Type of an UPDATE.
+pub const UPDATE: u8 = 2;
+/// Type of a NOTIFICATION.
+pub const NOTIFICATION: u8 = 3;
+/// Type of a KEEPALIVE.
+pub const KEEPALIVE: u8 = 4;
 
 /// An IPv4 prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Prefix {
-    pub(super) address: u32,
-    pub(super) length: u8,
+pub struct Prefix {
+    /// Its address as a number; no bit behind the length is set.
+    pub address: u32,
+    /// Its length.
+    pub length: u8,
 }
 
 impl Prefix {
     /// As one number, never 0.
-    pub(super) fn key(self) -> u64 {
+    pub fn key(self) -> u64 {
         u64::from(self.address) << 8 | u64::from(self.length) | 1 << 63
     }
 
@@ -32,17 +39,23 @@ impl Prefix {
     }
 }
 
-/// What the prefixes of one set share.
-#[derive(Debug, Clone)]
-pub(super) struct Attributes {
-    pub(super) origin: u8,
+/// What the prefixes of one set share. By default nothing but an origin.
+#[derive(Debug, Clone, Default)]
+pub struct Attributes {
+    /// 0 for IGP, 1 for EGP, 2 for incomplete.
+    pub origin: u8,
     /// Numbers behind the sender's own.
-    pub(super) path: Vec<u32>,
-    pub(super) med: Option<u32>,
-    pub(super) communities: Vec<u32>,
-    pub(super) large: Vec<[u32; 3]>,
-    pub(super) aggregator: Option<(u32, u32)>,
-    pub(super) atomic: bool,
+    pub path: Vec<u32>,
+    /// `MULTI_EXIT_DISC`.
+    pub med: Option<u32>,
+    /// Communities.
+    pub communities: Vec<u32>,
+    /// Large communities.
+    pub large: Vec<[u32; 3]>,
+    /// AS and address of the aggregator.
+    pub aggregator: Option<(u32, u32)>,
+    /// `ATOMIC_AGGREGATE`.
+    pub atomic: bool,
 }
 
 impl Attributes {
@@ -84,7 +97,7 @@ impl Attributes {
 }
 
 /// Appends UPDATEs that announce these prefixes: one, unless they do not fit.
-pub(super) fn announce(out: &mut Vec<u8>, attributes: &Attributes, asn: u32, next_hop: Ipv4Addr, prefixes: &[Prefix]) {
+pub fn announce(out: &mut Vec<u8>, attributes: &Attributes, asn: u32, next_hop: Ipv4Addr, prefixes: &[Prefix]) {
     let mut encoded = Vec::new();
     attributes.put(&mut encoded, asn, next_hop);
     let mut rest = prefixes.iter().peekable();
@@ -99,7 +112,7 @@ pub(super) fn announce(out: &mut Vec<u8>, attributes: &Attributes, asn: u32, nex
 }
 
 /// Appends UPDATEs that withdraw these prefixes.
-pub(super) fn withdraw(out: &mut Vec<u8>, prefixes: &[Prefix]) {
+pub fn withdraw(out: &mut Vec<u8>, prefixes: &[Prefix]) {
     let mut rest = prefixes.iter().peekable();
     while rest.peek().is_some() {
         let start = begin(out);
@@ -122,7 +135,7 @@ fn fill<'a>(out: &mut Vec<u8>, start: usize, rest: &mut std::iter::Peekable<impl
 }
 
 /// Appends an OPEN with the capabilities for IPv4 unicast, route refresh and four-octet numbers.
-pub(super) fn open(out: &mut Vec<u8>, asn: u32, identifier: Ipv4Addr, hold_time_s: u16) {
+pub fn open(out: &mut Vec<u8>, asn: u32, identifier: Ipv4Addr, hold_time_s: u16) {
     let start = begin(out);
     let short = u16::try_from(asn).unwrap_or(23456);
     out.push(4);
@@ -136,7 +149,7 @@ pub(super) fn open(out: &mut Vec<u8>, asn: u32, identifier: Ipv4Addr, hold_time_
 }
 
 /// Appends a KEEPALIVE.
-pub(super) fn keepalive(out: &mut Vec<u8>) {
+pub fn keepalive(out: &mut Vec<u8>) {
     let start = begin(out);
     end(out, start, KEEPALIVE);
 }
@@ -155,10 +168,13 @@ fn end(out: &mut [u8], start: usize, kind: u8) {
 }
 
 /// Type and body of a message, and the octets behind it.
-pub(super) type Message<'a> = (u8, &'a [u8], &'a [u8]);
+pub type Message<'a> = (u8, &'a [u8], &'a [u8]);
 
 /// The first whole message: its type, its body, and what is behind it.
-pub(super) fn split(buffer: &[u8]) -> anyhow::Result<Option<Message<'_>>> {
+///
+/// # Errors
+/// When what is there is no message.
+pub fn split(buffer: &[u8]) -> anyhow::Result<Option<Message<'_>>> {
     let Some(header) = buffer.get(..HEADER) else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([header[16], header[17]]));
     ensure!(length >= HEADER, "a message of {length} octets");
@@ -169,7 +185,10 @@ pub(super) fn split(buffer: &[u8]) -> anyhow::Result<Option<Message<'_>>> {
 }
 
 /// Calls `seen` for each prefix of an UPDATE, with whether it is announced.
-pub(super) fn update(body: &[u8], mut seen: impl FnMut(Prefix, bool) -> anyhow::Result<()>) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it is malformed, or `seen` fails.
+pub fn update(body: &[u8], mut seen: impl FnMut(Prefix, bool) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let (withdrawn, rest) = counted(body)?;
     prefixes(withdrawn, |prefix| seen(prefix, false))?;
     let (_, announced) = counted(rest)?;

@@ -34,25 +34,28 @@ const LEFT_OUT: [(u32, u32); 5] = [
 
 /// Prefixes with one set of attributes.
 #[derive(Debug, Clone)]
-pub(super) struct Set {
-    pub(super) prefixes: Vec<Prefix>,
-    pub(super) attributes: Attributes,
+pub struct Set {
+    /// The prefixes.
+    pub prefixes: Vec<Prefix>,
+    /// What they share.
+    pub attributes: Attributes,
 }
 
 /// A whole table.
 #[derive(Debug, Clone)]
-pub(super) struct Table {
-    pub(super) sets: Vec<Set>,
+pub struct Table {
+    /// Its sets.
+    pub sets: Vec<Set>,
 }
 
 impl Table {
     /// A table of so many prefixes; `seed` decides about the attributes, the prefixes depend on `count` alone.
-    pub(super) fn new(count: usize, seed: u64) -> Self {
+    pub fn new(count: usize, seed: u64) -> Self {
         Self::of(&prefixes(count), seed)
     }
 
     /// These prefixes with other attributes.
-    pub(super) fn of(prefixes: &[Prefix], seed: u64) -> Self {
+    pub fn of(prefixes: &[Prefix], seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let mut rest = prefixes;
         let mut sets = Vec::new();
@@ -64,12 +67,13 @@ impl Table {
         Self { sets }
     }
 
-    pub(super) fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+    /// Every prefix once.
+    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> {
         self.sets.iter().flat_map(|set| set.prefixes.iter().copied())
     }
 
     /// The table as messages of a speaker of this number and address.
-    pub(super) fn encode(&self, asn: u32, next_hop: std::net::Ipv4Addr) -> Vec<u8> {
+    pub fn encode(&self, asn: u32, next_hop: std::net::Ipv4Addr) -> Vec<u8> {
         let mut out = Vec::new();
         for set in &self.sets {
             wire::announce(&mut out, &set.attributes, asn, next_hop, &set.prefixes);
@@ -79,7 +83,7 @@ impl Table {
 }
 
 /// Distinct prefixes, none inside another one, in mixed order.
-pub(super) fn prefixes(count: usize) -> Vec<Prefix> {
+pub fn prefixes(count: usize) -> Vec<Prefix> {
     let mut random = StdRng::seed_from_u64(count as u64);
     let mut next = 0x0100_0000_u32;
     let mut found = Vec::with_capacity(count);

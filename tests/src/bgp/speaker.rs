@@ -19,32 +19,54 @@ use super::wire::{self, Prefix};
 /// How long a daemon may take to accept a session.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(50);
-/// The proposed hold time; the daemons propose less or equal.
-const HOLD_TIME_S: u16 = 240;
+/// A hold time that no daemon goes beyond: they propose less or equal.
+pub const HOLD_TIME_S: u16 = 240;
 /// Longest wait for octets before the reader looks at its deadline.
 const LOOK: Duration = Duration::from_millis(20);
 const BUFFER: usize = 1 << 20;
 
 /// One of our speakers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Identity {
-    pub(super) asn: u32,
-    pub(super) address: Ipv4Addr,
+pub struct Identity {
+    /// Its AS.
+    pub asn: u32,
+    /// Its address, and its identifier.
+    pub address: Ipv4Addr,
     /// The daemon's address on the same link.
-    pub(super) daemon: Ipv4Addr,
+    pub daemon: Ipv4Addr,
+    /// The hold time it proposes.
+    pub hold_time_s: u16,
+    /// How many octets the kernel may keep for it that it has not read; by default as the system says.
+    pub receive_buffer: Option<usize>,
 }
 
 /// An established session.
 #[derive(Debug)]
-pub(super) struct Session {
+pub struct Session {
     stream: TcpStream,
     /// Held while octets are written, so that KEEPALIVEs come between messages.
     writing: Mutex<()>,
 }
 
 impl Session {
+    /// Reads what is there into `buffer`: how many octets, or none for now.
+    ///
+    /// # Errors
+    /// When the session has ended.
+    pub fn receive(&self, buffer: &mut [u8]) -> anyhow::Result<usize> {
+        match (&self.stream).read(buffer) {
+            Ok(0) => bail!("the daemon closed the session"),
+            Ok(count) => Ok(count),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(0),
+            Err(error) => Err(error).context("failed to read from the daemon"),
+        }
+    }
+
     /// Connects until the daemon is willing.
-    pub(super) fn establish(identity: &Identity) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When it is not within a minute.
+    pub fn establish(identity: &Identity) -> anyhow::Result<Self> {
         let deadline = Instant::now() + ACCEPT_WITHIN;
         loop {
             match Self::try_establish(identity) {
@@ -57,15 +79,22 @@ impl Session {
         }
     }
 
-    fn try_establish(identity: &Identity) -> anyhow::Result<Self> {
+    /// Tries it once.
+    ///
+    /// # Errors
+    /// When the daemon does not want it.
+    pub fn try_establish(identity: &Identity) -> anyhow::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        if let Some(octets) = identity.receive_buffer {
+            socket.set_recv_buffer_size(octets)?;
+        }
         socket.bind(&SocketAddrV4::new(identity.address, 0).into())?;
         socket.connect(&SocketAddrV4::new(identity.daemon, 179).into())?;
         let mut stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         let mut out = Vec::new();
-        wire::open(&mut out, identity.asn, identity.address, HOLD_TIME_S);
+        wire::open(&mut out, identity.asn, identity.address, identity.hold_time_s);
         stream.write_all(&out)?;
         let mut next = || -> anyhow::Result<u8> {
             let mut header = [0; wire::HEADER];
@@ -88,13 +117,19 @@ impl Session {
     }
 
     /// Writes whole messages.
-    pub(super) fn send(&self, messages: &[u8]) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When the session is gone.
+    pub fn send(&self, messages: &[u8]) -> anyhow::Result<()> {
         let _turn = self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         (&self.stream).write_all(messages).context("failed to send")
     }
 
     /// Writes a KEEPALIVE, unless a stream is being written: that says as much.
-    pub(super) fn keep_alive(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When the session is gone.
+    pub fn keep_alive(&self) -> anyhow::Result<()> {
         let Ok(_turn) = self.writing.try_lock() else { return Ok(()) };
         let mut message = Vec::new();
         wire::keepalive(&mut message);
@@ -102,12 +137,18 @@ impl Session {
     }
 
     /// Ends the connection without a word.
-    pub(super) fn close(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn close(&self) -> anyhow::Result<()> {
         self.stream.shutdown(Shutdown::Both).context("failed to close a session")
     }
 
     /// Reads and drops what comes, until the flag or the end of the session.
-    pub(super) fn drain(&self, done: &AtomicBool) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When the session ends in another way than by being closed.
+    pub fn drain(&self, done: &AtomicBool) -> anyhow::Result<()> {
         let mut buffer = vec![0; 1 << 16];
         while !done.load(Ordering::Relaxed) {
             match (&self.stream).read(&mut buffer) {
@@ -124,15 +165,16 @@ impl Session {
 
 /// Numbers the prefixes of a table, and remembers when each was last sent.
 #[derive(Debug)]
-pub(super) struct Index {
+pub struct Index {
     slots: Vec<(u64, u32)>,
     shift: u32,
     /// Microseconds since the beginning, by number; 0 when the change has arrived.
-    pub(super) sent_us: Vec<AtomicU64>,
+    pub sent_us: Vec<AtomicU64>,
 }
 
 impl Index {
-    pub(super) fn new(prefixes: impl Iterator<Item = Prefix>) -> Self {
+    /// Numbers in the order of the prefixes.
+    pub fn new(prefixes: impl Iterator<Item = Prefix>) -> Self {
         let prefixes: Vec<Prefix> = prefixes.collect();
         let size = (prefixes.len() * 2).next_power_of_two();
         let mut index = Self {
@@ -147,11 +189,18 @@ impl Index {
         index
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many there are.
+    pub fn len(&self) -> usize {
         self.sent_us.len()
     }
 
-    pub(super) fn number(&self, prefix: Prefix) -> Option<usize> {
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.sent_us.is_empty()
+    }
+
+    /// The number of a prefix.
+    pub fn number(&self, prefix: Prefix) -> Option<usize> {
         let (key, number) = self.slots[self.slot(prefix.key())];
         (key != 0).then_some(number as usize)
     }
@@ -168,32 +217,37 @@ impl Index {
 
 /// What a sink has seen.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen {
-    pub(super) updates: u64,
-    pub(super) announced: u64,
-    pub(super) withdrawn: u64,
+pub struct Seen {
+    /// UPDATE messages.
+    pub updates: u64,
+    /// Prefixes in them that were announced.
+    pub announced: u64,
+    /// Prefixes in them that were withdrawn.
+    pub withdrawn: u64,
     /// Distinct prefixes it holds.
-    pub(super) held: usize,
+    pub held: usize,
     /// When the last UPDATE came.
-    pub(super) last: Option<Instant>,
+    pub last: Option<Instant>,
 }
 
 /// The reading end of a session.
 #[derive(Debug)]
-pub(super) struct Sink<'a> {
+pub struct Sink<'a> {
     session: &'a Session,
     index: &'a Index,
     buffer: Vec<u8>,
     filled: usize,
     held: Vec<bool>,
-    pub(super) seen: Seen,
+    /// What came so far.
+    pub seen: Seen,
     /// Microseconds from sending a change to seeing it, of the changes that were timed.
-    pub(super) delays_us: Vec<u64>,
+    pub delays_us: Vec<u64>,
     epoch: Instant,
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(session: &'a Session, index: &'a Index, epoch: Instant) -> Self {
+    /// A sink for what a session brings of these prefixes; times count from `epoch`.
+    pub fn new(session: &'a Session, index: &'a Index, epoch: Instant) -> Self {
         Self {
             session,
             index,
@@ -206,27 +260,18 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// Reads until `done`; fails at the deadline.
-    pub(super) fn read_until(
-        &mut self,
-        what: &str,
-        within: Duration,
-        done: impl Fn(&Seen) -> bool,
-    ) -> anyhow::Result<()> {
+    /// Reads until `done`.
+    ///
+    /// # Errors
+    /// At the deadline, at the end of the session, and for what nobody has sent.
+    pub fn read_until(&mut self, what: &str, within: Duration, done: impl Fn(&Seen) -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + within;
         while !done(&self.seen) {
             if Instant::now() >= deadline {
                 bail!("waited {within:?} for {what}: {:?}", self.seen);
             }
-            match (&self.session.stream).read(&mut self.buffer[self.filled..]) {
-                Ok(0) => bail!("the daemon closed the session of the sink"),
-                Ok(count) => {
-                    self.filled += count;
-                    self.take()?;
-                }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => return Err(error).context("failed to read from the daemon"),
-            }
+            self.filled += self.session.receive(&mut self.buffer[self.filled..])?;
+            self.take()?;
         }
         Ok(())
     }
