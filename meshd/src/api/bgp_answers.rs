@@ -13,6 +13,9 @@ use super::bgp_view::{
 };
 use crate::speaker::answers::{PeerReport, SpeakerReport};
 
+/// A peer that takes nothing for so long is a problem: it may have forgotten the session, or be overwhelmed.
+const NOT_READING_S: u64 = 10;
+
 /// `summary`
 #[must_use]
 pub fn summary(speaker: &SpeakerReport, peers: &[PeerReport], now: Timestamp) -> BgpSummaryView {
@@ -28,6 +31,7 @@ pub fn summary(speaker: &SpeakerReport, peers: &[PeerReport], now: Timestamp) ->
         tables: Family::ALL.map(table).into(),
         attribute_sets: speaker.totals.attribute_sets.into(),
         attribute_bytes: speaker.totals.attribute_octets as u64,
+        strangers: speaker.strangers,
         neighbors: peers.iter().map(|peer| row(peer, now)).collect(),
     }
 }
@@ -74,6 +78,10 @@ pub fn neighbor(peer: &PeerReport, now: Timestamp) -> BgpNeighborView {
 /// What `status` says about a peer, and since when; `None` when all is well.
 #[must_use]
 pub fn problem(peer: &BgpNeighborRow) -> Option<(String, Option<Timestamp>)> {
+    if let Some(seconds) = peer.send_blocked_s.filter(|seconds| *seconds >= NOT_READING_S) {
+        let message = format!("the peer has not read for {seconds} s: what it is to be told waits");
+        return Some((message, peer.send_blocked_since));
+    }
     if peer.state == "established" || peer.shutdown || peer.dynamic {
         return None;
     }
@@ -109,6 +117,10 @@ fn row(peer: &PeerReport, now: Timestamp) -> BgpNeighborRow {
         uptime_s: peer.established_since.map(|since| seconds(now, since)),
         downs: peer.established_count.saturating_sub(u64::from(is_up)),
         last_reset: peer.last_down.as_ref().map(|(at, cause)| reset_cause(*at, cause)),
+        connections_refused: peer.refused,
+        last_refusal: peer.refused_why.clone(),
+        send_blocked_since: peer.send_blocked.and_then(|time| now.checked_sub(time).ok()),
+        send_blocked_s: peer.send_blocked.map(|time| time.as_secs()),
         messages_received: total(&peer.received),
         messages_sent: total(&peer.sent),
         updates_received: peer.received.update,
@@ -299,7 +311,8 @@ mod tests {
         let value = serde_json::json!({
             "peer": "192.0.2.2", "address": "192.0.2.2", "interface": null, "description": null, "remote_as": 65002,
             "state": state, "shutdown": false, "dynamic": false, "established_since": null, "uptime_s": null,
-            "downs": downs, "last_reset": last, "messages_received": 0, "messages_sent": 0, "updates_received": 0,
+            "downs": downs, "last_reset": last, "connections_refused": 0, "last_refusal": null,
+            "send_blocked_since": null, "send_blocked_s": null, "messages_received": 0, "messages_sent": 0, "updates_received": 0,
             "updates_sent": 0, "received": 0, "accepted": 0, "best": 0, "advertised": 0, "families": [],
         });
         serde_json::from_value(value).expect("a row")
@@ -315,6 +328,20 @@ mod tests {
         assert!(since.is_some());
         assert_eq!(problem(&BgpNeighborRow { shutdown: true, ..peer("idle", 2, None) }), None);
         assert_eq!(problem(&BgpNeighborRow { dynamic: true, ..peer("idle", 2, None) }), None);
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_a_problem_after_a_while() {
+        let since: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let blocked = |seconds| BgpNeighborRow {
+            send_blocked_s: Some(seconds),
+            send_blocked_since: Some(since),
+            ..peer("established", 0, None)
+        };
+        assert_eq!(problem(&blocked(NOT_READING_S - 1)), None);
+        let (message, at) = problem(&blocked(NOT_READING_S)).expect("a problem");
+        assert_eq!(message, "the peer has not read for 10 s: what it is to be told waits");
+        assert_eq!(at, Some(since));
     }
 
     #[test]

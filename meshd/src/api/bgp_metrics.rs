@@ -36,9 +36,16 @@ pub(super) fn register(registry: &mut Registry, bgp: &BgpSummaryView) {
         gauge.set(signed(value));
         registry.register(name, help, gauge);
     };
+    let counter = |registry: &mut Registry, name: &str, help: &str, value: u64| {
+        let counter: Counter<u64, AtomicU64> = Counter::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    };
     gauge(registry, "bgp_peers_count", "BGP peers", bgp.peers);
     gauge(registry, "bgp_peers_established_count", "BGP peers with an established session", bgp.established);
     gauge(registry, "bgp_attribute_sets_count", "Distinct sets of path attributes", bgp.attribute_sets);
+
+    counter(registry, "bgp_strangers_refused", "Connections of nobody that is a peer", bgp.strangers);
 
     type OfTable = fn(&BgpTableView) -> u64;
     let per_table: [(&str, &str, OfTable); 2] = [
@@ -58,6 +65,12 @@ pub(super) fn register(registry: &mut Registry, bgp: &BgpSummaryView) {
         established.get_or_create(&label(peer)).set((peer.state == "established").into());
     }
     registry.register("bgp_peer_established", "1 while the session is established", established);
+    let blocked: Gauges<PeerLabel> = Family::default();
+    for peer in &bgp.neighbors {
+        blocked.get_or_create(&label(peer)).set(signed(peer.send_blocked_s.unwrap_or(0)));
+    }
+    let help = "For how long the peer has taken nothing of what waits to be sent";
+    registry.register("bgp_peer_send_blocked_seconds", help, blocked);
 
     type OfFamily = fn(&BgpFamilyView) -> u64;
     let per_family: [(&str, &str, OfFamily); 5] = [
@@ -77,11 +90,14 @@ pub(super) fn register(registry: &mut Registry, bgp: &BgpSummaryView) {
     }
 
     type OfPeer = fn(&BgpNeighborRow) -> u64;
-    let per_peer: [(&str, &str, OfPeer); 5] = [
+    let per_peer: [(&str, &str, OfPeer); 6] = [
         ("bgp_peer_updates_received", "UPDATE messages from the peer", |peer| peer.updates_received),
         ("bgp_peer_updates_sent", "UPDATE messages to the peer", |peer| peer.updates_sent),
         ("bgp_peer_messages_received", "Messages from the peer", |peer| peer.messages_received),
         ("bgp_peer_messages_sent", "Messages to the peer", |peer| peer.messages_sent),
+        ("bgp_peer_connections_refused", "Connections of the peer that were not taken", |peer| {
+            peer.connections_refused
+        }),
         ("bgp_peer_downs", "Times an established session ended", |peer| peer.downs),
     ];
     for (name, help, read) in per_peer {

@@ -30,6 +30,8 @@ pub struct BgpSummaryView {
     pub attribute_sets: u64,
     /// Their octets.
     pub attribute_bytes: u64,
+    /// Connections that were closed because nobody who is a peer opened them.
+    pub strangers: u64,
     /// The peers, sorted by address.
     pub neighbors: Vec<BgpNeighborRow>,
 }
@@ -72,6 +74,14 @@ pub struct BgpNeighborRow {
     pub downs: u64,
     /// The last end of a session or of an attempt at one.
     pub last_reset: Option<BgpResetCauseView>,
+    /// Its connections that were not taken.
+    pub connections_refused: u64,
+    /// Why the last of them was not.
+    pub last_refusal: Option<String>,
+    /// Since when it has taken nothing of what waits to be sent.
+    pub send_blocked_since: Option<Timestamp>,
+    /// For how long.
+    pub send_blocked_s: Option<u64>,
     /// Messages from it.
     pub messages_received: u64,
     /// Messages to it.

@@ -59,6 +59,9 @@ pub(super) fn summary(view: &BgpSummaryView, wide: bool, now: Timestamp) -> Stri
         page.push('\n');
     }
     let _ = writeln!(page, "{} neighbors, {} established", view.peers, view.established);
+    if view.strangers > 0 {
+        let _ = writeln!(page, "{} connections of strangers closed", view.strangers);
+    }
     page
 }
 
@@ -111,6 +114,13 @@ fn neighbor(view: &BgpNeighborView) -> String {
         if let Some(words) = &last.communication {
             line("Its operator said", &format!("{words:?}"));
         }
+    }
+    if let Some(seconds) = row.send_blocked_s.filter(|seconds| *seconds > 0) {
+        line("Not reading", &format!("for {seconds} s: what it is to be told waits"));
+    }
+    if row.connections_refused > 0 {
+        let last = row.last_refusal.as_deref().unwrap_or("unknown");
+        line("Refused", &format!("{} connections, the last one because {last}", row.connections_refused));
     }
     if view.malformed_updates > 0 {
         let last = view.last_malformed.as_deref().unwrap_or("unknown");
@@ -257,7 +267,7 @@ mod tests {
             "state": "established", "shutdown": false, "dynamic": false, "established_since": "2026-01-01T00:00:00Z",
             "uptime_s": 3_723, "downs": 1,
             "last_reset": {"at": "2026-01-01T00:00:00Z", "reason": "hold timer expired", "communication": "see you"},
-            "messages_received": 70, "messages_sent": 71, "updates_received": 4, "updates_sent": 5,
+            "connections_refused": 12, "messages_received": 70, "messages_sent": 71, "updates_received": 4, "updates_sent": 5,
             "received": 10, "accepted": 9, "best": 8, "advertised": 7,
             "families": [{
                 "family": "ipv4", "negotiated": true, "received": 10, "accepted": 9, "best": 8, "stale": 0, "advertised": 7,
@@ -287,7 +297,10 @@ mod tests {
             },
             "malformed_updates": 1, "last_malformed": "MED of 3 octets", "bfd": "up",
         });
-        serde_json::from_value(value).expect("a neighbor")
+        let mut view: BgpNeighborView = serde_json::from_value(value).expect("a neighbor");
+        view.row.last_refusal = Some("the session is established".to_owned());
+        view.row.send_blocked_s = Some(31);
+        view
     }
 
     fn cells(line: &str) -> Vec<&str> {
@@ -316,6 +329,7 @@ mod tests {
             tables: vec![crate::api::bgp_view::BgpTableView { family: "ipv4".to_owned(), prefixes: 10, paths: 12 }],
             attribute_sets: 3,
             attribute_bytes: 100,
+            strangers: 7,
             neighbors: vec![up, down, lost],
         };
         let page = summary(&view, false, "2026-01-02T00:00:00Z".parse().expect("a time"));
@@ -327,7 +341,7 @@ mod tests {
         assert_eq!(cells(lines[4]), expected);
         assert_eq!(cells(lines[5])[4..6], ["never", "Idle (Admin)"]);
         assert_eq!(cells(lines[6])[4..6], ["1d00h00m", "Active"]);
-        assert_eq!(lines.last(), Some(&"3 neighbors, 1 established"));
+        assert_eq!(lines[lines.len() - 2..], ["3 neighbors, 1 established", "7 connections of strangers closed"]);
         let wide = summary(&view, true, Timestamp::UNIX_EPOCH);
         assert!(wide.contains("hold timer expired"), "{wide}");
     }
@@ -343,6 +357,8 @@ mod tests {
             "2026-01-01T00:00:00Z, hold timer expired",
             "\"see you\"",
             "1, last: MED of 3 octets",
+            "for 31 s: what it is to be told waits",
+            "12 connections, the last one because the session is established",
             "add-path send, graceful restart",
         ] {
             assert!(page.contains(expected), "{expected} in\n{page}");

@@ -3,7 +3,10 @@
 //! Every answer is made on the speaker's thread and copied; what can be long is asked for in pieces, so that no question
 //! holds up sessions for longer than a slice of work does.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bgp::{
     Family, PerFamily,
@@ -36,6 +39,8 @@ pub struct SpeakerReport {
     pub router_id: RouterId,
     /// What the tables hold.
     pub totals: Totals,
+    /// Connections of nobody that is a peer.
+    pub strangers: u64,
 }
 
 /// A peer as the speaker knows it.
@@ -75,6 +80,12 @@ pub struct PeerReport {
     pub bfd: Option<bfd::State>,
     /// BFD is configured.
     pub wants_bfd: bool,
+    /// Its connections that were not taken.
+    pub refused: u64,
+    /// Why the last of them was not.
+    pub refused_why: Option<String>,
+    /// For how long it has taken nothing of what is to be sent.
+    pub send_blocked: Option<Duration>,
 }
 
 /// What there is of one family of a peer.
@@ -137,7 +148,12 @@ impl SpeakerHandle {
             let core = core.borrow();
             let rib = core.speaker.rib();
             let config = rib.config();
-            SpeakerReport { asn: config.local_as, router_id: config.router_id, totals: rib.totals() }
+            SpeakerReport {
+                asn: config.local_as,
+                router_id: config.router_id,
+                totals: rib.totals(),
+                strangers: core.strangers.count(),
+            }
         })
         .await
     }
@@ -251,6 +267,9 @@ fn peer(core: &Core, clock: Clock, id: PeerId, known: &Known) -> PeerReport {
         families: PerFamily { ipv4, ipv6 },
         bfd: core.paths.state(id),
         wants_bfd: known.settings.bfd.is_some(),
+        refused: known.refused.count(),
+        refused_why: known.refused.why().map(str::to_owned),
+        send_blocked: core.send_blocked_since(id).map(|since| since.elapsed()),
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     sync::Notify,
     task::yield_now,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::core::{Core, Shared};
@@ -36,6 +36,7 @@ pub(super) struct Handle {
     ended: Cell<bool>,
     local: Cell<Option<SocketAddr>>,
     remote: Cell<Option<SocketAddr>>,
+    blocked_since: Cell<Option<Instant>>,
 }
 
 impl Handle {
@@ -54,6 +55,11 @@ impl Handle {
     /// Both ends, once they are known.
     pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.local.get().zip(self.remote.get())
+    }
+
+    /// Since when the kernel takes nothing of what is to be sent, because the peer does not read.
+    pub(super) fn blocked_since(&self) -> Option<Instant> {
+        self.blocked_since.get()
     }
 
     async fn until_ended(&self) {
@@ -139,7 +145,7 @@ async fn drive(core: Shared, id: PeerId, slot: Slot, handle: Rc<Handle>, mut str
             // Others of this thread first: a peer with much to say is not more important.
             Turn::Busy => {
                 yield_now().await;
-                exchange(&core, id, slot, &stream, &mut buffers, true)
+                exchange(&core, id, slot, &handle, &stream, &mut buffers, true)
             }
             Turn::Wait => {
                 let interest = if buffers.taken < buffers.output.len() {
@@ -149,10 +155,13 @@ async fn drive(core: Shared, id: PeerId, slot: Slot, handle: Rc<Handle>, mut str
                 };
                 tokio::select! {
                     ready = stream.ready(interest) => match ready {
-                        Ok(ready) => exchange(&core, id, slot, &stream, &mut buffers, ready.is_readable() || ready.is_read_closed()),
+                        Ok(ready) => {
+                            let may_read = ready.is_readable() || ready.is_read_closed();
+                            exchange(&core, id, slot, &handle, &stream, &mut buffers, may_read)
+                        }
                         Err(error) => Turn::Gone(error.to_string()),
                     },
-                    () = handle.wake.notified() => exchange(&core, id, slot, &stream, &mut buffers, false),
+                    () = handle.wake.notified() => exchange(&core, id, slot, &handle, &stream, &mut buffers, false),
                 }
             }
         };
@@ -161,7 +170,15 @@ async fn drive(core: Shared, id: PeerId, slot: Slot, handle: Rc<Handle>, mut str
 }
 
 /// Reads once and writes what can be written.
-fn exchange(core: &Shared, id: PeerId, slot: Slot, stream: &TcpStream, buffers: &mut Buffers, may_read: bool) -> Turn {
+fn exchange(
+    core: &Shared,
+    id: PeerId,
+    slot: Slot,
+    handle: &Handle,
+    stream: &TcpStream,
+    buffers: &mut Buffers,
+    may_read: bool,
+) -> Turn {
     let mut busy = false;
     if may_read {
         match core.borrow_mut().read(id, slot, stream, &mut buffers.input) {
@@ -170,7 +187,7 @@ fn exchange(core: &Shared, id: PeerId, slot: Slot, stream: &TcpStream, buffers: 
             Err(error) => return Turn::Gone(error.to_string()),
         }
     }
-    match write(core, id, slot, stream, buffers) {
+    match write(core, id, slot, handle, stream, buffers) {
         Ok(more) => busy |= more,
         Err(error) => return Turn::Gone(error.to_string()),
     }
@@ -178,7 +195,14 @@ fn exchange(core: &Shared, id: PeerId, slot: Slot, stream: &TcpStream, buffers: 
 }
 
 /// Hands the kernel what there is, at most one helping of the speaker; true when there may be more.
-fn write(core: &Shared, id: PeerId, slot: Slot, stream: &TcpStream, buffers: &mut Buffers) -> io::Result<bool> {
+fn write(
+    core: &Shared,
+    id: PeerId,
+    slot: Slot,
+    handle: &Handle,
+    stream: &TcpStream,
+    buffers: &mut Buffers,
+) -> io::Result<bool> {
     if buffers.taken == buffers.output.len() {
         buffers.output.clear();
         buffers.taken = 0;
@@ -188,9 +212,13 @@ fn write(core: &Shared, id: PeerId, slot: Slot, stream: &TcpStream, buffers: &mu
         match stream.try_write(rest) {
             Ok(octets) => {
                 buffers.taken += octets;
+                handle.blocked_since.set(None);
                 core.borrow_mut().written(id, slot);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                handle.blocked_since.set(handle.blocked_since.get().or_else(|| Some(Instant::now())));
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         }
     }

@@ -36,6 +36,7 @@ use super::{
     connection::{self, Handle},
     fib::{self, Fib},
     host::Host,
+    nuisance::{Refusals, Seldom},
     paths::Paths,
     settings::{PeerSettings, Settings},
     transport,
@@ -54,6 +55,9 @@ pub(super) struct Known {
     pub(super) settings: PeerSettings,
     /// The number of the range it came from; such a peer is forgotten when its session ends.
     pub(super) range: Option<usize>,
+    /// Its connections that were not taken.
+    pub(super) refused: Refusals,
+    failed: Seldom,
 }
 
 /// See the module.
@@ -72,7 +76,7 @@ pub(super) struct Core {
     /// Counts readings that brought something.
     pub(super) readings: u64,
     /// Connections of nobody we know.
-    pub(super) strangers: u64,
+    pub(super) strangers: Refusals,
     /// Prefixes whose key some listener could not be given. A peer from there that is to be signed is not accepted.
     pub(super) unsigned: Vec<IpNet>,
     /// This node is being drained: peers are asked to prefer others, and no session is started any more.
@@ -99,7 +103,7 @@ impl Core {
             fib_news: Rc::default(),
             wake_at: None,
             readings: 0,
-            strangers: 0,
+            strangers: Refusals::default(),
             unsigned: Vec::new(),
             draining: false,
             paths: Paths::new(path_events),
@@ -278,7 +282,7 @@ impl Core {
                 Command::NearLimit(id, family) => {
                     warn!(peer = core.borrow().name(id), %family, "the peer has sent nearly as many prefixes as it may");
                 }
-                Command::Fact(id, fact) => core.borrow().log(id, &fact),
+                Command::Fact(id, fact) => core.borrow_mut().log(id, &fact),
             }
         }
         let core = core.borrow();
@@ -298,7 +302,8 @@ impl Core {
             match core.speaker.add_peer(now, config) {
                 Ok(id) => {
                     core.ids.insert(key.clone(), id);
-                    core.known.insert(id, Known { key, settings, range });
+                    let (refused, failed) = (Refusals::default(), Seldom::default());
+                    core.known.insert(id, Known { key, settings, range, refused, failed });
                 }
                 Err(error) => warn!(peer = %key, %error, "cannot add a BGP peer"),
             }
@@ -472,6 +477,21 @@ impl Core {
         self.known.get(&id).map_or_else(|| format!("#{}", id.0), |known| known.key.to_string())
     }
 
+    /// A connection of a peer was not taken.
+    pub(super) fn refuse(&mut self, id: PeerId, why: &str) {
+        let (peer, now) = (self.name(id), self.now());
+        match self.known.get_mut(&id).and_then(|known| known.refused.add(now, why)) {
+            Some(more) => info!(peer, why, more, "refused a BGP connection"),
+            None => debug!(peer, why, "refused a BGP connection"),
+        }
+    }
+
+    /// Since when the established connection of a peer takes nothing of what is to be sent.
+    pub(super) fn send_blocked_since(&self, id: PeerId) -> Option<Instant> {
+        let slot = self.speaker.session(id)?.established_slot()?;
+        self.connections.get(&(id, slot))?.blocked_since()
+    }
+
     fn established(&mut self, id: PeerId) {
         self.watch_path(id);
         let asn = self.speaker.session(id).and_then(|it| it.negotiated()).map(|it| it.remote_as.0);
@@ -513,11 +533,15 @@ impl Core {
         warn!(peer = self.name(id), cause = cause.unwrap_or_default(), "BGP session lost");
     }
 
-    fn log(&self, id: PeerId, fact: &Fact) {
-        let peer = self.name(id);
+    fn log(&mut self, id: PeerId, fact: &Fact) {
+        let (peer, now) = (self.name(id), self.now());
         match fact {
             Fact::State { from, to } => debug!(peer, %from, %to, "BGP state"),
-            Fact::Failed(cause) => info!(peer, %cause, "BGP connection failed"),
+            Fact::Failed(cause) => match self.known.get_mut(&id).and_then(|known| known.failed.may_say(now)) {
+                Some(more) => info!(peer, %cause, more, "BGP connection failed"),
+                None => debug!(peer, %cause, "BGP connection failed"),
+            },
+            Fact::Refused(why) => self.refuse(id, why),
             other => debug!(peer, fact = ?other, "BGP session"),
         }
     }

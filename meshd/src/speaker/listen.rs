@@ -3,7 +3,13 @@
 //! A connection from somebody who is no peer is closed before a byte of it is read. Accepting costs a few microseconds and
 //! keeps nothing, so a source that opens connections without end is only counted.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
 
 use bgp::{id::PeerId, session::PeerKey};
 use ipnet::IpNet;
@@ -13,7 +19,7 @@ use tokio::{
     task::{JoinHandle, spawn_local, yield_now},
     time::sleep,
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     core::{Core, Shared},
@@ -135,8 +141,6 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 fn take(core: &Shared, stream: TcpStream, remote: SocketAddr) {
     let Some(id) = peer_of(core, remote) else {
-        core.borrow_mut().strangers += 1;
-        debug!(%remote, "closed a connection of nobody we know");
         return;
     };
     let refused = {
@@ -146,14 +150,24 @@ fn take(core: &Shared, stream: TcpStream, remote: SocketAddr) {
         let has_address = core.known.get(&id).is_some_and(|known| matches!(known.key, PeerKey::Address(..)));
         let is_unsigned = !has_address || core.unsigned.iter().any(|prefix| prefix.contains(&ip));
         if transport.md5.is_some() && is_unsigned {
-            warn!(%remote, "refused a BGP connection: the peer has a key, and the listener could not be given it");
-            return;
+            Err("the peer has a key, and the listener could not be given it".to_owned())
+        } else {
+            transport::accepted(&SockRef::from(&stream), remote.ip(), &transport).map_err(|error| error.to_string())
         }
-        transport::accepted(&SockRef::from(&stream), remote.ip(), &transport)
     };
     match refused {
         Ok(()) => Core::accept(core, id, stream),
-        Err(error) => warn!(%remote, %error, "cannot accept a BGP connection"),
+        Err(why) => core.borrow_mut().refuse(id, &why),
+    }
+}
+
+/// Counts a connection that is nobody's, and says so once in a while.
+fn refuse_stranger(core: &Shared, ip: IpAddr, why: &str) {
+    let mut core = core.borrow_mut();
+    let now = core.now();
+    match core.strangers.add(now, why) {
+        Some(more) => info!(%ip, why, more, "closed a BGP connection of a stranger"),
+        None => debug!(%ip, why, "closed a BGP connection of a stranger"),
     }
 }
 
@@ -165,20 +179,31 @@ fn peer_of(core: &Shared, remote: SocketAddr) -> Option<PeerId> {
     }
     let ip = remote.ip().to_canonical();
     let key = PeerKey::Address(ip, None);
-    let (number, settings) = {
+    let found = {
         let core = core.borrow();
         let ranges = core.settings.ranges.iter().enumerate();
-        let (number, range) = ranges
-            .filter(|(_, range)| range.prefix.contains(&ip))
-            .max_by_key(|(_, range)| range.prefix.prefix_len())?;
-        let here = core.known.values().filter(|known| known.range == Some(number)).count();
-        if here >= range.limit {
-            warn!(%ip, prefix = %range.prefix, limit = range.limit, "refused a BGP peer: the range is full");
+        let longest =
+            ranges.filter(|(_, range)| range.prefix.contains(&ip)).max_by_key(|(_, range)| range.prefix.prefix_len());
+        match longest {
+            None => Err("no peer has this address".to_owned()),
+            Some((number, range)) => {
+                let here = core.known.values().filter(|known| known.range == Some(number)).count();
+                if here >= range.limit {
+                    Err(format!("the range {} has {here} peers already", range.prefix))
+                } else {
+                    let mut settings = range.template.clone();
+                    settings.config.tables.address = ip;
+                    Ok((number, settings))
+                }
+            }
+        }
+    };
+    let (number, settings) = match found {
+        Ok(found) => found,
+        Err(why) => {
+            refuse_stranger(core, ip, &why);
             return None;
         }
-        let mut settings = range.template.clone();
-        settings.config.tables.address = ip;
-        (number, settings)
     };
     Core::add(core, key.clone(), settings, Some(number));
     core.borrow().ids.get(&key).copied()

@@ -32,6 +32,7 @@ mod fib;
 mod host;
 mod listen;
 pub mod mrt;
+mod nuisance;
 pub mod pages;
 mod paths;
 pub mod settings;
