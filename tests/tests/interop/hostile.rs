@@ -298,8 +298,8 @@ impl World {
         began.elapsed()
     }
 
-    /// Tells for as long as `busy`, at least a few times; fails when once it took too long.
-    fn tell_while(&self, what: &str, mut busy: impl FnMut() -> bool) {
+    /// Tells for as long as `busy`, at least a few times; returns the longest time until it was heard.
+    fn tell_while(&self, what: &str, mut busy: impl FnMut() -> bool) -> Duration {
         let mut delays = Vec::new();
         while delays.len() < 20 || busy() {
             delays.push(self.tell());
@@ -309,7 +309,13 @@ impl World {
         delays.sort();
         let (median, worst) = (delays[delays.len() / 2], delays[delays.len() - 1]);
         println!("{what}: {} times heard after {median:?}, at the latest after {worst:?}", delays.len());
-        assert!(worst < PROMPT, "{what}: {delays:?}");
+        worst
+    }
+
+    /// The same, and it must be heard soon each time.
+    fn assert_prompt_while(&self, what: &str, busy: impl FnMut() -> bool) {
+        let worst = self.tell_while(what, busy);
+        assert!(worst < PROMPT, "{what}: {worst:?}");
     }
 
     /// From here on memory is watched.
@@ -364,7 +370,7 @@ fn a_peer_with_too_many_prefixes_is_sent_away() {
     scope(|scope| {
         // Where it fails depends on what was under way when the session was closed.
         let flood = scope.spawn(|| hostile.send(&table));
-        world.tell_while("two million prefixes", || !flood.is_finished());
+        world.assert_prompt_while("two million prefixes", || !flood.is_finished());
     });
     until("the end of the session", DEADLINE, || {
         let neighbor = world.neighbor(HOSTILE);
@@ -413,29 +419,31 @@ fn a_peer_that_never_reads_holds_up_nobody() {
         })
         .unwrap();
     };
-    // All of it twice, so that the tables are as large as they get without anybody who is slow.
     feed(1);
     wait_held(&world.listener, "the table", COUNT);
     let mut withdrawal = Vec::new();
     wire::withdraw(&mut withdrawal, &all);
-    feeder.session.send(&withdrawal).unwrap();
-    wait_held(&world.listener, "the withdrawals", 0);
-    feed(2);
-    wait_held(&world.listener, "the table again", COUNT);
+    let change_all = |what: &str, seed: u64| {
+        let worst = scope(|scope| {
+            let churn = scope.spawn(|| {
+                feeder.session.send(&withdrawal).unwrap();
+                feed(seed);
+            });
+            world.tell_while(what, || !churn.is_finished())
+        });
+        wait_held(&world.listener, what, COUNT);
+        worst
+    };
+    // Everything changes with nobody who is slow: how long that takes, and how large the tables get by it.
+    let usual = change_all("while everything changes", 2);
 
     let before = world.usage();
     let deaf = Identity { receive_buffer: Some(1 << 14), ..identity(HOSTILE) };
     let hostile = Alive::new(world.join(&deaf), false);
     let blocked = || world.neighbor(HOSTILE)["send_blocked_s"].as_u64();
-    world.tell_while("a peer that does not read", || blocked().is_none());
-    scope(|scope| {
-        let churn = scope.spawn(|| {
-            feeder.session.send(&withdrawal).unwrap();
-            feed(3);
-        });
-        world.tell_while("the same while everything changes", || !churn.is_finished());
-    });
-    wait_held(&world.listener, "the changed table", COUNT);
+    world.assert_prompt_while("a peer that does not read", || blocked().is_none());
+    let slowed = change_all("the same with the one that does not read", 3);
+    assert!(slowed < 2 * usual + PROMPT, "{slowed:?} instead of {usual:?}");
     until("the state of the peer", DEADLINE, || {
         let problem = world.problem(HOSTILE)?;
         ensure!(problem.contains("has not read for"), "{problem}");
@@ -494,7 +502,9 @@ fn a_flood_of_connections_disturbs_nobody() {
                 move || world.within(|| flood(from))
             })
         });
-        world.tell_while("two thousand connections a second", || floods.iter().any(|flood| !flood.is_finished()));
+        world.assert_prompt_while("two thousand connections a second", || {
+            floods.iter().any(|flood| !flood.is_finished())
+        });
         for flood in floods {
             let rate = flood.join().unwrap();
             println!("{rate:.0} connections a second");
@@ -560,7 +570,7 @@ fn peers_that_dribble_run_into_their_timers() {
             let reason = world.neighbor(HOSTILE)["last_reset"]["reason"].to_string();
             reason.contains(timer)
         };
-        world.tell_while("an octet a second of an UPDATE", || !expired("hold timer expired"));
+        world.assert_prompt_while("an octet a second of an UPDATE", || !expired("hold timer expired"));
         assert!(world.problem(HOSTILE).unwrap().contains("hold timer expired"));
         done.store(true, Ordering::Relaxed);
         dribbling.join().unwrap();
@@ -582,7 +592,7 @@ fn peers_that_dribble_run_into_their_timers() {
             scope.spawn(move || dribble(stream, open));
         }
         let refused = || world.neighbor(HOSTILE)["connections_refused"].as_u64().unwrap() as usize;
-        world.tell_while("an octet a second of fifty OPENs", || refused() + 1 < OPENERS);
+        world.assert_prompt_while("an octet a second of fifty OPENs", || refused() + 1 < OPENERS);
         assert_eq!(world.neighbor(HOSTILE)["last_refusal"], "another connection of the peer is being opened");
         let descriptors = fs::read_dir(format!("/proc/{}/fd", world.pid)).unwrap().count();
         assert!(descriptors < OPENERS, "{descriptors} descriptors");
