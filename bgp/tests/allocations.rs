@@ -11,18 +11,20 @@ use std::{
 };
 
 use bgp::{
-    Asn, NextHop, PathId, PerFamily, Prefix,
+    Asn, Moment, NextHop, PathId, PeerId, PerFamily, Prefix, RouterId,
     family::V4,
     policy::{
         Action, AsPathList, Candidate, Community, Decision, End, GuardSettings, ImportGuard, LocalSource, Match,
         NumberEdit, Outcome, Policy, PrefixList, Rule, RuleSet, Source, Then, Validity, Vrp, Vrps,
     },
-    session::PeerKind,
+    rib::{PeerSettings, Rib, RibConfig},
+    session::{Negotiated, NegotiatedFamily, PeerKind},
     wire::{
         as_path::{SegmentKind, write_segments},
         attributes::{Attributes, Builder, LargeCommunity, Origin, code},
         encode::{self, Target},
-        header::HEADER_LEN,
+        header::{HEADER_LEN, LengthLimit},
+        open::Open,
         update::{self, Context, FamilyContext},
     },
 };
@@ -32,6 +34,7 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static OCTETS: Cell<i64> = const { Cell::new(0) };
 }
 
 #[global_allocator]
@@ -41,11 +44,13 @@ static ALLOCATOR: Counting = Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        OCTETS.with(|count| count.set(count.get() + layout.size() as i64));
         // SAFETY: as this function's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        OCTETS.with(|count| count.set(count.get() - layout.size() as i64));
         // SAFETY: as this function's.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -158,4 +163,85 @@ fn reading_an_update_allocates_nothing_once_the_buffer_has_grown() {
         });
         assert_eq!((count, allocations), (200, 0), "four octets: {asn4}");
     }
+}
+
+/// Tables with this many sessions.
+fn tables(peers: u16) -> Rib {
+    let mut config = RibConfig::new(Asn(65_000), RouterId(1), 7);
+    config.next_hop_tracking = false;
+    let mut rib = Rib::new(config);
+    for peer in 0..peers {
+        let (remote_as, router_id) = (Asn(64_600 + u32::from(peer)), RouterId(100 + u32::from(peer)));
+        let address = Ipv4Addr::from_bits(0x0a00_0002 + u32::from(peer));
+        rib.add_peer(PeerId(peer), PeerSettings::new(address.into(), Policy::accept_all(), Policy::accept_all()));
+        let negotiated = Negotiated {
+            kind: PeerKind::External,
+            local_as: Asn(65_000),
+            remote_as,
+            router_id,
+            hold_time_s: 90,
+            asn4: true,
+            length_limit: LengthLimit::Standard,
+            route_refresh: true,
+            enhanced_refresh: false,
+            role: None,
+            families: PerFamily { ipv4: Some(NegotiatedFamily::default()), ipv6: None },
+            restart: None,
+            remote_open: Open { asn: remote_as, hold_time_s: 90, router_id, capabilities: Vec::new() },
+        };
+        let own = PerFamily { ipv4: Some(NextHop::V4(Ipv4Addr::new(10, 0, 0, 1))), ipv6: None };
+        rib.peer_up(PeerId(peer), &negotiated, own);
+    }
+    rib
+}
+
+/// Enters prefixes, ten with each set of attributes.
+fn feed(rib: &mut Rib, peer: u16, numbers: std::ops::Range<u32>) {
+    let path = write_segments([(SegmentKind::Sequence, [Asn(64_600 + u32::from(peer)), Asn(7)].as_slice())]);
+    let via = NextHop::V4(Ipv4Addr::from_bits(0x0a00_0002 + u32::from(peer)));
+    for first in numbers.clone().step_by(10) {
+        let mut builder = Builder::new();
+        builder.origin(Origin::Igp).set(code::AS_PATH, path.clone()).communities([first]);
+        let prefix = |number: u32| V4::from_wire(24, &(0x0b_0000 + number).to_be_bytes()[1..]).expect("a prefix");
+        let prefixes = (first..numbers.end.min(first + 10)).map(|number| (PathId(0), prefix(number)));
+        rib.announce(PeerId(peer), &builder.build(), via, prefixes, Moment(0)).expect("no limit");
+    }
+}
+
+/// Decides, tells everybody, and lets go of what nobody needs.
+fn settle(rib: &mut Rib, peers: u16) {
+    let mut out = Vec::new();
+    for _ in 0..2 {
+        while rib.run(4_096) {}
+        while !rib.take_fib_changes(4_096).is_empty() {}
+        rib.flush_exports();
+        for peer in 0..peers {
+            while rib.poll_export(PeerId(peer), &mut out, 65_536) {
+                out.clear();
+            }
+            out.clear();
+        }
+    }
+    while rib.run(4_096) {}
+}
+
+#[test]
+fn tables_give_back_what_a_peer_that_left_needed() {
+    let mut rib = tables(3);
+    // Somebody was there before, and stays.
+    feed(&mut rib, 0, 0..1_000);
+    settle(&mut rib, 3);
+    let before = OCTETS.with(Cell::get);
+    feed(&mut rib, 1, 1_000..301_000);
+    settle(&mut rib, 3);
+    let needed = OCTETS.with(Cell::get) - before;
+    assert!(needed > 20_000_000, "{needed} octets for three hundred thousand prefixes");
+    rib.peer_down(PeerId(1), PerFamily::default());
+    settle(&mut rib, 3);
+    let totals = rib.totals().families.ipv4;
+    assert_eq!((totals.destinations, totals.tombstones), (1_000, 0));
+    let kept = OCTETS.with(Cell::get) - before;
+    println!("{needed} octets were needed, {kept} are left");
+    // Of each array the chunk in which those who stay are.
+    assert!(kept < needed / 20, "{kept} of {needed} octets are kept");
 }

@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::{
-    chunked::{Chunked, NONE},
+    chunked::{Linked, NONE, Slab},
     next_hops::{NextHopId, NextHops},
 };
 use crate::{
@@ -135,10 +135,19 @@ struct Slot {
     epoch: u32,
 }
 
+impl Linked for Slot {
+    fn link(&self) -> u32 {
+        self.references
+    }
+
+    fn set_link(&mut self, link: u32) {
+        self.references = link;
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct AttributeSets {
-    slots: Chunked<Slot>,
-    free: u32,
+    slots: Slab<Slot>,
     live: u32,
     octets: usize,
     epochs: u32,
@@ -150,8 +159,7 @@ pub(super) struct AttributeSets {
 impl AttributeSets {
     pub(super) fn new(seed: u64, local_pref_default: u32) -> Self {
         Self {
-            slots: Chunked::default(),
-            free: NONE,
+            slots: Slab::default(),
             live: 0,
             octets: 0,
             epochs: 0,
@@ -183,14 +191,7 @@ impl AttributeSets {
             references: 1,
             epoch: self.epochs,
         };
-        let at = if self.free == NONE {
-            self.slots.push(slot)
-        } else {
-            let at = self.free;
-            self.free = self.slots.at(at).references;
-            *self.slots.at_mut(at) = slot;
-            at
-        };
+        let at = self.slots.insert(slot);
         self.live += 1;
         self.octets += octets.len();
         let Self { index, slots, .. } = self;
@@ -213,17 +214,19 @@ impl AttributeSets {
     }
 
     fn remove(&mut self, id: AttrId, next_hops: &mut NextHops) {
-        let free = self.free;
         let slot = self.slots.at_mut(id.0);
-        slot.references = free;
         slot.epoch = 0;
         let octets = std::mem::take(&mut slot.octets);
         let (hash, next_hop) = (slot.hash, slot.next_hop);
-        self.free = id.0;
         self.live -= 1;
         self.octets -= octets.len();
         if let Ok(found) = self.index.find_entry(spread(hash), |at| *at == id.0) {
             found.remove();
+        }
+        self.slots.remove(id.0);
+        if self.index.capacity() / INDEX_SPARE_MAX > self.index.len() {
+            let Self { index, slots, .. } = self;
+            index.shrink_to(index.len() * 2, |at| spread(slots.at(*at).hash));
         }
         next_hops.release(next_hop);
     }
@@ -258,6 +261,11 @@ impl AttributeSets {
         self.slots.get(id.0).is_some_and(|slot| slot.epoch == epoch)
     }
 
+    /// One more than the highest number of a set, or somewhat more.
+    pub(super) fn end(&self) -> u32 {
+        self.slots.end()
+    }
+
     /// Sets in use.
     pub(super) const fn live(&self) -> u32 {
         self.live
@@ -276,6 +284,9 @@ impl AttributeSets {
         (hash ^ (hash >> 32)) as u32
     }
 }
+
+/// An index that has room for so many times what is in it is made smaller.
+const INDEX_SPARE_MAX: usize = 8;
 
 /// The table wants 64 bits; 32 are kept.
 const fn spread(hash: u32) -> u64 {

@@ -17,6 +17,7 @@ use crate::{
     NextHop,
     family::{PerFamily, Prefix},
     id::{Moment, PathId, PeerId},
+    wire::attributes::Attributes,
 };
 
 /// Where the next page begins.
@@ -78,6 +79,15 @@ pub struct PathView {
     pub standing: Standing,
     /// The rule of the import policy that refused it.
     pub rule: Option<String>,
+}
+
+/// The best path to a prefix, without what [`PathView`] explains and copies.
+#[derive(Clone, Copy, Debug)]
+pub struct BestPath<'a> {
+    /// Who sent it; [`PeerId::LOCAL`] for our own.
+    pub peer: PeerId,
+    /// As received.
+    pub received: Attributes<'a>,
 }
 
 /// A path that a peer is told.
@@ -146,6 +156,14 @@ impl Rib {
     #[must_use]
     pub fn paths<P: Stored>(&self, from: Cursor, max: usize) -> Page<PathView> {
         P::of(&self.tables).page(&self.core, from, max, |_| true)
+    }
+
+    /// The path that was selected.
+    #[must_use]
+    pub fn best<P: Stored>(&self, prefix: P) -> Option<BestPath<'_>> {
+        let table = &P::of(&self.tables).table;
+        let (_, path) = table.best(table.find(prefix)?)?;
+        Some(BestPath { peer: path.peer, received: self.core.sets.attributes(path.received) })
     }
 
     /// What a peer sent.
@@ -267,7 +285,7 @@ impl<P: Prefix> FamilyTable<P> {
                     }
                 };
                 match &group.out {
-                    Out::Single(out) => out.get(at).into_iter().for_each(|told| add(told, PathId(0))),
+                    Out::Single(out) => add(&out.get(at), PathId(0)),
                     Out::Several(out) => out.of(at).for_each(|(_, path)| add(&path.told, path.path_id)),
                 }
             }

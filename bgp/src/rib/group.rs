@@ -7,7 +7,7 @@
 use super::{
     Core,
     attributes::AttrId,
-    chunked::{Bits, Chunked, NONE},
+    chunked::{Bits, Linked, NONE, Slab, Sparse},
     log::Log,
     member::{Extent, Member, Progress, is_before},
     peer::{NextHopMode, Peer},
@@ -94,7 +94,7 @@ fn form_of(own: NextHop) -> NextHop {
 }
 
 /// What members were told of one path.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     /// [`AttrId::NONE`] when it is withdrawn or was never announced.
     pub(super) attributes: AttrId,
@@ -123,21 +123,30 @@ pub(super) struct ToldPath {
 #[derive(Debug)]
 pub(super) enum Out {
     /// One path each.
-    Single(Chunked<Told>),
+    Single(Sparse<Told>),
     /// Several (RFC 7911).
     Several(OutPaths),
 }
 
-#[derive(Debug, Default)]
+impl Linked for ToldPath {
+    fn link(&self) -> u32 {
+        self.next
+    }
+
+    fn set_link(&mut self, link: u32) {
+        self.next = link;
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct OutPaths {
-    pub(super) heads: Chunked<u32>,
-    pub(super) paths: Chunked<ToldPath>,
-    pub(super) free: u32,
+    pub(super) heads: Sparse<u32>,
+    pub(super) paths: Slab<ToldPath>,
 }
 
 impl OutPaths {
     pub(super) fn of(&self, at: u32) -> impl Iterator<Item = (u32, &ToldPath)> {
-        let mut next = self.heads.get(at).copied().unwrap_or(NONE);
+        let mut next = self.heads.get(at);
         std::iter::from_fn(move || {
             let number = next;
             let path = self.paths.get(number)?;
@@ -147,17 +156,9 @@ impl OutPaths {
     }
 
     pub(super) fn insert(&mut self, at: u32, path_id: PathId, told: Told) {
-        self.heads.grow(at + 1, || NONE);
-        let path = ToldPath { told, path_id, next: *self.heads.at(at) };
-        let number = if self.free == NONE {
-            self.paths.push(path)
-        } else {
-            let number = self.free;
-            self.free = self.paths.at(number).next;
-            *self.paths.at_mut(number) = path;
-            number
-        };
-        *self.heads.at_mut(at) = number;
+        let path = ToldPath { told, path_id, next: self.heads.get(at) };
+        let number = self.paths.insert(path);
+        self.heads.set(at, number);
     }
 
     /// Frees those of a destination for which `is_over` says so.
@@ -166,16 +167,13 @@ impl OutPaths {
         let mut kept = NONE;
         for (number, over) in all.into_iter().rev() {
             if over {
-                self.paths.at_mut(number).next = self.free;
-                self.free = number;
+                self.paths.remove(number);
             } else {
                 self.paths.at_mut(number).next = kept;
                 kept = number;
             }
         }
-        if self.heads.get(at).is_some() {
-            *self.heads.at_mut(at) = kept;
-        }
+        self.heads.set(at, kept);
     }
 }
 
@@ -222,9 +220,9 @@ pub(super) struct Group<P> {
 impl<P> Group<P> {
     pub(super) fn new(key: GroupKey, sizes: Sizes) -> Self {
         let out = if key.add_path {
-            Out::Several(OutPaths { free: NONE, ..OutPaths::default() })
+            Out::Several(OutPaths { heads: Sparse::new(NONE), paths: Slab::default() })
         } else {
-            Out::Single(Chunked::default())
+            Out::Single(Sparse::new(Told::NOTHING))
         };
         Self {
             target: key.target(),
@@ -295,7 +293,7 @@ impl<P> Group<P> {
         let over = |told: &Told| is_over(told, self.needs);
         !self.is_pending.get(at)
             && match &self.out {
-                Out::Single(out) => out.get(at).is_none_or(over),
+                Out::Single(out) => over(&out.get(at)),
                 Out::Several(out) => out.of(at).all(|(_, path)| over(&path.told)),
             }
     }
@@ -303,11 +301,7 @@ impl<P> Group<P> {
     /// Makes the place of a destination free for another one.
     pub(super) fn forget(&mut self, at: u32) {
         match &mut self.out {
-            Out::Single(out) => {
-                if out.get(at).is_some() {
-                    *out.at_mut(at) = Told::NOTHING;
-                }
-            }
+            Out::Single(out) => out.set(at, Told::NOTHING),
             Out::Several(out) => out.drop_where(at, |_| true),
         }
     }
@@ -344,24 +338,24 @@ impl<P> Group<P> {
         let mut at = from;
         match &self.out {
             Out::Single(out) => {
-                while *left > 0 && at < out.len() {
-                    if out.at(at).is_announced() {
-                        core.release(out.at(at).attributes);
+                while *left > 0 && at < out.end() {
+                    if out.get(at).is_announced() {
+                        core.release(out.get(at).attributes);
                     }
                     at += 1;
                     *left -= 1;
                 }
-                (at < out.len()).then_some(at)
+                (at < out.end()).then_some(at)
             }
             Out::Several(out) => {
-                while *left > 0 && at < out.heads.len() {
+                while *left > 0 && at < out.heads.end() {
                     for (_, path) in out.of(at).filter(|(_, path)| path.told.is_announced()) {
                         core.release(path.told.attributes);
                     }
                     at += 1;
                     *left -= 1;
                 }
-                (at < out.heads.len()).then_some(at)
+                (at < out.heads.end()).then_some(at)
             }
         }
     }

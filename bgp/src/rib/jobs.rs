@@ -27,7 +27,8 @@ pub(super) struct Job {
 pub(super) enum JobKind {
     /// Remove the paths of a peer.
     Remove(PeerId),
-    /// Keep the paths of a peer as stale; remove those that were stale already (RFC 4724 section 4.2).
+    /// Keep the paths of a peer as stale; remove those that were stale already (RFC 4724 section 4.2), except long-lived
+    /// ones, which have a time of their own (RFC 9494 section 4.2).
     MarkStale(PeerId),
     /// Keep the stale paths of a peer as the least preferred ones (RFC 9494 section 4.2).
     MarkLongLived(PeerId),
@@ -134,7 +135,7 @@ impl<P: Prefix> FamilyTable<P> {
     }
 
     fn visit(&mut self, core: &mut Core, at: u32, kind: JobKind) {
-        if self.table.destination(at).flags & mark::LIVE == 0 {
+        if self.table.get_destination(at).is_none() {
             return;
         }
         if kind == JobKind::Reexport {
@@ -164,11 +165,14 @@ impl<P: Prefix> FamilyTable<P> {
         }
         match kind {
             JobKind::Remove(_) => Step::Remove,
+            JobKind::MarkStale(_) if path.is(is::LONG_LIVED_STALE) => Step::Keep,
             JobKind::MarkStale(_) if path.is(is::STALE) => Step::Remove,
             JobKind::MarkStale(_) => Step::SetStale,
             JobKind::SweepStale(_) if path.is(is::STALE) => Step::Remove,
             JobKind::MarkLongLived(_) if path.is(is::STALE) => {
-                if core.sets.view(path.received).has(has::NO_LLGR) {
+                // As sent, or because the policy says so.
+                let sets = [Some(path.received), path.imported.attributes()];
+                if sets.into_iter().flatten().any(|set| core.sets.view(set).has(has::NO_LLGR)) {
                     Step::Remove
                 } else {
                     Step::SetLongLived

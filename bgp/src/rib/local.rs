@@ -148,10 +148,9 @@ impl<P: Prefix> FamilyTable<P> {
         let first = self.locals.aggregates.is_empty();
         let mut contributors = 0;
         for at in 0..self.table.end() {
-            let destination = *self.table.destination(at);
-            if destination.flags & mark::LIVE == 0 {
+            let Some(destination) = self.table.get_destination(at).copied() else {
                 continue;
-            }
+            };
             // While there was no aggregate, nobody kept the mark.
             if first && (destination.flags & mark::CONTRIBUTES != 0) != self.contributes(at) {
                 self.table.destination_mut(at).flags ^= mark::CONTRIBUTES;
@@ -174,8 +173,7 @@ impl<P: Prefix> FamilyTable<P> {
         self.locals.aggregates.remove(found);
         self.withdraw_local(core, prefix, LocalSource::Aggregate);
         for at in 0..self.table.end() {
-            let destination = self.table.destination(at);
-            if destination.flags & mark::LIVE != 0 && covers(prefix, destination.prefix) {
+            if self.table.get_destination(at).is_some_and(|destination| covers(prefix, destination.prefix)) {
                 self.touch(at, mark::BEST_TOUCHED);
             }
         }

@@ -9,7 +9,6 @@ use super::{
     next_hops::NextHopId,
     pack::Reading,
     sizes::Sizes,
-    table::mark,
     with_table,
 };
 use crate::{
@@ -116,7 +115,7 @@ impl<P: Prefix> FamilyTable<P> {
         };
         let packed = match member.progress {
             Progress::Reading(cursor) => group.log.head().saturating_sub(cursor),
-            Progress::Scanning(scan) => u64::from(group.out_len().saturating_sub(scan.at)),
+            Progress::Scanning(scan) => u64::from(group.out_end().saturating_sub(scan.at)),
         };
         packed + (group.batch.len() + group.pending.len()) as u64
     }
@@ -155,7 +154,7 @@ impl<P: Prefix> FamilyTable<P> {
         }
         let mut group = Group::new(key, sizes);
         for at in 0..self.table.end() {
-            if self.table.destination(at).flags & mark::LIVE != 0 && self.table.best(at).is_some() {
+            if self.table.get_destination(at).is_some() && self.table.best(at).is_some() {
                 group.mark_pending(at);
             }
         }
@@ -229,10 +228,10 @@ impl<P: Prefix> Group<P> {
         self.sends_several() && self.member(peer).is_some_and(|member| self.need_of(member) != Extent::Nothing)
     }
 
-    fn out_len(&self) -> u32 {
+    fn out_end(&self) -> u32 {
         match &self.out {
-            Out::Single(out) => out.len(),
-            Out::Several(out) => out.heads.len(),
+            Out::Single(out) => out.end(),
+            Out::Several(out) => out.heads.end(),
         }
     }
 
@@ -381,7 +380,7 @@ impl<P: Prefix> Group<P> {
             return;
         };
         // With withdrawals of everything, what the group never knew is withdrawn too.
-        let end = if scan.withdraw == Extent::Everything { reading.table.end() } else { self.out_len() };
+        let end = if scan.withdraw == Extent::Everything { reading.table.end() } else { self.out_end() };
         let until = end.min(scan.at.saturating_add(self.sizes.scan_window));
         let mut window = Window::default();
         for at in scan.at..until {
@@ -422,7 +421,7 @@ impl<P: Prefix> Group<P> {
             }
         };
         match &self.out {
-            Out::Single(told) => note(told.get(at).unwrap_or(&Told::NOTHING), PathId(0)),
+            Out::Single(told) => note(&told.get(at), PathId(0)),
             Out::Several(told) => {
                 told.of(at).for_each(|(_, path)| note(&path.told, path.path_id));
                 if scan.withdraw == Extent::Everything {

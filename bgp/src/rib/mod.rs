@@ -71,7 +71,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 
 use attributes::AttributeSets;
 pub use decision::DecisionOptions;
-pub use explain::{AdvertisedView, Cursor, PAGE_DESTINATIONS_MAX, Page, PathView, Totals};
+pub use explain::{AdvertisedView, BestPath, Cursor, PAGE_DESTINATIONS_MAX, Page, PathView, Totals};
 pub use fib::{FibChange, FibNextHop, FibRoute};
 use group::Group;
 pub use import::{AnnounceError, Announced, LimitKind, LimitReached};
@@ -292,6 +292,12 @@ impl Rib {
         let tables =
             Tables { ipv4: FamilyTable::new(seed.rotate_left(31)), ipv6: FamilyTable::new(seed.rotate_left(47)) };
         Self { core, tables }
+    }
+
+    /// The same tables in steps of a few destinations, so that what takes a full table happens with twenty.
+    #[cfg(test)]
+    pub(crate) fn in_small_steps(&mut self) {
+        self.core.sizes = sizes::Sizes::SMALL;
     }
 
     /// What it was told.

@@ -5,7 +5,7 @@ use std::hash::BuildHasher as _;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
-use super::chunked::{Chunked, NONE};
+use super::chunked::{Linked, NONE, Slab};
 use crate::NextHop;
 
 /// A next hop in [`NextHops`].
@@ -74,13 +74,23 @@ impl Stamp {
 struct Entry {
     tracked: TrackedNextHop,
     resolved: Stamp,
+    next_free: u32,
+}
+
+impl Linked for Entry {
+    fn link(&self) -> u32 {
+        self.next_free
+    }
+
+    fn set_link(&mut self, link: u32) {
+        self.next_free = link;
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct NextHops {
-    entries: Chunked<Entry>,
+    entries: Slab<Entry>,
     stamp: Stamp,
-    free: Vec<u32>,
     index: HashTable<u32>,
     hasher: FixedState,
     /// Without tracking every next hop counts as reachable.
@@ -92,9 +102,8 @@ pub(super) struct NextHops {
 impl NextHops {
     pub(super) fn new(seed: u64, tracking: bool) -> Self {
         Self {
-            entries: Chunked::default(),
+            entries: Slab::default(),
             stamp: Stamp::default(),
-            free: Vec::new(),
             index: HashTable::new(),
             hasher: FixedState::with_seed(seed),
             tracking,
@@ -108,14 +117,7 @@ impl NextHops {
             return id;
         }
         let tracked = TrackedNextHop { next_hop, scope, resolution: Resolution::Unknown, references: 0 };
-        let entry = Entry { tracked, resolved: self.stamp };
-        let at = match self.free.pop() {
-            Some(at) => {
-                *self.entries.at_mut(at) = entry;
-                at
-            }
-            None => self.entries.push(entry),
-        };
+        let at = self.entries.insert(Entry { tracked, resolved: self.stamp, next_free: NONE });
         let Self { index, entries, hasher, .. } = self;
         let hash = |at: &u32| hasher.hash_one((entries.at(*at).tracked.next_hop, entries.at(*at).tracked.scope));
         index.insert_unique(hash(&at), at, hash);
@@ -150,7 +152,7 @@ impl NextHops {
         if let Ok(found) = self.index.find_entry(hash, |at| *at == id.0) {
             found.remove();
         }
-        self.free.push(id.0);
+        self.entries.remove(id.0);
         self.version += 1;
     }
 
@@ -190,7 +192,8 @@ impl NextHops {
 
     /// All that are in use, by order of appearance.
     pub(super) fn tracked(&self) -> impl Iterator<Item = TrackedNextHop> {
-        (0..self.entries.len()).map(|at| self.entries.at(at).tracked).filter(|entry| entry.references > 0)
+        let entries = (0..self.entries.end()).filter_map(|at| self.entries.get(at));
+        entries.map(|entry| entry.tracked).filter(|tracked| tracked.references > 0)
     }
 
     pub(super) const fn version(&self) -> u64 {

@@ -131,6 +131,7 @@ impl<P: Prefix> Group<P> {
         self.last_export = None;
         if self.batch.is_empty() {
             self.batch = Vec::new();
+            self.forget_exports_from(core.sets.end() as usize);
         }
         true
     }
@@ -146,13 +147,12 @@ impl<P: Prefix> Group<P> {
         let Out::Single(out) = &mut self.out else {
             return;
         };
-        let told = out.get(at).copied().unwrap_or(Told::NOTHING);
+        let told = out.get(at);
         let Some(new) = self.change(core, prefix, PathId(0), told, wanted) else {
             return;
         };
         if let Out::Single(out) = &mut self.out {
-            out.grow(at + 1, || Told::NOTHING);
-            *out.at_mut(at) = new;
+            out.set(at, new);
         }
     }
 
@@ -378,6 +378,14 @@ impl<P: Prefix> Group<P> {
                 break;
             };
             self.log.commit(packed.length, self.epoch, self.lanes.withdraw_key, 0);
+        }
+    }
+
+    /// There are no sets of these numbers any more.
+    fn forget_exports_from(&mut self, end: usize) {
+        self.remembered.truncate(end);
+        if self.remembered.capacity() / 4 > self.remembered.len() {
+            self.remembered.shrink_to_fit();
         }
     }
 

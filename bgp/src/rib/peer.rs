@@ -68,7 +68,8 @@ impl PeerSettings {
     }
 }
 
-/// How many prefixes a peer may send for one family.
+/// How many prefixes a peer may send for one family. A peer that sends several paths for a prefix (RFC 7911) is counted
+/// for each of them, as BIRD, FRR and GoBGP do it: what a limit protects is memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Before policy.

@@ -20,10 +20,12 @@ impl Rib {
         self.tables.ipv4.run(&mut self.core, &mut left);
         self.tables.ipv6.run(&mut self.core, &mut left);
         // Last: destinations that cannot be freed yet cost steps, and must not keep the other family from being decided.
-        self.tables.ipv4.reap(&mut left);
-        self.tables.ipv6.reap(&mut left);
+        let is_spent = left == 0;
+        let freed = self.tables.ipv4.reap(&mut left) + self.tables.ipv6.reap(&mut left);
+        let has_graves = !self.tables.ipv4.graves.is_empty() || !self.tables.ipv6.graves.is_empty();
         self.drop_leaving();
-        !self.is_idle()
+        // Those that wait for a slow peer are no reason to come again.
+        !self.is_idle() || has_graves && (is_spent || left == 0 && freed > 0)
     }
 }
 
@@ -140,15 +142,15 @@ impl<P: Prefix> FamilyTable<P> {
         self.table.paths_of(at).filter_map(|(number, path)| contender(core, number, path)).collect()
     }
 
-    /// Frees destinations without paths that everybody has heard of.
-    fn reap(&mut self, left: &mut usize) {
+    /// Frees destinations without paths that everybody has heard of; says how many.
+    fn reap(&mut self, left: &mut usize) -> usize {
         if self.graves.is_empty() {
-            return;
+            return 0;
         }
         for group in self.groups.iter_mut().flatten() {
             group.refresh_needs();
         }
-        let mut looked_at = 0;
+        let (mut looked_at, mut freed) = (0, 0);
         let waiting = self.graves.len();
         while *left > 0 && looked_at < waiting {
             let Some(at) = self.graves.pop_front() else {
@@ -174,6 +176,7 @@ impl<P: Prefix> FamilyTable<P> {
                 group.forget(at);
             }
             self.table.remove(at);
+            freed += 1;
         }
         if self.graves.is_empty() && self.graves.capacity() > LIST_KEPT_MAX {
             self.graves = std::collections::VecDeque::new();
@@ -181,6 +184,7 @@ impl<P: Prefix> FamilyTable<P> {
         if self.table.len() == 0 {
             self.high_water = 0;
         }
+        freed
     }
 
     /// Remembers how large the table was, and names slow peers when it is kept too large for their sake.

@@ -17,7 +17,7 @@ use hashbrown::HashTable;
 
 use super::{
     attributes::AttrId,
-    chunked::{Chunked, NONE},
+    chunked::{Linked, NONE, Slab},
     reasons::Rejection,
 };
 use crate::{
@@ -110,14 +110,35 @@ impl Path {
     }
 }
 
+impl<P> Linked for Destination<P> {
+    fn link(&self) -> u32 {
+        self.head
+    }
+
+    fn set_link(&mut self, link: u32) {
+        self.head = link;
+    }
+}
+
+impl Linked for Path {
+    fn link(&self) -> u32 {
+        self.next
+    }
+
+    fn set_link(&mut self, link: u32) {
+        self.next = link;
+    }
+}
+
+/// An index that has room for so many times what is in it is made smaller.
+const INDEX_SPARE_MAX: usize = 8;
+
 #[derive(Debug)]
 pub(super) struct Table<P> {
     index: HashTable<u32>,
     hasher: FixedState,
-    destinations: Chunked<Destination<P>>,
-    free_destination: u32,
-    paths: Chunked<Path>,
-    free_path: u32,
+    destinations: Slab<Destination<P>>,
+    paths: Slab<Path>,
     live_paths: u32,
 }
 
@@ -126,10 +147,8 @@ impl<P: Prefix> Table<P> {
         Self {
             index: HashTable::new(),
             hasher: FixedState::with_seed(seed),
-            destinations: Chunked::default(),
-            free_destination: NONE,
-            paths: Chunked::default(),
-            free_path: NONE,
+            destinations: Slab::default(),
+            paths: Slab::default(),
             live_paths: 0,
         }
     }
@@ -139,9 +158,9 @@ impl<P: Prefix> Table<P> {
         u32::try_from(self.index.len()).unwrap_or(u32::MAX)
     }
 
-    /// One more than the highest number of a destination.
-    pub(super) const fn end(&self) -> u32 {
-        self.destinations.len()
+    /// One more than the highest number of a destination, or somewhat more.
+    pub(super) fn end(&self) -> u32 {
+        self.destinations.end()
     }
 
     pub(super) const fn live_paths(&self) -> u32 {
@@ -207,14 +226,7 @@ impl<P: Prefix> Table<P> {
             self.grow();
         }
         let destination = Destination { prefix, flags: mark::LIVE, head: NONE };
-        let at = if self.free_destination == NONE {
-            self.destinations.push(destination)
-        } else {
-            let at = self.free_destination;
-            self.free_destination = self.destinations.at(at).head;
-            *self.destinations.at_mut(at) = destination;
-            at
-        };
+        let at = self.destinations.insert(destination);
         let Self { index, destinations, hasher, .. } = self;
         index.insert_unique(hash, at, |at| hasher.hash_one(destinations.at(*at).prefix));
         at
@@ -224,9 +236,8 @@ impl<P: Prefix> Table<P> {
     /// own way would read them in the order of their hashes, one cache miss each.
     fn grow(&mut self) {
         let mut index = HashTable::with_capacity((self.index.len() * 2).max(14));
-        for at in 0..self.destinations.len() {
-            let destination = self.destinations.at(at);
-            if destination.flags & mark::LIVE != 0 {
+        for at in 0..self.destinations.end() {
+            if let Some(destination) = self.get_destination(at) {
                 let hash = |at: &u32| self.hasher.hash_one(self.destinations.at(*at).prefix);
                 index.insert_unique(self.hasher.hash_one(destination.prefix), at, hash);
             }
@@ -236,41 +247,23 @@ impl<P: Prefix> Table<P> {
 
     /// Frees a destination without paths.
     pub(super) fn remove(&mut self, at: u32) {
-        let free = self.free_destination;
         let destination = self.destinations.at_mut(at);
-        let hash = self.hasher.hash_one(destination.prefix);
         destination.flags = 0;
-        destination.head = free;
-        self.free_destination = at;
+        let hash = self.hasher.hash_one(destination.prefix);
         if let Ok(found) = self.index.find_entry(hash, |other| *other == at) {
             found.remove();
         }
-        if self.index.is_empty() {
-            self.forget();
-        }
-    }
-
-    /// An empty table gives its memory back.
-    fn forget(&mut self) {
-        if self.live_paths == 0 {
-            self.index = HashTable::new();
-            self.destinations.clear();
-            self.free_destination = NONE;
-            self.paths.clear();
-            self.free_path = NONE;
+        self.destinations.remove(at);
+        // Far from empty is far from being made larger again.
+        if self.index.capacity() / INDEX_SPARE_MAX > self.index.len() {
+            let Self { index, destinations, hasher, .. } = self;
+            index.shrink_to(index.len() * 2, |at| hasher.hash_one(destinations.at(*at).prefix));
         }
     }
 
     /// Puts a path behind the first one of its destination: whether it is better is for later.
     pub(super) fn insert_path(&mut self, destination: u32, path: Path) -> u32 {
-        let at = if self.free_path == NONE {
-            self.paths.push(path)
-        } else {
-            let at = self.free_path;
-            self.free_path = self.paths.at(at).next;
-            *self.paths.at_mut(at) = path;
-            at
-        };
+        let at = self.paths.insert(path);
         self.live_paths += 1;
         let head = self.destination(destination).head;
         if head == NONE {
@@ -287,8 +280,7 @@ impl<P: Prefix> Table<P> {
     pub(super) fn remove_path(&mut self, destination: u32, at: u32) -> Path {
         self.unlink(destination, at);
         let path = *self.paths.at(at);
-        self.paths.at_mut(at).next = self.free_path;
-        self.free_path = at;
+        self.paths.remove(at);
         self.live_paths -= 1;
         path
     }

@@ -48,6 +48,9 @@ pub enum Stage {
         /// The paths are long-lived stale.
         long_lived: bool,
     },
+    /// The long-lived stale time ran out while the peer was back, and its End-of-RIB is still awaited: should the session
+    /// end before that, nothing is kept (RFC 9494 section 4.2).
+    Overdue,
     /// The peer sends its routes again; the end of that is awaited.
     Refreshing {
         /// Until then.
@@ -62,7 +65,7 @@ impl Retention {
 
     pub(super) fn next_deadline(&self) -> Option<Moment> {
         let stages = self.stages.iter().filter_map(|(_, stage)| match stage {
-            Stage::Fresh | Stage::Restarting => None,
+            Stage::Fresh | Stage::Restarting | Stage::Overdue => None,
             Stage::LongLived { until } | Stage::Returned { until, .. } | Stage::Refreshing { until } => Some(*until),
         });
         stages.chain(self.restart_until).min()
@@ -77,7 +80,7 @@ impl Retention {
                 Stage::Returned { long_lived: true, until } => {
                     *self.stages.get_mut(family) = Stage::LongLived { until };
                 }
-                Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } => {}
+                Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } | Stage::Overdue => {}
             }
         }
     }
@@ -96,6 +99,8 @@ impl Retention {
             *self.stale_times.get_mut(family) = Duration::from_secs(agreed.stale_time_s.into());
             if !kept {
                 *self.stages.get_mut(family) = Stage::Fresh;
+            } else if let Stage::Overdue = self.stages.get(family) {
+                self.sweep(family, actions);
             } else if let Stage::LongLived { .. } = self.stages.get(family) {
                 actions.push(Action::LongLived(family));
             } else if agreed.restart && !restart_time.is_zero() {
@@ -120,10 +125,9 @@ impl Retention {
             let agreed: NegotiatedFamily = negotiated.families.get(family).unwrap_or_default();
             let (until, long_lived, kept) = match *self.stages.get(family) {
                 Stage::Fresh => continue,
-                Stage::LongLived { until } => {
-                    (until, true, agreed.forwarding_kept || agreed.long_lived_forwarding_kept)
-                }
-                Stage::Restarting | Stage::Returned { .. } | Stage::Refreshing { .. } => {
+                // Here only the flag of the long-lived capability counts (RFC 9494 section 4.2).
+                Stage::LongLived { until } => (until, true, agreed.long_lived_forwarding_kept),
+                Stage::Restarting | Stage::Returned { .. } | Stage::Overdue | Stage::Refreshing { .. } => {
                     (now.after(stale_path_time), false, agreed.forwarding_kept)
                 }
             };
@@ -136,8 +140,10 @@ impl Retention {
     }
 
     pub(super) fn end_of_rib(&mut self, family: Family, actions: &mut Vec<Action>) {
-        if let Stage::Returned { .. } = self.stages.get(family) {
-            self.sweep(family, actions);
+        match self.stages.get(family) {
+            Stage::Returned { .. } => self.sweep(family, actions),
+            Stage::Overdue => *self.stages.get_mut(family) = Stage::Fresh,
+            Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } | Stage::Refreshing { .. } => {}
         }
     }
 
@@ -175,6 +181,10 @@ impl Retention {
     pub(super) fn expire(&mut self, now: Moment, actions: &mut Vec<Action>) {
         for family in Family::ALL {
             match *self.stages.get(family) {
+                Stage::Returned { until, long_lived: true } if until <= now => {
+                    self.sweep(family, actions);
+                    *self.stages.get_mut(family) = Stage::Overdue;
+                }
                 Stage::LongLived { until } | Stage::Returned { until, .. } | Stage::Refreshing { until }
                     if until <= now =>
                 {
@@ -182,6 +192,7 @@ impl Retention {
                 }
                 Stage::Fresh
                 | Stage::Restarting
+                | Stage::Overdue
                 | Stage::LongLived { .. }
                 | Stage::Returned { .. }
                 | Stage::Refreshing { .. } => {}
@@ -213,7 +224,7 @@ impl Retention {
         let stage = std::mem::take(self.stages.get_mut(family));
         actions.push(match stage {
             Stage::Refreshing { .. } => Action::RefreshEnded(family),
-            Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } | Stage::Returned { .. } => {
+            Stage::Fresh | Stage::Restarting | Stage::LongLived { .. } | Stage::Returned { .. } | Stage::Overdue => {
                 Action::Sweep(family)
             }
         });

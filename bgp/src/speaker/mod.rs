@@ -248,7 +248,7 @@ impl Speaker {
             self.waiting_since.get_or_insert(now);
         }
         if let Some(since) = self.waiting_since
-            && ((idle && !more) || now.since(since) >= FLUSH_AFTER)
+            && ((idle && self.rib.is_idle()) || now.since(since) >= FLUSH_AFTER)
         {
             self.waiting_since = None;
             self.rib.flush_exports();

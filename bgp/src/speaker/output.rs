@@ -12,7 +12,7 @@ use crate::{
 
 impl Speaker {
     /// Appends what is to be sent on a connection, whole messages, at most about `octets_max`. Returns true when there may
-    /// be more.
+    /// be more; when nothing was appended nevertheless, a [`Command::Write`] says so too.
     pub fn send(&mut self, now: Moment, id: PeerId, slot: Slot, out: &mut Vec<u8>, octets_max: usize) -> bool {
         let Some(peer) = self.peers.get_mut(id.index()).and_then(Option::as_mut) else { return false };
         let connection = peer.connection_mut(slot);
@@ -27,6 +27,10 @@ impl Speaker {
             record(peer, now, &out[before..], limit);
             peer.session.on_sent(slot, now);
             self.schedule(id);
+        } else if more {
+            // Much was looked at that is nothing to this peer. An owner that waits until the kernel has taken what was sent
+            // would wait for ever.
+            self.commands.push_back(Command::Write(id, slot));
         }
         more
     }

@@ -1,5 +1,7 @@
 //! Two speakers with a wire of octets between them.
 
+mod overlap;
+
 use std::collections::BTreeMap;
 
 use super::*;

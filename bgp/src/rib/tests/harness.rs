@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use crate::{
     Asn, Family, Moment, NextHop, PathId, PeerId, PerFamily, Prefix, RouterId,
     family::{V4, V6},
     policy::Policy,
-    rib::{FibRoute, PeerSettings, Rib, RibConfig, Stored, sizes::Sizes},
+    rib::{FibRoute, PeerSettings, Rib, RibConfig, Stored},
     session::{Negotiated, NegotiatedFamily, PeerKind},
     wire::{
         as_path::{SegmentKind, write_segments},
@@ -25,6 +25,8 @@ use crate::{
 pub(crate) const OWN_AS: Asn = Asn(65_000);
 pub(crate) const OWN_ID: RouterId = RouterId(1);
 pub(crate) const OWN_V4: NextHop = NextHop::V4(Ipv4Addr::new(10, 0, 0, 1));
+
+pub(crate) const OWN_V6: NextHop = NextHop::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 /// What a peer heard, by prefix and path identifier.
 pub(crate) type Heard = BTreeMap<(ipnet::IpNet, PathId), (Vec<u8>, NextHop)>;
@@ -73,7 +75,7 @@ impl Peer {
             id: PeerId(number),
             settings: PeerSettings::new(address(number).into(), Policy::accept_all(), Policy::accept_all()),
             negotiated,
-            own: PerFamily { ipv4: Some(OWN_V4), ipv6: Some(NextHop::V6("2001:db8::1".parse().expect("an address"))) },
+            own: PerFamily { ipv4: Some(OWN_V4), ipv6: Some(OWN_V6) },
             is_up: false,
             heard: Heard::new(),
             ends_of_rib: Vec::new(),
@@ -94,7 +96,10 @@ impl Peer {
     }
 
     pub(crate) fn hears_several(mut self, max: u16) -> Self {
-        self.negotiated.families.ipv4.as_mut().expect("a family").add_path_send = true;
+        let families = &mut self.negotiated.families;
+        for family in [&mut families.ipv4, &mut families.ipv6] {
+            family.as_mut().expect("a family").add_path_send = true;
+        }
         self.settings.add_path_max = max;
         self
     }
@@ -102,7 +107,10 @@ impl Peer {
     /// What this peer's decoder depends on.
     fn context(&self) -> Context {
         let mut context = Context::from(&self.negotiated);
-        context.families.ipv4.add_path = self.negotiated.families.ipv4.is_some_and(|family| family.add_path_send);
+        for family in Family::ALL {
+            let sends = self.negotiated.families.get(family).is_some_and(|agreed| agreed.add_path_send);
+            context.families.get_mut(family).add_path = sends;
+        }
         context
     }
 
@@ -206,7 +214,7 @@ impl Lab {
 
     pub(crate) fn with(config: RibConfig, peers: Vec<Peer>) -> Self {
         let mut rib = Rib::new(config);
-        rib.core.sizes = Sizes::SMALL;
+        rib.in_small_steps();
         for peer in &peers {
             rib.add_peer(peer.id, peer.settings.clone());
         }
@@ -320,14 +328,10 @@ impl Lab {
     }
 }
 
-fn default_next_hop<P: Prefix>(number: usize) -> NextHop {
+pub(crate) fn default_next_hop<P: Prefix>(number: usize) -> NextHop {
+    let number = u16::try_from(number).expect("few peers");
     match P::FAMILY {
-        Family::Ipv4Unicast => next_hop(u16::try_from(number).expect("few peers")),
-        Family::Ipv6Unicast => {
-            let IpAddr::V6(address) = format!("2001:db8::1:{number:x}").parse().expect("an address") else {
-                unreachable!("it has colons");
-            };
-            NextHop::V6(address)
-        }
+        Family::Ipv4Unicast => next_hop(number),
+        Family::Ipv6Unicast => NextHop::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, number)),
     }
 }

@@ -4,12 +4,12 @@
 use proptest::prelude::*;
 
 use super::{
-    harness::{Lab, OWN_AS, OWN_ID, Peer, next_hop, path},
-    model::{Model, ModelPath},
+    harness::{Lab, OWN_AS, OWN_ID, Peer, path},
+    model::{Kind, Model, ModelPath},
 };
 use crate::{
-    Asn, Family, PathId, PeerId, Prefix,
-    family::V4,
+    Asn, PathId, PeerId,
+    family::{V4, V6},
     policy::LocalSource,
     rib::{LocalRoute, Resolution, RibConfig, Scope, Standing},
     session::PeerKind,
@@ -78,10 +78,6 @@ fn peers() -> Vec<Peer> {
     ]
 }
 
-fn prefix(number: u8) -> V4 {
-    V4::from_wire(24, &[10, 1, number]).expect("a prefix")
-}
-
 /// Attributes of one of a few kinds, and a path identifier for peers that send several.
 fn attributes(peer: &Peer, kind: u8) -> (Builder, PathId) {
     let external = peer.negotiated.kind == PeerKind::External;
@@ -110,15 +106,15 @@ fn attributes(peer: &Peer, kind: u8) -> (Builder, PathId) {
     (builder, PathId(u32::from(kind % 2)))
 }
 
-struct History {
+struct History<P> {
     lab: Lab,
-    model: Model,
+    model: Model<P>,
 }
 
-impl History {
+impl<P: Kind> History<P> {
     fn new() -> Self {
         let config = RibConfig::new(OWN_AS, OWN_ID, 5);
-        let mut history = Self { lab: Lab::with(config, peers()), model: Model::default() };
+        let mut history = Self { lab: Lab::with(config, peers()), model: Model::new() };
         for number in 0..5 {
             history.lab.session_up(number);
         }
@@ -147,8 +143,8 @@ impl History {
                 let sender = &self.lab.peers[usize::from(peer)];
                 let (id, path_id) = (sender.id, attributes(sender, kind).1);
                 if sender.is_up {
-                    self.lab.rib.withdraw(id, [(path_id, prefix(number))]);
-                    self.model.retain_but(prefix(number), id, path_id);
+                    self.lab.rib.withdraw(id, [(path_id, P::numbered(number))]);
+                    self.model.retain_but(P::numbered(number), id, path_id);
                 }
             }
             Event::Up(peer) if !self.lab.peers[usize::from(peer)].is_up => self.lab.session_up(usize::from(peer)),
@@ -156,20 +152,20 @@ impl History {
             Event::Down { peer, retain } => self.down(usize::from(peer), retain),
             Event::EndOfRib(peer) => {
                 let id = self.lab.peers[usize::from(peer)].id;
-                self.lab.rib.end_of_rib(id, Family::Ipv4Unicast);
+                self.lab.rib.end_of_rib(id, P::FAMILY);
                 self.model.retain(|sender, path| sender != id || !path.stale);
             }
             Event::LongLived(peer) => {
                 let id = self.lab.peers[usize::from(peer)].id;
-                self.lab.rib.mark_long_lived_stale(id, Family::Ipv4Unicast);
+                self.lab.rib.mark_long_lived_stale(id, P::FAMILY);
                 // Walks are carried out before anything else of the peer.
                 while self.lab.rib.run(10) {}
                 self.model.mark(id, |path| path.long_lived |= path.stale);
             }
-            Event::Originate(number) => self.originate(prefix(number)),
+            Event::Originate(number) => self.originate(P::numbered(number)),
             Event::WithdrawLocal(number) => {
-                self.lab.rib.withdraw_local(prefix(number), LocalSource::Static);
-                self.model.retain_but(prefix(number), PeerId::LOCAL, PathId(LocalSource::Static as u32));
+                self.lab.rib.withdraw_local(P::numbered(number), LocalSource::Static);
+                self.model.retain_but(P::numbered(number), PeerId::LOCAL, PathId(LocalSource::Static as u32));
             }
             Event::NextHop { peer, state } => self.next_hop(u16::from(peer), state),
             Event::Client { peer, client } => {
@@ -177,7 +173,7 @@ impl History {
             }
             Event::Refresh(peer) => {
                 let id = self.lab.peers[usize::from(peer)].id;
-                self.lab.rib.refresh_requested(id, Family::Ipv4Unicast);
+                self.lab.rib.refresh_requested(id, P::FAMILY);
             }
             Event::Run(budget) => {
                 self.resolve();
@@ -197,11 +193,11 @@ impl History {
             return;
         }
         let (attributes, path_id) = attributes(sender, kind);
-        let via = next_hop(sender.id.0);
+        let via = P::next_hop(sender.id.0);
         let id = sender.id;
-        self.lab.announce_via(peer, prefix(number), path_id, &attributes, via);
+        self.lab.announce_via(peer, P::numbered(number), path_id, &attributes, via);
         let path = ModelPath { attributes: attributes.build(), next_hop: via, stale: false, long_lived: false };
-        self.model.paths.entry(prefix(number)).or_default().insert((id, path_id), path);
+        self.model.paths.entry(P::numbered(number)).or_default().insert((id, path_id), path);
     }
 
     fn down(&mut self, peer: usize, retain: bool) {
@@ -210,21 +206,21 @@ impl History {
         }
         let id = self.lab.peers[peer].id;
         self.lab.session_down(peer, retain);
-        self.model.retain(|sender, path| sender != id || retain && !path.stale);
+        self.model.retain(|sender, path| sender != id || retain && (!path.stale || path.long_lived));
         self.model.mark(id, |path| path.stale = true);
     }
 
-    fn originate(&mut self, prefix: V4) {
+    fn originate(&mut self, prefix: P) {
         let attributes = path(&[]).number(code::MED, 3).build();
         let route = LocalRoute { source: LocalSource::Static, attributes: attributes.clone(), next_hop: None };
         self.lab.rib.originate(prefix, &route, self.lab.now);
-        let path = ModelPath { attributes, next_hop: next_hop(9_999), stale: false, long_lived: false };
+        let path = ModelPath { attributes, next_hop: P::next_hop(9_999), stale: false, long_lived: false };
         let key = (PeerId::LOCAL, PathId(LocalSource::Static as u32));
         self.model.paths.entry(prefix).or_default().insert(key, path);
     }
 
     fn next_hop(&mut self, peer: u16, state: u8) {
-        let via = next_hop(peer);
+        let via = P::next_hop(peer);
         self.model.unreachable.retain(|other| *other != via);
         self.model.metrics.remove(&via);
         let resolution = match state {
@@ -244,46 +240,46 @@ impl History {
         self.lab.settle();
         let Self { lab, model } = self;
         for number in 0..PREFIXES {
-            let views = lab.rib.explain(prefix(number));
-            let best = model.best(&lab.peers, prefix(number));
+            let views = lab.rib.explain(P::numbered(number));
+            let best = model.best(&lab.peers, P::numbered(number));
             let selected = views.iter().find(|view| view.standing == Standing::Best);
             assert_eq!(
                 selected.map(|view| (view.peer, view.path_id)),
                 best.as_ref().map(|best| (best.peer, best.path_id)),
                 "best path to {}: {views:#?}",
-                prefix(number)
+                P::numbered(number)
             );
             let forwarded = best.filter(|best| best.peer != PeerId::LOCAL).map(|best| best.next_hop);
-            let in_fib = lab.fib.get(&prefix(number).to_net()).map(|route| route.next_hops[0].next_hop);
-            assert_eq!(in_fib, forwarded, "forwarding to {}", prefix(number));
+            let in_fib = lab.fib.get(&P::numbered(number).to_net()).map(|route| route.next_hops[0].next_hop);
+            assert_eq!(in_fib, forwarded, "forwarding to {}", P::numbered(number));
         }
         for peer in lab.peers.iter().filter(|peer| peer.is_up) {
             check_heard(model, &lab.peers, peer);
             assert_eq!(
-                lab.rib.advertised_count::<V4>(peer.id) as usize,
+                lab.rib.advertised_count::<P>(peer.id) as usize,
                 peer.heard.len(),
                 "count of what {:?} hears",
                 peer.id
             );
             assert_eq!(lab.rib.export_lag(peer.id), 0);
-            assert!(peer.ends_of_rib.contains(&Family::Ipv4Unicast), "{:?} waits for End-of-RIB", peer.id);
+            assert!(peer.ends_of_rib.contains(&P::FAMILY), "{:?} waits for End-of-RIB", peer.id);
         }
         check_counts(lab, model);
     }
 }
 
-fn check_heard(model: &Model, peers: &[Peer], peer: &Peer) {
-    let several = peer.negotiated.families.ipv4.is_some_and(|family| family.add_path_send);
+fn check_heard<P: Kind>(model: &Model<P>, peers: &[Peer], peer: &Peer) {
+    let several = peer.negotiated.families.get(P::FAMILY).is_some_and(|family| family.add_path_send);
     for number in 0..PREFIXES {
         let mut wanted: Vec<_> = match (several, peer.settings.add_path_max) {
-            (false, _) => model.best(peers, prefix(number)).into_iter().collect(),
-            (true, 0) => model.candidates(peers, prefix(number)),
-            (true, max) => model.ranked(peers, prefix(number)).into_iter().take(usize::from(max)).collect(),
+            (false, _) => model.best(peers, P::numbered(number)).into_iter().collect(),
+            (true, 0) => model.candidates(peers, P::numbered(number)),
+            (true, max) => model.ranked(peers, P::numbered(number)).into_iter().take(usize::from(max)).collect(),
         }
         .iter()
         .filter_map(|path| model.told(peers, peer, path))
         .collect();
-        let net = prefix(number).to_net();
+        let net = P::numbered(number).to_net();
         let mut heard: Vec<_> =
             peer.heard.iter().filter(|((prefix, _), _)| *prefix == net).map(|(_, said)| said.clone()).collect();
         wanted.sort();
@@ -292,13 +288,13 @@ fn check_heard(model: &Model, peers: &[Peer], peer: &Peer) {
     }
 }
 
-fn check_counts(lab: &Lab, model: &Model) {
+fn check_counts<P: Kind>(lab: &Lab, model: &Model<P>) {
     for peer in &lab.peers {
-        let counts = lab.rib.counts(peer.id, Family::Ipv4Unicast);
+        let counts = lab.rib.counts(peer.id, P::FAMILY);
         let of = |id: PeerId| id == peer.id;
         let received = model.paths.values().flat_map(|paths| paths.keys()).filter(|(id, _)| of(*id)).count();
         let stale = model.paths.values().flatten().filter(|((id, _), path)| of(*id) && path.stale).count();
-        let best = |prefix: &V4| model.best(&lab.peers, *prefix).is_some_and(|best| of(best.peer));
+        let best = |prefix: &P| model.best(&lab.peers, *prefix).is_some_and(|best| of(best.peer));
         let best = model.paths.keys().filter(|prefix| best(prefix)).count();
         assert_eq!(
             (counts.received as usize, counts.stale as usize, counts.best as usize),
@@ -309,8 +305,8 @@ fn check_counts(lab: &Lab, model: &Model) {
     }
 }
 
-impl Model {
-    fn retain_but(&mut self, prefix: V4, peer: PeerId, path_id: PathId) {
+impl<P: Kind> Model<P> {
+    fn retain_but(&mut self, prefix: P, peer: PeerId, path_id: PathId) {
         if let Some(paths) = self.paths.get_mut(&prefix) {
             paths.remove(&(peer, path_id));
         }
@@ -318,7 +314,7 @@ impl Model {
     }
 
     /// All candidates, each the best of those after it.
-    fn ranked(&self, peers: &[Peer], prefix: V4) -> Vec<super::model::Candidate> {
+    fn ranked(&self, peers: &[Peer], prefix: P) -> Vec<super::model::Candidate> {
         let mut rest = self.clone();
         let mut ranked = Vec::new();
         while let Some(best) = rest.best(peers, prefix) {
@@ -329,17 +325,27 @@ impl Model {
     }
 }
 
+/// Lets all of it happen and looks at the end.
+fn carry_out<P: Kind>(events: Vec<Event>) {
+    let mut history = History::<P>::new();
+    for event in events {
+        history.step(event);
+    }
+    history.check();
+    for number in 0..PREFIXES {
+        history.lab.rib.withdraw_local(P::numbered(number), LocalSource::Static);
+    }
+    history.lab.assert_leaves_nothing();
+}
+
 proptest! {
     #[test]
     fn every_peer_holds_what_it_should(events in prop::collection::vec(event(), 1..250)) {
-        let mut history = History::new();
-        for event in events {
-            history.step(event);
-        }
-        history.check();
-        for number in 0..PREFIXES {
-            history.lab.rib.withdraw_local(prefix(number), LocalSource::Static);
-        }
-        history.lab.assert_leaves_nothing();
+        carry_out::<V4>(events);
+    }
+
+    #[test]
+    fn every_peer_holds_what_it_should_of_ipv6(events in prop::collection::vec(event(), 1..250)) {
+        carry_out::<V6>(events);
     }
 }

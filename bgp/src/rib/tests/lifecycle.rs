@@ -1,9 +1,12 @@
 //! Peers restart, send too much, stop reading and go.
 
+use std::sync::Arc;
+
 use super::harness::{Lab, Peer, next_hop, path, v4};
 use crate::{
     Family, Moment, PathId, PeerId, PerFamily, Prefix as _,
     family::V4,
+    policy::{Action, Community, End, Policy, Rule, RuleSet, Then},
     rib::{
         AnnounceError, Counts, LimitKind, LimitReached, Limits, NotAdvertised, Rejection, Standing, Step,
         tests::harness::{OWN_AS, OWN_V4},
@@ -62,6 +65,46 @@ fn what_is_stale_twice_is_gone() {
     lab.session_down(0, true);
     lab.settle();
     assert_eq!(lab.peers[1].heard.keys().map(|(net, _)| net.to_string()).collect::<Vec<_>>(), [OTHER]);
+}
+
+#[test]
+fn long_lived_stale_paths_outlive_the_next_loss() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External).knows_llgr()]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.rib.mark_long_lived_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    // The peer was back for a moment, too short to say everything again.
+    lab.session_up(0);
+    lab.announce(0, v4(OTHER), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), counts(&lab, 0).stale), (2, 2));
+    let stale = |lab: &Lab, prefix| lab.peers[1].attributes_of(prefix).expect("heard").communities().count() == 1;
+    assert!(stale(&lab, PREFIX) && !stale(&lab, OTHER));
+    lab.rib.mark_long_lived_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert!(stale(&lab, PREFIX) && stale(&lab, OTHER));
+    lab.rib.sweep_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert!(lab.peers[1].heard.is_empty());
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn a_policy_may_forbid_that_a_path_is_kept_for_long() {
+    let add = Action::AddCommunities(Arc::from([Community::Standard(0xffff_0007)]));
+    let rule = Rule { name: Arc::from("short"), matches: Vec::new(), actions: vec![add], then: Then::Accept };
+    let set = RuleSet { name: Arc::from("import"), rules: vec![rule] };
+    let policy = Policy::new(&[Arc::new(set)], End::Reject).expect("one rule");
+    let mut lab = Lab::new(vec![Peer::new(0, External)]);
+    lab.change_settings(0, |settings| settings.import = policy);
+    lab.session_up(0);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.rib.mark_long_lived_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert!(lab.rib.explain(v4(PREFIX)).is_empty());
 }
 
 #[test]
@@ -193,6 +236,22 @@ fn a_peer_may_send_so_many_prefixes_and_no_more() {
     lab.withdraw(0, prefix(0));
     assert_eq!(flood(&mut lab, 200, 1), Ok(false));
     lab.assert_leaves_nothing();
+}
+
+#[test]
+fn with_add_path_a_limit_counts_paths() {
+    let limits = Limits { received_max: Some(3), accepted_max: None, warning_percent: 0 };
+    let mut lab = Lab::new(vec![Peer::new(0, External)]);
+    lab.change_settings(0, |settings| settings.limits.ipv4 = limits);
+    lab.session_up(0);
+    let attributes = path(&[64_600]).build();
+    let mut send = |id: u32| {
+        let paths = [(PathId(id), prefix(1))];
+        lab.rib.announce(PeerId(0), &attributes, next_hop(0), paths, Moment(0)).map(|_| ())
+    };
+    assert_eq!([1, 2, 3, 2].map(&mut send), [Ok(()); 4], "three paths, one of them said twice");
+    let reached = LimitReached { family: Family::Ipv4Unicast, kind: LimitKind::Received, max: 3 };
+    assert_eq!(send(4), Err(reached.into()), "the same prefix");
 }
 
 #[test]

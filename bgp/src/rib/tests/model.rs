@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Asn, NextHop, PathId, PeerId, RouterId,
-    family::V4,
-    rib::tests::harness::{OWN_AS, OWN_ID, OWN_V4, Peer},
+    Asn, NextHop, PathId, PeerId, Prefix as _, RouterId,
+    family::{V4, V6},
+    rib::{
+        Stored,
+        tests::harness::{OWN_AS, OWN_ID, OWN_V4, OWN_V6, Peer, default_next_hop},
+    },
     session::PeerKind,
     wire::{
         as_path::{AsPath, SegmentKind, prepend},
@@ -17,6 +20,34 @@ const NO_EXPORT: u32 = 0xffff_ff01;
 const NO_ADVERTISE: u32 = 0xffff_ff02;
 const LLGR_STALE: u32 = 0xffff_0006;
 
+/// A family of which histories are made.
+pub(crate) trait Kind: Stored {
+    /// Our next hop.
+    const OWN: NextHop;
+    /// One of the prefixes of a history.
+    fn numbered(number: u8) -> Self;
+    /// A peer as next hop.
+    fn next_hop(peer: u16) -> NextHop {
+        default_next_hop::<Self>(usize::from(peer))
+    }
+}
+
+impl Kind for V4 {
+    const OWN: NextHop = OWN_V4;
+
+    fn numbered(number: u8) -> Self {
+        Self::from_wire(24, &[10, 1, number]).expect("a prefix")
+    }
+}
+
+impl Kind for V6 {
+    const OWN: NextHop = OWN_V6;
+
+    fn numbered(number: u8) -> Self {
+        Self::from_wire(48, &[0x20, 1, 0xd, 0xb8, 1, number]).expect("a prefix")
+    }
+}
+
 /// A path as a peer sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ModelPath {
@@ -27,9 +58,9 @@ pub(crate) struct ModelPath {
 }
 
 /// All paths, by prefix, sender ([`PeerId::LOCAL`] for our own) and path identifier.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Model {
-    pub(crate) paths: BTreeMap<V4, BTreeMap<(PeerId, PathId), ModelPath>>,
+#[derive(Clone, Debug)]
+pub(crate) struct Model<P> {
+    pub(crate) paths: BTreeMap<P, BTreeMap<(PeerId, PathId), ModelPath>>,
     /// Next hops nothing leads to.
     pub(crate) unreachable: Vec<NextHop>,
     /// Metrics that are not 10.
@@ -45,7 +76,11 @@ pub(crate) struct Candidate {
     pub(crate) next_hop: NextHop,
 }
 
-impl Model {
+impl<P: Kind> Model<P> {
+    pub(crate) fn new() -> Self {
+        Self { paths: BTreeMap::new(), unreachable: Vec::new(), metrics: BTreeMap::new() }
+    }
+
     pub(crate) fn retain(&mut self, keep: impl Fn(PeerId, &ModelPath) -> bool) {
         for paths in self.paths.values_mut() {
             paths.retain(|(peer, _), path| keep(*peer, path));
@@ -62,7 +97,7 @@ impl Model {
     }
 
     /// Paths that may be selected.
-    pub(crate) fn candidates(&self, peers: &[Peer], prefix: V4) -> Vec<Candidate> {
+    pub(crate) fn candidates(&self, peers: &[Peer], prefix: P) -> Vec<Candidate> {
         let Some(paths) = self.paths.get(&prefix) else {
             return Vec::new();
         };
@@ -92,7 +127,7 @@ impl Model {
     }
 
     /// RFC 4271 section 9.1.2.2: step after step takes paths out, until one is left.
-    pub(crate) fn best(&self, peers: &[Peer], prefix: V4) -> Option<Candidate> {
+    pub(crate) fn best(&self, peers: &[Peer], prefix: P) -> Option<Candidate> {
         let mut left = self.candidates(peers, prefix);
         let peer = |c: &Candidate| peers.iter().find(|peer| peer.id == c.peer);
         keep_least(&mut left, |c| Attributes(&c.attributes).communities().any(|c| c == LLGR_STALE));
@@ -141,7 +176,7 @@ impl Model {
             }
             let before = attributes.get(code::AS_PATH).unwrap_or_default();
             builder.set(code::AS_PATH, prepend(AsPath::of_canonical(before), SegmentKind::Sequence, OWN_AS, 1));
-            return Some((builder.build(), OWN_V4));
+            return Some((builder.build(), P::OWN));
         }
         if attributes.local_pref().is_none() {
             builder.number(code::LOCAL_PREF, 100);
@@ -155,7 +190,7 @@ impl Model {
             let clusters = [OWN_ID].into_iter().chain(attributes.cluster_list());
             builder.set(code::CLUSTER_LIST, clusters.flat_map(|cluster| cluster.0.to_be_bytes()).collect());
         }
-        let via = if path.peer == PeerId::LOCAL { OWN_V4 } else { path.next_hop };
+        let via = if path.peer == PeerId::LOCAL { P::OWN } else { path.next_hop };
         Some((builder.build(), via))
     }
 }

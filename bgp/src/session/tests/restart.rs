@@ -140,6 +140,37 @@ fn long_lived_paths_keep_their_deadline_over_sessions_that_end_too_early() {
 }
 
 #[test]
+fn a_time_that_runs_out_before_end_of_rib_lets_nothing_outlive_the_session() {
+    let mut session = long_lived_session();
+    give(&mut session, at(2_000), closed());
+    until(&mut session, 2_000 + RESTART_S);
+    come_back(&mut session, 3_110, returning(PerFamily { ipv4: true, ipv6: true }));
+    assert_eq!(until(&mut session, 3_125), ["3120: sweep 4"]);
+    assert_eq!(session.stage(Family::Ipv4Unicast), Stage::Overdue);
+    let mut told = session.clone();
+    assert_eq!(words(&give(&mut session, at(3_130), closed())), "close 1, DOWN keep 4 6, sweep 4, (wait)");
+    // With End-of-RIB in between, it is a session like any other.
+    assert_eq!(words(&give(&mut told, at(3_126), Event::EndOfRib(SLOT, Family::Ipv4Unicast))), "-");
+    assert_eq!(words(&give(&mut told, at(3_130), closed())), "close 1, DOWN keep 4 6, (wait)");
+}
+
+#[test]
+fn long_lived_paths_need_the_flag_of_their_own_capability() {
+    for (long_lived_kept, expected) in [(true, "UP 1"), (false, "UP 1, sweep 4")] {
+        let mut open = returning(PerFamily { ipv4: true, ipv6: true });
+        for capability in &mut open.capabilities {
+            if let Capability::LongLivedGracefulRestart(families) = capability {
+                families.iter_mut().for_each(|family| family.forwarding = long_lived_kept);
+            }
+        }
+        let mut session = long_lived_session();
+        give(&mut session, at(2_000), closed());
+        until(&mut session, 2_000 + RESTART_S);
+        assert_eq!(come_back(&mut session, 2_200, open), expected);
+    }
+}
+
+#[test]
 fn stopping_forgets_what_was_kept() {
     let mut session = after(config(), established());
     give(&mut session, at(2_000), closed());
