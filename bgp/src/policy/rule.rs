@@ -204,10 +204,24 @@ impl Match {
     }
 
     pub(super) fn depends_on_prefix(&self) -> bool {
-        match self {
-            Self::Prefix(_) | Self::Family(_) | Self::Rpki(_) => true,
-            Self::Not(inner) => inner.depends_on_prefix(),
-            Self::Any(inner) => inner.iter().any(Self::depends_on_prefix),
+        self.looks_at(&[Subject::Prefix, Subject::Origin])
+    }
+
+    pub(super) fn depends_on_peer(&self) -> bool {
+        self.looks_at(&[Subject::Peer])
+    }
+
+    pub(super) fn depends_on_rpki(&self) -> bool {
+        self.looks_at(&[Subject::Origin])
+    }
+
+    fn looks_at(&self, subjects: &[Subject]) -> bool {
+        let subject = match self {
+            Self::Not(inner) => return inner.looks_at(subjects),
+            Self::Any(inner) => return inner.iter().any(|one| one.looks_at(subjects)),
+            Self::Prefix(_) | Self::Family(_) => Subject::Prefix,
+            Self::Rpki(_) => Subject::Origin,
+            Self::Peer(_) | Self::PeerAs(_) => Subject::Peer,
             Self::AnyCommunity(_)
             | Self::AllCommunities(_)
             | Self::AsPath(_)
@@ -218,56 +232,22 @@ impl Match {
             | Self::Origin(_)
             | Self::Med(_)
             | Self::LocalPref(_)
-            | Self::Source(_)
-            | Self::Peer(_)
-            | Self::PeerAs(_) => false,
-        }
+            | Self::Source(_) => Subject::Path,
+        };
+        subjects.contains(&subject)
     }
+}
 
-    pub(super) fn depends_on_peer(&self) -> bool {
-        match self {
-            Self::Peer(_) | Self::PeerAs(_) => true,
-            Self::Not(inner) => inner.depends_on_peer(),
-            Self::Any(inner) => inner.iter().any(Self::depends_on_peer),
-            Self::Prefix(_)
-            | Self::Family(_)
-            | Self::Rpki(_)
-            | Self::AnyCommunity(_)
-            | Self::AllCommunities(_)
-            | Self::AsPath(_)
-            | Self::AsPathLength(_)
-            | Self::NeighborAs(_)
-            | Self::OriginAs(_)
-            | Self::NextHop(_)
-            | Self::Origin(_)
-            | Self::Med(_)
-            | Self::LocalPref(_)
-            | Self::Source(_) => false,
-        }
-    }
-
-    pub(super) fn depends_on_rpki(&self) -> bool {
-        match self {
-            Self::Rpki(_) => true,
-            Self::Not(inner) => inner.depends_on_rpki(),
-            Self::Any(inner) => inner.iter().any(Self::depends_on_rpki),
-            Self::Peer(_)
-            | Self::PeerAs(_)
-            | Self::Prefix(_)
-            | Self::Family(_)
-            | Self::AnyCommunity(_)
-            | Self::AllCommunities(_)
-            | Self::AsPath(_)
-            | Self::AsPathLength(_)
-            | Self::NeighborAs(_)
-            | Self::OriginAs(_)
-            | Self::NextHop(_)
-            | Self::Origin(_)
-            | Self::Med(_)
-            | Self::LocalPref(_)
-            | Self::Source(_) => false,
-        }
-    }
+/// What a single match looks at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Prefix,
+    /// The prefix and who may originate it.
+    Origin,
+    /// Which peer the path comes from.
+    Peer,
+    /// What all prefixes of a message share.
+    Path,
 }
 
 fn is_in(asn: Option<Asn>, ranges: &[RangeInclusive<u32>]) -> bool {
