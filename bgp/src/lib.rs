@@ -24,3 +24,7 @@ pub mod wire;
 pub use family::{Family, PerFamily, Prefix};
 pub use id::{Asn, Moment, PathId, PeerId, RouterId};
 pub use next_hop::NextHop;
+
+#[cfg(test)]
+#[path = "standards_tests.rs"]
+mod standards;
