@@ -61,16 +61,22 @@ impl Session {
         }
         actions.push(Action::Close(slot));
         match (established, retain) {
-            (Some(negotiated), Some(retain)) => self.session_lost(now, &cause, negotiated, retain, actions),
-            _ => self.attempt_lost(&cause, &connection, actions),
+            (Some(negotiated), Some(retain)) => {
+                self.session_lost(now, &cause, negotiated, retain, actions);
+                self.last_down = Some((now, cause));
+            }
+            _ => self.attempt_lost(now, cause, &connection, actions),
         }
-        self.last_down = Some((now, cause));
     }
 
-    fn attempt_lost(&self, cause: &DownCause, connection: &Connection, actions: &mut Vec<Action>) {
+    fn attempt_lost(&mut self, now: Moment, cause: DownCause, connection: &Connection, actions: &mut Vec<Action>) {
         let ours = matches!(cause, DownCause::Stopped(_) | DownCause::Reset | DownCause::Reconfigured(_));
         if !ours || connection.is_open() {
             actions.push(Action::Fact(Fact::Failed(cause.clone())));
+        }
+        let collided = matches!(&cause, DownCause::Received(told) | DownCause::Sent(told) if is_collision(told));
+        if !ours && !collided {
+            self.last_failure = Some((now, cause));
         }
     }
 
@@ -103,7 +109,7 @@ fn retained(cause: &DownCause, negotiated: &Negotiated) -> Retain {
         return Retain::Drop;
     };
     let keeps = match cause {
-        DownCause::Lost(_) | DownCause::Replaced | DownCause::LinkDown => true,
+        DownCause::Lost(_) | DownCause::NoAnswer | DownCause::Replaced | DownCause::LinkDown => true,
         // This process ends: what it leaves behind in the kernel is for the next one.
         DownCause::Stopped(StopReason::Restart) => true,
         DownCause::HoldTimer

@@ -255,6 +255,8 @@ pub enum DownCause {
     Sent(Notification),
     /// The connection was lost.
     Lost(String),
+    /// Nothing came back for an attempt to connect, neither a yes nor a no.
+    NoAnswer,
     /// The peer opened a new connection after a restart.
     Replaced,
     /// BFD says that the path is dead.
@@ -285,6 +287,7 @@ impl fmt::Display for DownCause {
             Self::SendHoldTimer => f.write_str("send hold timer expired"),
             Self::Received(notification) => write!(f, "received {notification}"),
             Self::Sent(notification) => write!(f, "sent {notification}"),
+            Self::NoAnswer => f.write_str("no answer to the attempt to connect"),
             Self::Lost(words) => write!(f, "connection lost: {words}"),
             Self::Replaced => f.write_str("replaced by a new connection of the restarted peer"),
             Self::Bfd { .. } => f.write_str("BFD down"),

@@ -1,5 +1,7 @@
 //! The state machine of one session.
 
+use std::time::Duration;
+
 use super::{
     config::SessionConfig,
     connection::{Connection, Countdown, INCOMING_OPEN_HOLD_TIME, Live, OPEN_HOLD_TIME, Phase},
@@ -21,6 +23,10 @@ use crate::{
     },
 };
 
+/// How long not to connect after a session was ended by a NOTIFICATION of ours. A peer may see a new connection before it has
+/// read what came on the old one, and then takes it for a restart and never learns why.
+const AFTER_NOTIFICATION: Duration = Duration::from_secs(1);
+
 /// A session with one peer.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -37,6 +43,7 @@ pub struct Session {
     pub(super) established_since: Option<Moment>,
     established_count: u64,
     pub(super) last_down: Option<(Moment, DownCause)>,
+    pub(super) last_failure: Option<(Moment, DownCause)>,
 }
 
 /// What the session is to do when nothing happens.
@@ -75,6 +82,7 @@ impl Session {
             established_since: None,
             established_count: 0,
             last_down: None,
+            last_failure: None,
         }
     }
 
@@ -188,16 +196,30 @@ impl Session {
         self.damping.failures()
     }
 
-    /// When and why a connection or the session ended last.
+    /// When and why an established session ended last.
     #[must_use]
     pub const fn last_down(&self) -> Option<&(Moment, DownCause)> {
         self.last_down.as_ref()
+    }
+
+    /// When and why an attempt to get a session failed last, since there was one.
+    #[must_use]
+    pub const fn last_failure(&self) -> Option<&(Moment, DownCause)> {
+        self.last_failure.as_ref()
     }
 
     /// Stopped by the operator, or not started yet.
     #[must_use]
     pub const fn is_stopped(&self) -> bool {
         matches!(self.run, Run::Stopped)
+    }
+
+    /// There is no connection, no path is kept, and no failure is waited out: a peer that came by itself can be forgotten.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.run == Run::Running
+            && self.connections.iter().all(Option::is_none)
+            && Family::ALL.into_iter().all(|family| self.stage(family) == Stage::Fresh)
     }
 
     /// What became of the peer's stale paths of a family.
@@ -296,9 +318,15 @@ impl Session {
         if self.run == Run::Stopped {
             return;
         }
+        let has_spoken = self.connections.iter().flatten().any(Connection::has_sent_open);
         self.end_all(now, &cause, Some(notification), actions);
         self.damping.forgive();
-        self.begin(now, actions);
+        if has_spoken && !self.config.passive {
+            self.run = Run::Running;
+            self.connect_retry = Some(now.after(AFTER_NOTIFICATION));
+        } else {
+            self.begin(now, actions);
+        }
     }
 
     fn reconfigure(&mut self, now: Moment, config: SessionConfig, actions: &mut Vec<Action>) {
@@ -347,7 +375,7 @@ impl Session {
         }
         if self.connect_retry.is_some_and(|at| at <= now) && self.run == Run::Running {
             self.connect_retry = None;
-            self.close_attempt(actions);
+            self.give_up_attempt(now, actions);
             self.connect(now, actions);
         }
     }
@@ -421,6 +449,7 @@ impl Session {
         let negotiated = live.negotiated.clone();
         *place = Some(Connection { ours, since, phase: Phase::Established(live) });
         self.established_since = Some(now);
+        self.last_failure = None;
         self.established_count += 1;
         for family in Family::ALL {
             *self.restart.forwarding_kept.get_mut(family) |= negotiated.families.get(family).is_some();
@@ -537,6 +566,7 @@ impl Session {
             DownCause::Stopped(_)
             | DownCause::Reset
             | DownCause::Reconfigured(_)
+            | DownCause::NoAnswer
             | DownCause::Replaced
             | DownCause::LinkDown
             | DownCause::PrefixLimit { .. } => false,

@@ -44,12 +44,21 @@ impl Session {
         }
     }
 
-    /// Gives an attempt up that has not become a connection.
+    /// Gives an attempt up that has not become a connection: a better one takes its place.
     pub(super) fn close_attempt(&mut self, actions: &mut Vec<Action>) {
         for slot in Slot::ALL {
             if self.connections[slot.index()].as_ref().is_some_and(|connection| !connection.is_open()) {
                 self.connections[slot.index()] = None;
                 actions.push(Action::Close(slot));
+            }
+        }
+    }
+
+    /// Gives an attempt up that has taken too long.
+    pub(super) fn give_up_attempt(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        for slot in Slot::ALL {
+            if self.connections[slot.index()].as_ref().is_some_and(|connection| !connection.is_open()) {
+                self.end(now, slot, End { cause: DownCause::NoAnswer, notification: None }, actions);
             }
         }
     }

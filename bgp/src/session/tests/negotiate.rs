@@ -354,5 +354,5 @@ fn a_refusal_is_sent_and_the_reason_kept() {
     let actions = give(&mut session, at(1_000), Event::Open(Slot::First, open));
     let sent = Notification::new(ErrorCode::Open, open_error::UNACCEPTABLE_HOLD_TIME);
     assert_eq!(actions[0], Action::Send(Slot::First, Outgoing::Notification(sent.clone())));
-    assert_eq!(session.last_down(), Some(&(at(1_000), DownCause::Sent(sent))));
+    assert_eq!(session.last_failure(), Some(&(at(1_000), DownCause::Sent(sent))));
 }

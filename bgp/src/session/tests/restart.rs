@@ -289,3 +289,27 @@ fn what_we_say_about_our_own_restart() {
     }
     assert_eq!(said(&mut again), Some((false, vec![true, true])));
 }
+
+/// Who came by itself is forgotten when nothing is left of it, and not while its paths are kept or a failure is waited out.
+#[test]
+fn a_session_is_spent_when_nothing_is_left_of_it() {
+    let passive = SessionConfig { passive: true, ..long_lived(config()) };
+    let accepted = || {
+        let open = Event::Open(SLOT, returning(PerFamily { ipv4: true, ipv6: true }));
+        after(passive.clone(), [Event::Start, Event::Accepted, open, Event::Keepalive(SLOT)])
+    };
+    let mut session = accepted();
+    assert!(session.state() == State::Established && !session.is_spent());
+    give(&mut session, at(1_001), closed());
+    assert!(!session.is_spent(), "its paths are kept");
+    until(&mut session, 1_001 + RESTART_S + 999);
+    assert!(!session.is_spent(), "they are long-lived stale");
+    until(&mut session, 1_001 + RESTART_S + 1_001);
+    assert!(session.is_spent());
+
+    let mut session = accepted();
+    give(&mut session, at(1_001), Event::PrefixLimit { family: Family::Ipv4Unicast, maximum: 9 });
+    assert!(!session.is_spent(), "too many prefixes are remembered");
+    assert!(!after(passive.clone(), []).is_spent(), "stopped");
+    assert!(after(passive, [Event::Start]).is_spent());
+}

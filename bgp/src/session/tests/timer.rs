@@ -73,6 +73,33 @@ fn silence_for_the_hold_time_ends_the_session() {
 }
 
 #[test]
+fn an_attempt_without_an_answer_is_a_failure_with_a_name() {
+    let mut session = after(config(), [Event::Start]);
+    let done = run(&mut session, at(1_005));
+    assert_eq!(done.first().map(|(_, what)| what.as_str()), Some("close 1, (failed), connect 1"));
+    assert_eq!(session.last_failure().map(|(_, cause)| cause), Some(&DownCause::NoAnswer));
+    assert_eq!((session.last_down(), session.state()), (None, State::Connect));
+}
+
+/// Why a session ended is not forgotten when attempts at the next one fail, and those are when there is one.
+#[test]
+fn the_end_of_a_session_and_failed_attempts_are_told_apart() {
+    let mut session = connected(config(), their_open());
+    give(&mut session, at(1_001), Event::Closed(SLOT, "reset".to_owned()));
+    let lost = (at(1_001), DownCause::Lost("reset".to_owned()));
+    run(&mut session, at(1_002));
+    give(&mut session, at(1_002), Event::Closed(SLOT, "refused".to_owned()));
+    assert_eq!(session.last_failure(), Some(&(at(1_002), DownCause::Lost("refused".to_owned()))));
+    assert_eq!(session.last_down(), Some(&lost));
+    run(&mut session, at(1_008));
+    for event in [Event::Connected(SLOT), Event::Open(SLOT, their_open()), Event::Keepalive(SLOT)] {
+        give(&mut session, at(1_008), event);
+    }
+    assert_eq!((session.state(), session.last_failure()), (State::Established, None));
+    assert_eq!(session.last_down(), Some(&lost));
+}
+
+#[test]
 fn hold_time_zero_means_no_timers_at_all() {
     let mut session = connected(config(), Open { hold_time_s: 0, ..their_open() });
     assert_eq!(session.next_deadline(), None);
@@ -138,12 +165,25 @@ fn what_anybody_could_send_from_the_peers_address_costs_no_waiting() {
     assert_eq!(session.failures(), 0, "silence");
 }
 
+/// A new connection must not overtake the words that ended the last one.
+#[test]
+fn a_reset_is_given_time_to_be_read() {
+    let mut session = connected(config(), their_open());
+    let reset = || Event::Reset { communication: "once more".to_owned() };
+    assert_eq!(words(&give(&mut session, at(1_001), reset())), "send 1 NOTIFICATION 6/4, close 1, DOWN keep 4 6");
+    assert_eq!(session.state(), State::Active);
+    let done = run(&mut session, at(1_002));
+    assert_eq!(done, [(seconds(2), "connect 1".to_owned())]);
+    // Where nothing was said there is nothing to wait for.
+    assert_eq!(words(&give(&mut session, at(1_002), reset())), "close 1, connect 1");
+}
+
 #[test]
 fn attempts_are_repeated_with_jitter() {
     let mut session = after(config(), [Event::Start]);
     let attempts = run(&mut session, at(1_060));
     assert!((12..=16).contains(&attempts.len()), "{}", attempts.len());
-    assert!(attempts.iter().all(|(_, what)| what == "close 1, connect 1"));
+    assert!(attempts.iter().all(|(_, what)| what == "close 1, (failed), connect 1"));
     let pauses: Vec<Duration> = attempts.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
     assert!(pauses.iter().all(|pause| (Duration::from_millis(3_750)..=seconds(5)).contains(pause)), "{pauses:?}");
     assert!(pauses.windows(2).any(|pair| pair[0] != pair[1]), "always the same pause");
