@@ -128,9 +128,10 @@ impl<P: Prefix> FamilyTable<P> {
             self.leave(core, peer);
             return;
         };
-        if let Some(Some(group)) = current.and_then(|number| self.groups.get(number))
+        if let Some(Some(group)) = current.and_then(|number| self.groups.get_mut(number))
             && group.key == key
         {
+            group.set_own_next_hop(peer, own);
             return;
         }
         let was_member = current.is_some();
@@ -249,6 +250,15 @@ impl<P: Prefix> Group<P> {
         });
     }
 
+    /// A member that names itself otherwise than before tells everything again.
+    fn set_own_next_hop(&mut self, peer: PeerId, own: NextHop) {
+        let Some(member) = self.member_mut(peer).filter(|member| member.own_next_hop != own) else {
+            return;
+        };
+        member.own_next_hop = own;
+        self.rescan(peer, Extent::Everything, false);
+    }
+
     fn begin_scan(&mut self, announce: Extent, withdraw: Extent, bracket: bool) -> Scan {
         let resume_epoch = self.next_epoch();
         Scan { at: 0, announce, withdraw, resume: self.log.head(), resume_epoch, bracket }
@@ -291,6 +301,7 @@ impl<P: Prefix> Group<P> {
                 return false;
             };
             match member.progress {
+                Progress::Scanning(scan) if self.must_pack_before(scan) => self.pack_before(core, reading, peer, scan),
                 Progress::Scanning(scan) => self.scan(core, reading, peer, scan, out),
                 Progress::Reading(cursor) if cursor < self.log.first() => self.fall_behind(peer),
                 Progress::Reading(cursor) if cursor < self.log.head() => self.copy(peer, cursor, out, max_octets),
@@ -369,6 +380,25 @@ impl<P: Prefix> Group<P> {
             member.owes_end_of_rib = false;
             encode::end_of_rib(out, P::FAMILY);
         }
+    }
+
+    /// A member that was told things by another group is told by the walk what is no longer so. What the group has not looked
+    /// at yet is no reason for that: it would be withdrawn and announced again a moment later.
+    fn must_pack_before(&self, scan: Scan) -> bool {
+        let is_new_here = scan.at == 0 && scan.withdraw == Extent::Everything;
+        is_new_here && !(self.pending.is_empty() && self.batch.is_empty())
+    }
+
+    /// Packs a slice, and lets the walk begin behind it.
+    fn pack_before(&mut self, core: &mut Core, reading: Reading<'_, P>, peer: PeerId, scan: Scan) {
+        self.flush |= !self.pending.is_empty();
+        self.pack(core, reading);
+        let resume_epoch = self.next_epoch();
+        let scan = Scan { resume: self.log.head(), resume_epoch, ..scan };
+        if let Some(member) = self.member_mut(peer) {
+            member.progress = Progress::Scanning(scan);
+        }
+        self.trim();
     }
 
     /// One window of a member's walk.

@@ -76,6 +76,21 @@ impl Rib {
         }
     }
 
+    /// What we say when we are the next hop is something else for a peer with a session. A family without one keeps what it
+    /// had.
+    pub fn set_own_next_hops(&mut self, id: PeerId, own: PerFamily<Option<NextHop>>) {
+        for family in Family::ALL {
+            let agreed = self.core.peers.get_mut(id).and_then(|peer| peer.session.as_mut());
+            let agreed = agreed.and_then(|session| session.families.get_mut(family).as_mut());
+            let (Some(agreed), Some(new)) = (agreed, *own.get(family)) else {
+                continue;
+            };
+            if agreed.own_next_hop.replace(new) != Some(new) {
+                with_table!(self.tables, family, table => table.join(&mut self.core, id));
+            }
+        }
+    }
+
     /// A session is down. Paths of families for which `retain` says so stay, as stale ones (RFC 4724 section 4.2).
     pub fn peer_down(&mut self, id: PeerId, retain: PerFamily<bool>) {
         for family in Family::ALL {

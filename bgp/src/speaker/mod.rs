@@ -101,6 +101,8 @@ pub struct Speaker {
     waiting_since: Option<Moment>,
     /// Input came since the tables were looked at last.
     has_input: bool,
+    /// A peer is to be told something that no flush leads to.
+    has_told: bool,
     accepted: Option<Slot>,
 }
 
@@ -121,6 +123,7 @@ impl Speaker {
             seed,
             waiting_since: None,
             has_input: false,
+            has_told: false,
             accepted: None,
         }
     }
@@ -157,6 +160,7 @@ impl Speaker {
         peer.refuse_as_sets = config.refuse_as_sets;
         self.rib.set_peer_settings(id, config.tables);
         self.has_input = true;
+        self.has_told = true;
         self.handle(now, id, Event::Reconfigure(Box::new(config.session)));
     }
 
@@ -210,6 +214,29 @@ impl Speaker {
         self.handle(now, id, Event::Connected(slot));
     }
 
+    /// What the ends of a connection mean for next hops is something else now: paths that name us are told again. A family
+    /// that has no next hop any more keeps the one it had; the link that went with it ends the session soon enough.
+    pub fn set_endpoints(&mut self, id: PeerId, slot: Slot, endpoints: Endpoints) {
+        let Some(peer) = self.peer_mut(id).filter(|peer| peer.connection(slot).endpoints != endpoints) else { return };
+        peer.connection_mut(slot).endpoints = endpoints;
+        if peer.session.established_slot() != Some(slot) {
+            return;
+        }
+        let Some(own) = peer.session.negotiated().map(|negotiated| peer.own_next_hops(slot, negotiated)) else {
+            return;
+        };
+        self.rib.set_own_next_hops(id, own);
+        self.has_input = true;
+        self.has_told = true;
+    }
+
+    /// Tells a peer everything of a family again.
+    pub fn resend(&mut self, id: PeerId, family: Family) {
+        self.rib.refresh_requested(id, family);
+        self.has_input = true;
+        self.has_told = true;
+    }
+
     /// A connection could not be opened, or has gone; `reason` is what the system said.
     pub fn closed(&mut self, now: Moment, id: PeerId, slot: Slot, reason: &str) {
         self.handle(now, id, Event::Closed(slot, reason.to_owned()));
@@ -244,6 +271,9 @@ impl Speaker {
         self.release(now);
         self.has_input = false;
         let more = self.rib.run(budget);
+        if std::mem::take(&mut self.has_told) {
+            self.wake_writers();
+        }
         if self.rib.wants_flush() {
             self.waiting_since.get_or_insert(now);
         }
@@ -463,10 +493,7 @@ impl Speaker {
                 self.has_input = true;
                 self.commands.push_back(Command::Down(id));
             }
-            Action::Resend(family) => {
-                self.rib.refresh_requested(id, family);
-                self.has_input = true;
-            }
+            Action::Resend(family) => self.resend(id, family),
             Action::RefreshBegan(family) => self.rib.refresh_began(id, family),
             Action::RefreshEnded(family) => {
                 self.rib.refresh_ended(id, family);

@@ -93,11 +93,16 @@ impl Peer {
     pub(super) fn establish(&mut self, slot: Slot, negotiated: &Negotiated) -> PerFamily<Option<NextHop>> {
         self.context = Some(Context { refuse_as_sets: self.refuse_as_sets, ..Context::from(negotiated) });
         self.told = PerFamily::default();
-        let connection = self.connection_mut(slot);
-        connection.limit = negotiated.length_limit;
-        let mut own = connection.endpoints.own_next_hops;
+        self.connection_mut(slot).limit = negotiated.length_limit;
+        self.own_next_hops(slot, negotiated)
+    }
+
+    /// Our next hops on a connection on which this was agreed.
+    pub(super) fn own_next_hops(&self, slot: Slot, negotiated: &Negotiated) -> PerFamily<Option<NextHop>> {
+        let endpoints = &self.connection(slot).endpoints;
+        let mut own = endpoints.own_next_hops;
         if negotiated.families.ipv4.is_some_and(|family| family.extended_next_hop) {
-            own.ipv4 = connection.endpoints.extended_next_hop.or(own.ipv4);
+            own.ipv4 = endpoints.extended_next_hop.or(own.ipv4);
         }
         own
     }

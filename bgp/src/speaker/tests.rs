@@ -130,3 +130,38 @@ fn a_restarted_speaker_selects_nothing_before_its_peers_have_told_all() {
     assert!(right.speaker.is_complete(Moment(3)), "End-of-RIB of the only peer came");
     assert_eq!(right.speaker.take_fib_changes(10).len(), 1);
 }
+
+/// What no input and no decision leads to has to wake the writers by itself.
+#[test]
+fn another_configuration_another_address_and_a_soft_reset_are_told_at_once() {
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
+    let route = LocalRoute { source: LocalSource::Static, attributes, next_hop: None };
+    left.speaker.rib_mut().originate(prefix("10.0.0.0/24"), &route, Moment(0));
+    run(Moment(1), &mut left, &mut right);
+    run(Moment(2), &mut left, &mut right);
+    let updates = |node: &Node| node.speaker.session(node.peer).map(|session| session.history().sent().update);
+
+    let before = updates(&left);
+    let all = Policy::accept_all();
+    let mut tables = PeerSettings::new(right.address, all.clone(), all);
+    tables.graceful_shutdown = true;
+    let session = left.speaker.session(left.peer).expect("a session").config().clone();
+    left.speaker.configure_peer(Moment(3), left.peer, PeerConfig { session, tables, refuse_as_sets: false });
+    run(Moment(3), &mut left, &mut right);
+    assert!(updates(&left) > before, "the community of graceful shutdown");
+
+    right.speaker.take_fib_changes(10);
+    let slot = left.speaker.session(left.peer).and_then(Session::established_slot).expect("a connection");
+    left.address = "192.0.2.77".parse().expect("an address");
+    left.speaker.set_endpoints(left.peer, slot, left.endpoints());
+    run(Moment(4), &mut left, &mut right);
+    let changes = right.speaker.take_fib_changes(10);
+    let hops = &changes[0].route.as_ref().expect("a route").next_hops;
+    assert_eq!(hops[0].next_hop.to_string(), "192.0.2.77");
+
+    let before = updates(&left);
+    left.speaker.resend(left.peer, Family::Ipv4Unicast);
+    run(Moment(5), &mut left, &mut right);
+    assert!(updates(&left) > before, "everything again");
+}

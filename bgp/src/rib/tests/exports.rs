@@ -467,3 +467,53 @@ fn a_family_without_session_is_not_told() {
     assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast]);
     assert_eq!(lab.rib.explain_export(PeerId(1), v4(PREFIX)), Err(NotAdvertised::NoSession));
 }
+
+/// What a peer is told in another way is replaced, and not withdrawn for a moment: traffic would be lost in between.
+#[test]
+fn another_export_replaces_paths_without_withdrawing_them() {
+    let mut lab =
+        Lab::up(vec![Peer::new(0, External), Peer::new(1, External).hears_several(9), Peer::new(2, External)]);
+    for number in 0..100_u8 {
+        lab.announce(0, V4::from_wire(24, &[10, 0, number]).expect("a prefix"), &path(&[64_600]));
+    }
+    lab.settle();
+    for number in [1, 2] {
+        assert_eq!(lab.peers[number].heard.len(), 100);
+        lab.change_settings(number, |settings| settings.graceful_shutdown = true);
+    }
+    // One prefix changes at the same moment.
+    lab.announce(0, v4("10.0.7.0/24"), &path(&[64_600, 64_999]));
+    lab.settle();
+    for peer in &lab.peers[1..] {
+        assert_eq!((peer.heard.len(), peer.losses), (100, 0), "{:?}", peer.id);
+        let told = |(octets, _): &(Vec<u8>, NextHop)| Attributes(octets).communities().any(|it| it == 0xffff_0000);
+        assert!(peer.heard.values().all(told), "{:?}", peer.id);
+    }
+    // And one goes.
+    lab.change_settings(2, |settings| settings.graceful_shutdown = false);
+    lab.withdraw(0, v4("10.0.8.0/24"));
+    lab.settle();
+    assert_eq!((lab.peers[2].heard.len(), lab.peers[2].losses), (99, 1));
+}
+
+/// An address that becomes usable after the session did: paths that waited for it are told, and others again.
+#[test]
+fn own_next_hops_may_change_while_a_session_is_up() {
+    let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External), Peer::new(2, External)]);
+    let later = std::mem::take(&mut lab.peers[1].own.ipv6);
+    (0..3).for_each(|number| lab.session_up(number));
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.announce(0, v6("2001:db8:1::/48"), &path(&[64_600]));
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), lab.peers[2].heard.len()), (1, 2));
+    let new_v4 = NextHop::V4("10.0.0.77".parse().expect("an address"));
+    lab.rib.set_own_next_hops(PeerId(1), PerFamily { ipv4: Some(new_v4), ipv6: later });
+    lab.settle();
+    assert_eq!(heard_next_hop(&lab.peers[1], PREFIX), Some(new_v4));
+    assert_eq!(heard_next_hop(&lab.peers[1], "2001:db8:1::/48"), later);
+    assert_eq!((lab.peers[1].losses, lab.peers[2].messages), (0, 2), "nobody else hears of it");
+    // None any more: what was said stays.
+    lab.rib.set_own_next_hops(PeerId(1), PerFamily::default());
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), lab.peers[1].losses), (2, 0));
+}

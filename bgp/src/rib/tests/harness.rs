@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) refreshes: Vec<RefreshKind>,
     /// UPDATEs with prefixes.
     pub(crate) messages: usize,
+    /// Paths that it had and that were withdrawn.
+    pub(crate) losses: usize,
     /// Octets that are not a whole message yet.
     rest: Vec<u8>,
 }
@@ -81,6 +83,7 @@ impl Peer {
             ends_of_rib: Vec::new(),
             refreshes: Vec::new(),
             messages: 0,
+            losses: 0,
             rest: Vec::new(),
         }
     }
@@ -146,7 +149,7 @@ impl Peer {
         self.messages += 1;
         for nlri in update.withdrawals() {
             for key in keys(nlri) {
-                self.heard.remove(&key);
+                self.losses += usize::from(self.heard.remove(&key).is_some());
             }
         }
         for announced in update.announcements() {
