@@ -16,6 +16,9 @@ use crate::speaker::answers::{PeerReport, SpeakerReport};
 /// A peer that takes nothing for so long is a problem: it may have forgotten the session, or be overwhelmed.
 const NOT_READING_S: u64 = 10;
 
+/// What a session that is to be signed needs.
+const SHARED_KEY: &str = "the same TCP-MD5 key";
+
 /// `summary`
 #[must_use]
 pub fn summary(speaker: &SpeakerReport, peers: &[PeerReport], now: Timestamp) -> BgpSummaryView {
@@ -85,12 +88,18 @@ pub fn problem(peer: &BgpNeighborRow) -> Option<(String, Option<Timestamp>)> {
     if peer.state == "established" || peer.shutdown || peer.dynamic {
         return None;
     }
-    // Attempts fail again and again; only the end of a session tells since when.
-    let since = peer.last_reset.as_ref().filter(|_| peer.downs > 0).map(|last| last.at);
-    let message = match &peer.last_reset {
-        Some(last) => format!("the BGP session is not established: {}", last.reason),
-        None => "the BGP session is not established yet".to_owned(),
+    let since = peer.last_reset.as_ref().map(|last| last.at);
+    let ended = peer.last_reset.as_ref().map(|last| last.reason.as_str());
+    let failed = peer.last_failure.as_ref().map(|last| last.reason.as_str());
+    let why = match (ended, failed) {
+        (Some(ended), Some(failed)) if ended != failed => format!(": {ended}; since then: {failed}"),
+        (Some(only), _) | (None, Some(only)) => format!(": {only}"),
+        (None, None) if peer.authentication.is_some() => {
+            format!(" yet: nothing came that is signed with {SHARED_KEY}")
+        }
+        (None, None) => " yet".to_owned(),
     };
+    let message = format!("the BGP session is not established{why}");
     Some((message, since))
 }
 
@@ -113,10 +122,12 @@ fn row(peer: &PeerReport, now: Timestamp) -> BgpNeighborRow {
         state: state(peer.status.state).to_owned(),
         shutdown: peer.is_shut_down,
         dynamic: peer.is_dynamic,
+        authentication: peer.has_key.then(|| "tcp-md5".to_owned()),
         established_since: peer.established_since,
         uptime_s: peer.established_since.map(|since| seconds(now, since)),
         downs: peer.established_count.saturating_sub(u64::from(is_up)),
-        last_reset: peer.last_down.as_ref().map(|(at, cause)| reset_cause(*at, cause)),
+        last_reset: peer.last_down.as_ref().map(|(at, cause)| reset_cause(*at, cause, peer.has_key)),
+        last_failure: peer.last_failure.as_ref().map(|(at, cause)| reset_cause(*at, cause, peer.has_key)),
         connections_refused: peer.refused,
         last_refusal: peer.refused_why.clone(),
         send_blocked_since: peer.send_blocked.and_then(|time| now.checked_sub(time).ok()),
@@ -133,12 +144,17 @@ fn row(peer: &PeerReport, now: Timestamp) -> BgpNeighborRow {
     }
 }
 
-fn reset_cause(at: Timestamp, cause: &DownCause) -> BgpResetCauseView {
+fn reset_cause(at: Timestamp, cause: &DownCause, has_key: bool) -> BgpResetCauseView {
     let communication = match cause {
         DownCause::Received(notification) => notification.communication(),
         _ => None,
     };
-    BgpResetCauseView { at, reason: cause.to_string(), communication }
+    let reason = match cause {
+        // The kernel drops what is signed wrongly without a word to either side.
+        DownCause::NoAnswer if has_key => format!("{cause}; both sides must have {SHARED_KEY}"),
+        cause => cause.to_string(),
+    };
+    BgpResetCauseView { at, reason, communication }
 }
 
 /// A family that is configured, or of which something is left.
@@ -305,14 +321,18 @@ fn joined(items: impl Iterator<Item = String>) -> String {
 mod tests {
     use super::*;
 
-    fn peer(state: &str, downs: u64, last: Option<&str>) -> BgpNeighborRow {
-        let last = last
-            .map(|reason| serde_json::json!({"at": "2026-01-01T00:00:00Z", "reason": reason, "communication": null}));
+    fn peer(state: &str, ended: Option<&str>, failed: Option<&str>) -> BgpNeighborRow {
+        let cause = |reason: Option<&str>| {
+            reason.map(
+                |reason| serde_json::json!({"at": "2026-01-01T00:00:00Z", "reason": reason, "communication": null}),
+            )
+        };
         let value = serde_json::json!({
             "peer": "192.0.2.2", "address": "192.0.2.2", "interface": null, "description": null, "remote_as": 65002,
-            "state": state, "shutdown": false, "dynamic": false, "established_since": null, "uptime_s": null,
-            "downs": downs, "last_reset": last, "connections_refused": 0, "last_refusal": null,
-            "send_blocked_since": null, "send_blocked_s": null, "messages_received": 0, "messages_sent": 0, "updates_received": 0,
+            "state": state, "shutdown": false, "dynamic": false, "authentication": null, "established_since": null,
+            "uptime_s": null, "downs": u8::from(ended.is_some()), "last_reset": cause(ended),
+            "last_failure": cause(failed), "connections_refused": 0, "last_refusal": null, "send_blocked_since": null,
+            "send_blocked_s": null, "messages_received": 0, "messages_sent": 0, "updates_received": 0,
             "updates_sent": 0, "received": 0, "accepted": 0, "best": 0, "advertised": 0, "families": [],
         });
         serde_json::from_value(value).expect("a row")
@@ -320,14 +340,36 @@ mod tests {
 
     #[test]
     fn a_wanted_peer_without_a_session_is_a_problem() {
-        assert_eq!(problem(&peer("established", 1, Some("hold timer expired"))), None);
-        let (message, since) = problem(&peer("active", 0, Some("connection lost: refused"))).expect("a problem");
-        assert_eq!(message, "the BGP session is not established: connection lost: refused");
-        assert_eq!(since, None);
-        let (_, since) = problem(&peer("idle", 2, Some("hold timer expired"))).expect("a problem");
-        assert!(since.is_some());
-        assert_eq!(problem(&BgpNeighborRow { shutdown: true, ..peer("idle", 2, None) }), None);
-        assert_eq!(problem(&BgpNeighborRow { dynamic: true, ..peer("idle", 2, None) }), None);
+        let expired = Some("hold timer expired");
+        assert_eq!(problem(&peer("established", expired, None)), None);
+        for (ended, failed, expected, has_since) in [
+            (None, None, "the BGP session is not established yet", false),
+            (None, Some("refused"), "the BGP session is not established: refused", false),
+            (expired, None, "the BGP session is not established: hold timer expired", true),
+            (expired, expired, "the BGP session is not established: hold timer expired", true),
+            (
+                expired,
+                Some("refused"),
+                "the BGP session is not established: hold timer expired; since then: refused",
+                true,
+            ),
+        ] {
+            let (message, since) = problem(&peer("active", ended, failed)).expect("a problem");
+            assert_eq!((message.as_str(), since.is_some()), (expected, has_since));
+        }
+        assert_eq!(problem(&BgpNeighborRow { shutdown: true, ..peer("idle", expired, None) }), None);
+        assert_eq!(problem(&BgpNeighborRow { dynamic: true, ..peer("idle", expired, None) }), None);
+    }
+
+    #[test]
+    fn a_session_that_is_to_be_signed_and_hears_nothing_names_the_key() {
+        let keyed = BgpNeighborRow { authentication: Some("tcp-md5".to_owned()), ..peer("active", None, None) };
+        let (message, _) = problem(&keyed).expect("a problem");
+        assert!(message.contains("the same TCP-MD5 key"), "{message}");
+        let said = |cause: &DownCause, has_key| reset_cause(Timestamp::UNIX_EPOCH, cause, has_key).reason;
+        assert!(said(&DownCause::NoAnswer, true).contains("the same TCP-MD5 key"));
+        assert_eq!(said(&DownCause::NoAnswer, false), "no answer to the attempt to connect");
+        assert_eq!(said(&DownCause::HoldTimer, true), "hold timer expired");
     }
 
     #[test]
@@ -336,7 +378,7 @@ mod tests {
         let blocked = |seconds| BgpNeighborRow {
             send_blocked_s: Some(seconds),
             send_blocked_since: Some(since),
-            ..peer("established", 0, None)
+            ..peer("established", None, None)
         };
         assert_eq!(problem(&blocked(NOT_READING_S - 1)), None);
         let (message, at) = problem(&blocked(NOT_READING_S)).expect("a problem");

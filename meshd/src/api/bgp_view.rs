@@ -66,14 +66,18 @@ pub struct BgpNeighborRow {
     pub shutdown: bool,
     /// It came by itself, from a listen range.
     pub dynamic: bool,
+    /// How its packets must be signed: `tcp-md5`; `null` where they need not be.
+    pub authentication: Option<String>,
     /// Since when the session is established.
     pub established_since: Option<Timestamp>,
     /// For how long.
     pub uptime_s: Option<u64>,
     /// How often an established session ended.
     pub downs: u64,
-    /// The last end of a session or of an attempt at one.
+    /// The last end of an established session.
     pub last_reset: Option<BgpResetCauseView>,
+    /// The last attempt at a session that failed; `null` while there is one.
+    pub last_failure: Option<BgpResetCauseView>,
     /// Its connections that were not taken.
     pub connections_refused: u64,
     /// Why the last of them was not.
@@ -102,7 +106,7 @@ pub struct BgpNeighborRow {
     pub families: Vec<BgpFamilyView>,
 }
 
-/// Why a session ended.
+/// Why a session ended, or did not begin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BgpResetCauseView {
     /// When.

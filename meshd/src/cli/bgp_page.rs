@@ -48,7 +48,7 @@ pub(super) fn summary(view: &BgpSummaryView, wide: bool, now: Timestamp) -> Stri
             optional(peer.description.as_ref()),
             peer.best.to_string(),
             peer.downs.to_string(),
-            optional(peer.last_reset.as_ref().map(|last| &last.reason)),
+            optional(peer.last_reset.as_ref().or(peer.last_failure.as_ref()).map(|last| &last.reason)),
         ];
         row.truncate(keep);
         row
@@ -95,6 +95,9 @@ fn neighbor(view: &BgpNeighborView) -> String {
     if let Some(id) = &view.remote_router_id {
         line("Router ID", id);
     }
+    if let Some(authentication) = &row.authentication {
+        line("Authentication", authentication);
+    }
     if let Some(role) = &view.role {
         line("Local role", role);
     }
@@ -114,6 +117,9 @@ fn neighbor(view: &BgpNeighborView) -> String {
         if let Some(words) = &last.communication {
             line("Its operator said", &format!("{words:?}"));
         }
+    }
+    if let Some(last) = &row.last_failure {
+        line("Last failure", &format!("{:.0}, {}", last.at, last.reason));
     }
     if let Some(seconds) = row.send_blocked_s.filter(|seconds| *seconds > 0) {
         line("Not reading", &format!("for {seconds} s: what it is to be told waits"));
@@ -298,6 +304,7 @@ mod tests {
             "malformed_updates": 1, "last_malformed": "MED of 3 octets", "bfd": "up",
         });
         let mut view: BgpNeighborView = serde_json::from_value(value).expect("a neighbor");
+        view.row.authentication = Some("tcp-md5".to_owned());
         view.row.last_refusal = Some("the session is established".to_owned());
         view.row.send_blocked_s = Some(31);
         view
@@ -356,6 +363,7 @@ mod tests {
             "hold time 9 s, keepalive 3 s (offered 90, neighbor offered 9)",
             "2026-01-01T00:00:00Z, hold timer expired",
             "\"see you\"",
+            "Authentication:    tcp-md5",
             "1, last: MED of 3 octets",
             "for 31 s: what it is to be told waits",
             "12 connections, the last one because the session is established",

@@ -52,6 +52,8 @@ pub struct PeerReport {
     pub description: String,
     /// It came from a listen range by itself.
     pub is_dynamic: bool,
+    /// Its packets have to be signed with a key.
+    pub has_key: bool,
     /// It is kept down by the configuration.
     pub is_shut_down: bool,
     /// Both ends of the established connection.
@@ -68,8 +70,10 @@ pub struct PeerReport {
     pub established_since: Option<Timestamp>,
     /// How often it was established.
     pub established_count: u64,
-    /// When and why a connection ended last.
+    /// When and why an established session ended last.
     pub last_down: Option<(Timestamp, DownCause)>,
+    /// When and why an attempt to get a session failed last, since there was one.
+    pub last_failure: Option<(Timestamp, DownCause)>,
     /// Messages it sent.
     pub received: MessageCounts,
     /// Messages it was sent.
@@ -248,11 +252,13 @@ fn peer(core: &Core, clock: Clock, id: PeerId, known: &Known) -> PeerReport {
         limits: *known.settings.config.tables.limits.get(family),
     });
     let [ipv4, ipv6] = families;
+    let told = |(at, cause): &(Moment, DownCause)| (clock.time(*at), cause.clone());
     let unknown = PeerStatus { state: State::Idle, malformed_updates: 0, last_malformed: None };
     PeerReport {
         key: known.key.clone(),
         description: known.settings.description.clone(),
         is_dynamic: known.range.is_some(),
+        has_key: known.settings.transport.md5.is_some(),
         is_shut_down: known.settings.shutdown.is_some(),
         ends: core.ends(id),
         status: speaker.status(id).unwrap_or(unknown),
@@ -261,7 +267,8 @@ fn peer(core: &Core, clock: Clock, id: PeerId, known: &Known) -> PeerReport {
         negotiated: session.and_then(|session| session.negotiated()).cloned(),
         established_since: session.and_then(|session| session.established_since()).map(|at| clock.time(at)),
         established_count: session.map_or(0, |session| session.established_count()),
-        last_down: session.and_then(|session| session.last_down()).map(|(at, cause)| (clock.time(*at), cause.clone())),
+        last_down: session.and_then(|session| session.last_down()).map(told),
+        last_failure: session.and_then(|session| session.last_failure()).map(told),
         received: session.map(|session| *session.history().received()).unwrap_or_default(),
         sent: session.map(|session| *session.history().sent()).unwrap_or_default(),
         families: PerFamily { ipv4, ipv6 },

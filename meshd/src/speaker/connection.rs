@@ -14,7 +14,7 @@ use std::{
 
 use bgp::{id::PeerId, session::Slot};
 use tokio::{
-    io::{AsyncWriteExt as _, Interest},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{TcpSocket, TcpStream},
     sync::Notify,
     task::yield_now,
@@ -27,6 +27,9 @@ use super::core::{Core, Shared};
 const OUT_MAX: usize = 64 * 1024;
 /// How long the last words of a connection may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Octets of the peer thrown away at a time while it takes the last words.
+const UNREAD_AT_ONCE: usize = 4_096;
 
 /// How the rest of the thread reaches a connection.
 #[derive(Debug, Default)]
@@ -234,7 +237,11 @@ async fn say_last(stream: &mut TcpStream, buffers: &Buffers, last: &[u8]) {
     let said = timeout(LAST_WORDS, async {
         stream.write_all(under_way).await?;
         stream.write_all(last).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // Where something of the peer is left unread, closing is a reset, which can overtake the words and destroy them.
+        let mut unread = [0; UNREAD_AT_ONCE];
+        while !last.is_empty() && stream.read(&mut unread).await? > 0 {}
+        Ok::<(), io::Error>(())
     });
     // A peer that does not take them learns of the end from the connection.
     drop(said.await);

@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr, SocketAddrV6},
     rc::Rc,
@@ -17,7 +17,7 @@ use bgp::{
     id::{Moment, PeerId},
     policy::Vrps,
     rib::{Resolution, Scope, TrackedNextHop},
-    session::{Event, Fact, IfName, PeerKey, Slot, Stop, StopReason},
+    session::{Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
 use ipnet::IpNet;
@@ -87,6 +87,8 @@ pub(super) struct Core {
     /// Changes for the pipeline that are no routes; few.
     notes: Vec<BgpChange>,
     connections: BTreeMap<(PeerId, Slot), Rc<Handle>>,
+    /// Peers of ranges that lost a connection, and may be forgotten.
+    ended: BTreeSet<PeerId>,
     buffer: Vec<u8>,
     origin: Instant,
 }
@@ -111,6 +113,7 @@ impl Core {
             fib: Fib::default(),
             notes: Vec::new(),
             connections: BTreeMap::new(),
+            ended: BTreeSet::new(),
             buffer: vec![0; READ_MAX],
             origin: Instant::now(),
         }
@@ -271,6 +274,7 @@ impl Core {
                     if let Some(handle) = handle {
                         handle.end(last);
                     }
+                    core.borrow_mut().may_have_ended(id);
                 }
                 Command::Write(id, slot) => {
                     if let Some(handle) = core.borrow().connections.get(&(id, slot)) {
@@ -285,11 +289,31 @@ impl Core {
                 Command::Fact(id, fact) => core.borrow_mut().log(id, &fact),
             }
         }
+        Self::forget_ended(core);
         let core = core.borrow();
         let due = core.speaker.next_deadline();
         let is_earlier = due.is_some_and(|due| core.wake_at.is_none_or(|wake_at| due < wake_at));
         if core.speaker.has_input() || is_earlier {
             core.worker.notify_one();
+        }
+    }
+
+    fn may_have_ended(&mut self, id: PeerId) {
+        if self.known.get(&id).is_some_and(|known| known.range.is_some()) {
+            self.ended.insert(id);
+        }
+    }
+
+    /// Forgets peers of ranges of which nothing is left, so that others can have their place.
+    fn forget_ended(core: &Shared) {
+        let spent: Vec<PeerId> = {
+            let core = &mut *core.borrow_mut();
+            let is_spent = |id: &PeerId| core.speaker.session(*id).is_none_or(Session::is_spent);
+            core.ended.extract_if(.., is_spent).collect()
+        };
+        for id in spent {
+            debug!(peer = core.borrow().name(id), "nothing is left of a peer that came by itself");
+            Self::remove(core, id, "");
         }
     }
 
@@ -323,6 +347,8 @@ impl Core {
         if let Some(known) = core.known.remove(&id) {
             core.ids.remove(&known.key);
         }
+        // The number may be another peer's from now on.
+        core.ended.remove(&id);
         let note = core.paths.forget(id);
         core.notes.extend(note);
     }
@@ -390,7 +416,7 @@ impl Core {
 
     /// Takes over what the pipeline found out about next hops, and this node's links and addresses.
     pub(super) fn look(core: &Shared, snapshot: &Snapshot) {
-        let lost = {
+        let news = {
             let mut core = core.borrow_mut();
             let core = &mut *core;
             if core.fib.resolve(core.speaker.rib_mut(), &snapshot.desired.next_hops) {
@@ -398,9 +424,22 @@ impl Core {
             }
             core.host.update(&snapshot.observed)
         };
-        if lost {
+        if news.addresses {
+            core.borrow_mut().addresses_changed();
+        }
+        if news.links {
             Self::links_changed(core);
         }
+    }
+
+    /// Gives peers the next hops that this node has now: an address may become usable after the session did.
+    fn addresses_changed(&mut self) {
+        let all: Vec<(PeerId, Slot, Endpoints)> =
+            self.connections.iter().map(|((id, slot), handle)| (*id, *slot, self.endpoints(*id, handle))).collect();
+        for (id, slot, endpoints) in all {
+            self.speaker.set_endpoints(id, slot, endpoints);
+        }
+        self.worker.notify_one();
     }
 
     /// Ends sessions whose link is down at once instead of waiting for a timer, and tries those whose link came up.

@@ -18,15 +18,23 @@ pub(super) struct Host {
     routers: BTreeMap<IfIndex, Ipv6Addr>,
 }
 
+/// What is another way than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// A link came, went, or changed its state.
+    pub(super) links: bool,
+    /// A usable address came or went.
+    pub(super) addresses: bool,
+}
+
 impl Host {
     /// Takes over what the kernel says now.
-    /// True when a link came, went, or changed its state.
-    pub(super) fn update(&mut self, observed: &Observed) -> bool {
+    pub(super) fn update(&mut self, observed: &Observed) -> News {
         let links: BTreeMap<String, (IfIndex, bool)> =
             observed.links.iter().map(|(index, row)| (row.name.to_string(), (*index, row.up && row.running))).collect();
-        let changed = links != self.links;
+        let links_differ = links != self.links;
         self.links = links;
-        self.addresses.clear();
+        let before = std::mem::take(&mut self.addresses);
         self.link_of.clear();
         for (key, _) in observed.addresses.iter().filter(|(_, row)| row.usable) {
             let ip = key.address.addr();
@@ -35,7 +43,7 @@ impl Host {
                 self.link_of.insert(ip, key.link);
             }
         }
-        changed
+        News { links: links_differ, addresses: before != self.addresses }
     }
 
     /// The name of a link.

@@ -225,7 +225,7 @@ impl SpeakerHandle {
                     report.requested = report.resent.clone();
                 }
                 for family in &report.resent {
-                    core.speaker.rib_mut().refresh_requested(peer, *family);
+                    core.speaker.resend(peer, *family);
                 }
             }
             for family in &report.requested {
