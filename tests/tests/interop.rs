@@ -1,18 +1,32 @@
 //! Tests against other people's routers: FRR, BIRD, GoBGP and ExaBGP from Debian's packages, in network namespaces.
 //!
-//! `bfd` is our BFD with FRR's, with BIRD's, and with itself.
-//! `exports` lets tshark and bgpdump read what we tell monitoring stations and write into files.
-//! `failover` cuts the cable of a node with two and measures what its traffic misses.
 //! `foreign` shows that the harness tells the truth, with no part of ours on the wire: what one of them sends, another
-//! one is seen to hold. `hostile` peers send too much, read nothing, or knock without end. `meshd` is ours between them. `labs` runs the
-//! topologies of `lab/topologies` and shows what their rows in `lab/README.md` say.
+//! one is seen to hold. `meshd` is ours between them, and what follows is a subject each: `gobgp` and `exabgp` the two that install
+//! nothing, `next_hops` IPv6 next hops for IPv4 and peers found by link, `security` keys and hop limits, `add_path`,
+//! `refresh`, `limits` of prefixes and peers, `roles`, `shutdown` with words and drain, `policy` where there is none.
+//! They share `configurations`. `hostile` peers send too much, read nothing, or knock without end.
+//!
+//! `bfd` is our BFD with FRR's, with BIRD's, and with itself. `exports` lets tshark and bgpdump read what we tell monitoring
+//! stations and write into files. `failover` cuts the cable of a node with two and measures what its traffic misses.
+//! `labs` runs the topologies of `lab/topologies` and shows what their rows in `lab/README.md` say.
 
 mod interop {
+    mod add_path;
     mod bfd;
+    mod configurations;
+    mod exabgp;
     mod exports;
     mod failover;
     mod foreign;
+    mod gobgp;
     mod hostile;
     mod labs;
+    mod limits;
     mod meshd;
+    mod next_hops;
+    mod policy;
+    mod refresh;
+    mod roles;
+    mod security;
+    mod shutdown;
 }

@@ -99,7 +99,17 @@ pub(super) fn paths(node: &Node) -> anyhow::Result<Vec<Path>> {
                     path.path_id = id;
                     path.from = Some(peer.clone());
                     path.next_hops = vec![next_hop.clone()];
-                    held.insert((peer.clone(), prefix, id), path);
+                    let key = (peer.clone(), prefix, id);
+                    // A link-local next hop beside the global one is told like a second announcement.
+                    if next_hop.starts_with("fe80:")
+                        && let Some(told) = held.get_mut(&key)
+                        && told.as_path == path.as_path
+                    {
+                        told.next_hops.truncate(1);
+                        told.next_hops.push(next_hop.clone());
+                        continue;
+                    }
+                    held.insert(key, path);
                 }
             }
         }

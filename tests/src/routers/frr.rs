@@ -60,7 +60,7 @@ impl Blueprint {
     }
 }
 
-fn vtysh(node: &Node, command: &str) -> anyhow::Result<Value> {
+pub(super) fn vtysh(node: &Node, command: &str) -> anyhow::Result<Value> {
     let text = node.exec(&["vtysh", "-c", command])?.ok()?;
     serde_json::from_str(&text).with_context(|| format!("vtysh -c {command:?} says {text}"))
 }
@@ -122,6 +122,14 @@ fn path(prefix: &str, entry: &Value) -> anyhow::Result<Path> {
 
 /// What it says about a peer or a message. Error codes (`EC`) mark them; the ones of a start and of a closing zebra are no complaints.
 pub(super) fn complains(line: &str) -> bool {
-    let harmless = ["MPLS", "zclient", "buffer_write", "vty_read_config", "EC 100663300", "Can't open configuration"];
+    let harmless = [
+        "MPLS",
+        "zclient",
+        "buffer_write",
+        "vty_read_config",
+        "EC 100663300",
+        "Can't open configuration",
+        "waiting until one is created",
+    ];
     line.contains("[EC ") && !harmless.iter().any(|word| line.contains(word))
 }

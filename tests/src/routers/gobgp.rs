@@ -33,7 +33,7 @@ impl Blueprint {
     }
 }
 
-fn gobgp(node: &Node, command: &str) -> anyhow::Result<Value> {
+pub(super) fn gobgp(node: &Node, command: &str) -> anyhow::Result<Value> {
     let words: Vec<&str> = ["gobgp", "-j"].into_iter().chain(command.split(' ')).collect();
     let text = node.exec(&words)?.ok()?;
     serde_json::from_str(&text).with_context(|| format!("gobgp {command} says {text}"))

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::path::{Path, community, extended};
 
-fn meshd(node: &Node, command: &str) -> anyhow::Result<Value> {
+pub(super) fn meshd(node: &Node, command: &str) -> anyhow::Result<Value> {
     let words: Vec<&str> = ["meshd"].into_iter().chain(command.split(' ')).chain(["-o", "json"]).collect();
     let text = node.exec(&words)?.ok()?;
     serde_json::from_str(&text).with_context(|| format!("meshd {command} says {text}"))
@@ -54,7 +54,8 @@ fn path(entry: &Value) -> anyhow::Result<Path> {
     Ok(path)
 }
 
-/// What it says about a peer or a message.
+/// What it says about a peer or a message; what a first start says about its configuration and its empty store is none of that.
 pub(super) fn complains(line: &str) -> bool {
-    [" WARN ", " ERROR "].iter().any(|level| line.contains(level))
+    let harmless = ["configuration warning=", "the embedded store starts without history"];
+    [" WARN ", " ERROR "].iter().any(|level| line.contains(level)) && !harmless.iter().any(|words| line.contains(words))
 }

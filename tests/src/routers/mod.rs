@@ -30,6 +30,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use lab::{Lab, Node, Options, Topology};
+use serde_json::Value;
 
 pub use exabgp::EXABGP_API;
 pub use path::Path;
@@ -221,6 +222,35 @@ impl Router {
     /// Runs a command in it and returns what it wrote.
     pub fn run(&self, command: &[&str]) -> anyhow::Result<String> {
         Ok(self.node.exec(command)?.ok()?)
+    }
+
+    /// What its command answers: `meshd WORDS`, `vtysh -c WORDS`, `birdc WORDS` or `gobgp WORDS`.
+    pub fn text(&self, words: &str) -> anyhow::Result<String> {
+        let split = words.split(' ');
+        let command: Vec<&str> = match self.kind {
+            Kind::Frr => vec!["vtysh", "-c", words],
+            Kind::Bird => ["birdc"].into_iter().chain(split).collect(),
+            Kind::GoBgp => ["gobgp"].into_iter().chain(split).collect(),
+            Kind::Meshd => ["meshd"].into_iter().chain(split).collect(),
+            Kind::ExaBgp | Kind::Plain => bail!("{:?} has no command", self.kind),
+        };
+        self.run(&command)
+    }
+
+    /// The same as JSON, of those that have it.
+    pub fn json(&self, words: &str) -> anyhow::Result<Value> {
+        match self.kind {
+            Kind::Frr => frr::vtysh(&self.node, &format!("{words} json")),
+            Kind::GoBgp => gobgp::gobgp(&self.node, words),
+            Kind::Meshd => meshd::meshd(&self.node, words),
+            Kind::Bird | Kind::ExaBgp | Kind::Plain => bail!("{:?} has no JSON", self.kind),
+        }
+    }
+
+    /// Changes the configuration of an FRR, by these lines one after the other.
+    pub fn configure(&self, lines: &[&str]) -> anyhow::Result<()> {
+        let lines = lines.iter().flat_map(|line| ["-c", line]);
+        self.run(&["vtysh", "-c", "configure terminal"].into_iter().chain(lines).collect::<Vec<_>>()).map(drop)
     }
 
     /// The peers, by address or interface, with which it has an established session.

@@ -517,7 +517,7 @@ fn a_flood_of_connections_disturbs_nobody() {
     assert!(strangers > u64::from(PER_S), "{strangers}");
     assert_eq!(world.metric("meshd_bgp_strangers_refused_total"), strangers as f64);
     let neighbor = world.neighbor(HOSTILE);
-    assert!(neighbor["last_reset"]["reason"].to_string().contains("connection lost"), "{neighbor}");
+    assert!(neighbor["last_failure"]["reason"].to_string().contains("connection lost"), "{neighbor}");
     assert!(world.problem(HOSTILE).unwrap().contains("not established"));
     let log = world.ours().log().unwrap();
     let written: Vec<&str> = log.lines().skip(lines).collect();
