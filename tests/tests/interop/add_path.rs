@@ -70,6 +70,6 @@ protocol static two { ipv4 { preference 120; }; route 10.9.0.0/24 blackhole { bg
     for taker in ["ours", "taker", "frr"] {
         wait_paths(&router(taker), &[]);
     }
-    assert_content(&network, &["giver", "taker", "frr"]);
+    assert_content(&network, &["giver", "taker", "frr", "ours"]);
     network.down().unwrap();
 }

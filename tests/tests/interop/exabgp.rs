@@ -43,6 +43,6 @@ fn exabgp_and_we_tell_each_other_everything() {
     }
     waiting.tell("withdraw route 10.3.0.0/24 next-hop 192.0.2.3").unwrap();
     calling.wait_no_path("10.3.0.0/24").unwrap();
-    assert_content(&network, &["waiting", "calling"]);
+    assert_content(&network, &["waiting", "calling", "ours"]);
     network.down().unwrap();
 }

@@ -45,6 +45,6 @@ fn gobgp_and_we_tell_each_other_everything() {
     // A withdrawal goes the same way.
     waiting.text("global rib del 10.3.0.0/24").unwrap();
     calling.wait_no_path("10.3.0.0/24").unwrap();
-    assert_content(&network, &["waiting", "calling"]);
+    assert_content(&network, &["waiting", "calling", "ours"]);
     network.down().unwrap();
 }

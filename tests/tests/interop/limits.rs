@@ -127,7 +127,7 @@ fn peers_come_by_themselves_up_to_a_limit() {
         Ok(())
     })
     .unwrap();
-    wait_log(&ours, "the range is full");
+    wait_log(&ours, "the range 192.0.2.0/29 has 2 peers already");
     let first = dynamic(&ours).unwrap();
     let all: BTreeSet<String> = [1, 5, 6].map(|number| format!("192.0.2.{number}")).into();
     let (leaves, comes) = (first.first().unwrap(), all.difference(&first).next().unwrap());

@@ -39,7 +39,7 @@ fn paths_go_through_us_with_all_their_attributes() {
     bird.wait_path("fd10:2::/64").unwrap();
     frr.wait_path("10.0.1.0/24").unwrap();
     wait_installed(&network.router("ours").unwrap(), "77", &WANTED);
-    assert_content(&network, &["bird", "frr"]);
+    assert_content(&network, &["bird", "frr", "ours"]);
     network.down().unwrap();
 }
 

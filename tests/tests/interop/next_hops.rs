@@ -59,7 +59,7 @@ fn ipv4_goes_over_ipv6_between_addresses() {
         let view = neighbor(&ours, peer).unwrap();
         assert_eq!(view["families"][0]["extended_next_hop"], true, "{view}");
     }
-    assert_content(&network, &["frr", "bird"]);
+    assert_content(&network, &["frr", "bird", "ours"]);
     network.down().unwrap();
 }
 

@@ -76,7 +76,7 @@ fn we_send_again_what_they_ask_for() {
     bird.wait_path("10.2.0.0/24").unwrap();
     assert_eq!(neighbor(&ours, "192.0.2.1").unwrap()["established_count"], 1);
     assert_eq!(neighbor(&ours, "192.0.2.2").unwrap()["established_count"], 1);
-    assert_content(&network, &["frr", "bird"]);
+    assert_content(&network, &["frr", "bird", "ours"]);
     network.down().unwrap();
 }
 
@@ -108,6 +108,6 @@ fn they_send_again_what_we_ask_for() {
         assert!(paths.iter().any(|path| path.best == Some(true) && path.from.as_deref() == Some(peer)), "{paths:?}");
         assert_eq!(neighbor(&ours, peer).unwrap()["established_count"], 1);
     }
-    assert_content(&network, &["frr", "bird"]);
+    assert_content(&network, &["frr", "bird", "ours"]);
     network.down().unwrap();
 }

@@ -56,8 +56,8 @@ fn a_key_opens_sessions_in_both_directions_and_on_a_link() {
     }
     ours.wait_established("eth1").unwrap();
     network.router("frr").unwrap().wait_established("eth1").unwrap();
-    ours.wait_path("10.1.0.0/24").unwrap();
-    assert_content(&network, &["frr", "bird"]);
+    network.router("bird").unwrap().wait_path("10.0.1.0/24").unwrap();
+    assert_content(&network, &["frr", "bird", "ours"]);
     network.down().unwrap();
 }
 
