@@ -5,16 +5,17 @@
 //! where it is (I10).
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use bgp::{PerFamily, session::LocalRestart};
+use bgp::{PerFamily, policy::Vrps, session::LocalRestart};
 use jiff::Timestamp;
 use meshd_core::{
     clustermesh::export::{OwnState, Workload},
@@ -36,7 +37,10 @@ use crate::{
         server::{self, Api, Drain},
         view::DrainView,
     },
-    config::{self, Config, ConfigSource, host, model::bgp::BgpConfig},
+    config::{
+        self, Config, ConfigSource, host,
+        model::bgp::{BgpConfig, BgpImport},
+    },
     kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
     lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
@@ -64,6 +68,9 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 const DRAIN_WORDS: &str = "this node is being drained";
 /// Worker threads: the daemon waits most of its life, and every thread costs memory.
 const WORKERS: usize = 2;
+
+/// How often it is looked whether the file of VRPs is another one.
+const VRPS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -120,9 +127,10 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         loaded.limit(name, etcd::accept(entry), started);
     }
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
-    let (kernel, events) =
-        LinuxRoutes::start(LinuxOptions { metric: config.routing.metric, ..LinuxOptions::default() })
-            .context("failed to talk to the kernel about routes; meshd run needs CAP_NET_ADMIN")?;
+    let metric = config.routing.metric;
+    let bgp_metric = config.bgp.as_ref().map_or(metric, |bgp| bgp.import.metric);
+    let (kernel, events) = LinuxRoutes::start(LinuxOptions { metric, bgp_metric, ..LinuxOptions::default() })
+        .context("failed to talk to the kernel about routes; meshd run needs CAP_NET_ADMIN")?;
     let kernel = Arc::new(kernel);
     let own_store = OwnStore::open(&config, local.name.as_str(), &problems, &mut tasks, &stop).await?;
     let own_store = Arc::new(own_store);
@@ -170,7 +178,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     // ③ reconcilers
     let options = PlannerOptions {
         table: TableId(MAIN_TABLE),
-        metric: config.routing.metric,
+        metric,
+        bgp_metric,
         nexthop_objects: config.routing.nexthop_objects,
         flush_routes_min: FLUSH_ROUTES_MIN,
     };
@@ -212,6 +221,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 
     let live = Live {
         speaker,
+        bgp: RefCell::new(config.bgp.clone()),
         config,
         source,
         local,
@@ -241,6 +251,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 /// What the main loop needs to reload the configuration and to tell that the daemon lives.
 struct Live {
     speaker: Option<RunningSpeaker>,
+    /// Its configuration as of the last reading.
+    bgp: RefCell<Option<BgpConfig>>,
     config: Config,
     source: ConfigSource,
     local: Arc<LocalNode>,
@@ -257,6 +269,8 @@ async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<
     tokio::pin!(stop);
     let mut watchdog = notify::watchdog_period().map(interval);
     let mut announced = false;
+    let mut vrps = interval(VRPS_INTERVAL);
+    let mut vrps_seen = live.vrps_stamp();
     loop {
         tokio::select! {
             result = &mut stop => return result.context("failed to handle stop signals"),
@@ -265,6 +279,13 @@ async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<
                 notify::reloading();
                 live.reload();
                 notify::ready("running");
+            }
+            _ = vrps.tick() => {
+                let stamp = live.vrps_stamp();
+                if stamp != vrps_seen {
+                    vrps_seen = stamp;
+                    live.tell_speaker();
+                }
             }
             changed = settled.changed(), if !announced => {
                 announced = true;
@@ -291,6 +312,23 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
 }
 
 impl Live {
+    /// Tells the speaker what it is to be.
+    fn tell_speaker(&self) {
+        let (Some(speaker), Some(bgp)) = (&self.speaker, &*self.bgp.borrow()) else { return };
+        let known = speaker.settings.borrow().vrps.clone();
+        match speaker_settings(bgp, &self.local, &self.problems, known) {
+            Ok(settings) => drop(speaker.settings.send_replace(settings)),
+            Err(error) => self.problems.set("bgp", error.to_string()),
+        }
+    }
+
+    /// Differs when the file of VRPs is another one.
+    fn vrps_stamp(&self) -> Option<(u64, u64, i64, i64)> {
+        let bgp = self.bgp.borrow();
+        let file = fs::metadata(bgp.as_ref()?.vrps.as_ref()?).ok()?;
+        Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+    }
+
     /// Reads the configuration again. Peers, workloads, users and certificates change at once; the rest needs a restart
     /// and says so.
     fn reload(&self) {
@@ -302,11 +340,9 @@ impl Live {
             }
         };
         self.own_store.reload(&new, &self.problems);
-        if let (Some(speaker), Some(bgp)) = (&self.speaker, &new.bgp) {
-            match speaker_settings(bgp, &self.local, &self.problems) {
-                Ok(settings) => drop(speaker.settings.send_replace(settings)),
-                Err(error) => self.problems.set("bgp", error.to_string()),
-            }
+        if let Some(bgp) = &new.bgp {
+            self.bgp.replace(Some(bgp.clone()));
+            self.tell_speaker();
         }
         self.peer_sources.send_replace(PeerSources::from(&new));
         let unchanged = self.config.clone();
@@ -320,7 +356,11 @@ impl Live {
             peers_defaults: unchanged.peers_defaults,
             workloads: unchanged.workloads,
             bgp: match (unchanged.bgp, &new.bgp) {
-                (Some(known), Some(_)) => Some(known),
+                // The kernel's routes have had this metric since the start.
+                (Some(known), Some(new)) => {
+                    let import = BgpImport { metric: new.import.metric, ..known.import };
+                    Some(BgpConfig { import, ..known })
+                }
                 (None, Some(new)) => Some(new.clone()),
                 (_, None) => None,
             },
@@ -328,7 +368,7 @@ impl Live {
             ..new
         };
         let waits = rest != self.config;
-        let message = "a change outside `peers`, `workloads` and `bgp` takes effect at the next restart";
+        let message = "a change outside `peers`, `workloads` and `bgp`, or of `bgp.import.metric`, takes effect at the next restart";
         self.problems.report("config", waits.then(|| message.to_owned()));
         info!("configuration reloaded");
     }
@@ -353,7 +393,7 @@ fn start_speaker(
     let Some(bgp) = &config.bgp else { return Ok(None) };
     let restarted = boot::has_run(&config.state_dir).context("failed to remember that BGP is spoken")?;
     let kept = PerFamily { ipv4: restarted, ipv6: restarted };
-    let (settings, settings_rx) = watch::channel(speaker_settings(bgp, local, problems)?);
+    let (settings, settings_rx) = watch::channel(speaker_settings(bgp, local, problems, None)?);
     let around = Surroundings {
         settings: settings_rx,
         changes,
@@ -370,8 +410,13 @@ fn start_speaker(
 }
 
 /// What the speaker is told; peers that had to be kept down become a problem.
-fn speaker_settings(bgp: &BgpConfig, local: &LocalNode, problems: &Problems) -> anyhow::Result<Settings> {
-    let (settings, refused) = speaker::convert::settings(bgp, local)?;
+fn speaker_settings(
+    bgp: &BgpConfig,
+    local: &LocalNode,
+    problems: &Problems,
+    known: Option<Arc<Vrps>>,
+) -> anyhow::Result<Settings> {
+    let (settings, refused) = speaker::convert::settings(bgp, local, known)?;
     let lines: Vec<String> = refused.iter().map(|it| format!("{}: {}", it.peer, it.reason)).collect();
     problems.report("bgp/config", (!lines.is_empty()).then(|| lines.join("; ")));
     Ok(settings)

@@ -9,6 +9,7 @@
 //! `bfd` is our BFD with FRR's, with BIRD's, and with itself. `exports` lets tshark and bgpdump read what we tell monitoring
 //! stations and write into files. `failover` cuts the cable of a node with two and measures what its traffic misses.
 //! `labs` runs the topologies of `lab/topologies` and shows what their rows in `lab/README.md` say.
+//! `sessions` is what ours may demand of a peer, `watching` what it tells stations and files.
 
 mod interop {
     mod add_path;
@@ -28,5 +29,7 @@ mod interop {
     mod refresh;
     mod roles;
     mod security;
+    mod sessions;
     mod shutdown;
+    mod watching;
 }

@@ -3,13 +3,10 @@
 use ipnet::IpNet;
 
 use super::{
-    Core, FamilyTable, NotAdvertised, Rejection, Rib, Standing, Stored,
+    Core, FamilyTable, Rejection, Rib, Standing, Stored,
     attributes::AttrId,
-    chunked::NONE,
     decision,
-    export::export,
-    group::{GroupKey, Out},
-    pack::Reading,
+    group::Out,
     run::contender,
     table::{Path, is},
 };
@@ -152,6 +149,16 @@ impl Rib {
         })
     }
 
+    /// Attributes and next hop of an accepted path, after policy.
+    #[must_use]
+    pub fn accepted_path<P: Stored>(&self, peer: PeerId, path_id: PathId, prefix: P) -> Option<(&[u8], NextHop)> {
+        let (core, table) = (&self.core, P::of(&self.tables));
+        let path = table.table.path(table.find_path(table.table.find(prefix)?, peer, path_id)?);
+        let set = path.imported.attributes()?;
+        let via = [set, path.received].into_iter().find_map(|set| core.next_hops.get(core.sets.next_hop(set)));
+        Some((core.sets.octets(set), via?.0))
+    }
+
     /// All paths of all prefixes.
     #[must_use]
     pub fn paths<P: Stored>(&self, from: Cursor, max: usize) -> Page<PathView> {
@@ -189,14 +196,6 @@ impl Rib {
     #[must_use]
     pub fn advertised_count<P: Stored>(&self, peer: PeerId) -> u32 {
         P::of(&self.tables).group_of(&self.core, peer).map_or(0, |group| group.advertised(peer))
-    }
-
-    /// Why the best path to a prefix is not told to a peer; `Ok` when it is.
-    ///
-    /// # Errors
-    /// The reason.
-    pub fn explain_export<P: Stored>(&mut self, peer: PeerId, prefix: P) -> Result<AdvertisedView, NotAdvertised> {
-        P::of_mut(&mut self.tables).explain_export(&mut self.core, peer, prefix)
     }
 }
 
@@ -292,34 +291,5 @@ impl<P: Prefix> FamilyTable<P> {
             at += 1;
         }
         Page { entries, next: (at < end).then_some(Cursor(at)) }
-    }
-
-    fn explain_export(&mut self, core: &mut Core, peer: PeerId, prefix: P) -> Result<AdvertisedView, NotAdvertised> {
-        let Self { table, locals, .. } = self;
-        let reading = Reading { table, locals };
-        let state = core.peers.get(peer).ok_or(NotAdvertised::NoSession)?;
-        state.session_family(P::FAMILY).ok_or(NotAdvertised::NoSession)?;
-        let (key, own) = GroupKey::of(state, P::FAMILY).ok_or(NotAdvertised::NoNextHop)?;
-        let at = reading.table.find(prefix).filter(|at| reading.table.destination(*at).head != NONE);
-        let (_, path) = at.and_then(|at| reading.table.best(at)).ok_or(NotAdvertised::NoBestPath)?;
-        if path.peer == peer {
-            return Err(NotAdvertised::SplitHorizon);
-        }
-        if reading.locals.is_summarized(prefix) {
-            return Err(NotAdvertised::Summarized);
-        }
-        let set = path.imported.attributes().ok_or(NotAdvertised::NoBestPath)?;
-        let (source, from) = (path.peer, reading.from(path));
-        let out = export(core, &key, prefix, set, from)?;
-        let via = core.next_hops.get(core.sets.next_hop(out));
-        let view = AdvertisedView {
-            prefix: prefix.to_net(),
-            path_id: PathId(0),
-            attributes: core.sets.octets(out).to_vec(),
-            next_hop: via.map_or(own, |(next_hop, _)| next_hop),
-            source,
-        };
-        core.release(out);
-        Ok(view)
     }
 }

@@ -82,6 +82,13 @@ pub(super) fn export<P: Prefix>(
     set: AttrId,
     from: From,
 ) -> Result<AttrId, NotAdvertised> {
+    if key.watches {
+        if !fits(key, core.sets.octets(set).len()) {
+            return Err(NotAdvertised::TooLong);
+        }
+        core.sets.hold(set);
+        return Ok(set);
+    }
     let view = *core.sets.view(set);
     let source = core.peers.get(from.peer);
     withhold(key, &view, source)?;

@@ -40,6 +40,7 @@ pub(super) struct GroupKey {
     pub(super) long_lived: bool,
     pub(super) role: Option<Role>,
     pub(super) next_hop: NextHopMode,
+    pub(super) watches: bool,
     /// Stands for the own next hop of every member, of which only the form is common.
     pub(super) own_form: NextHop,
     pub(super) policy: Policy,
@@ -62,7 +63,7 @@ impl GroupKey {
             local_as: session.local_as,
             asn4: session.asn4,
             add_path: agreed.add_path_send,
-            add_path_max: if agreed.add_path_send { settings.add_path_max } else { 0 },
+            add_path_max: if agreed.add_path_send { *settings.add_path_max.get(family) } else { 0 },
             extended_next_hop: agreed.extended_next_hop,
             length_limit: session.length_limit,
             reflector_client: settings.reflector_client,
@@ -70,7 +71,8 @@ impl GroupKey {
             remove_private_as: settings.remove_private_as,
             long_lived: session.long_lived,
             role: session.role,
-            next_hop: settings.next_hop,
+            next_hop: *settings.next_hop.get(family),
+            watches: settings.watches,
             own_form: form_of(own),
             policy: peer.export.get(family).clone(),
         };

@@ -109,8 +109,8 @@ impl Rib {
             since_s: seconds(now),
             received,
             imported: None,
-            received_max: limits.received_max.unwrap_or(u32::MAX),
-            accepted_max: limits.accepted_max.unwrap_or(u32::MAX),
+            received_max: limits.received_max.filter(|_| !limits.warns_only).unwrap_or(u32::MAX),
+            accepted_max: limits.accepted_max.filter(|_| !limits.warns_only).unwrap_or(u32::MAX),
             limits: (limits.received_max, limits.accepted_max),
             import,
         };

@@ -227,7 +227,7 @@ impl<P: Prefix> Group<P> {
         set: AttrId,
         from: From,
     ) -> Result<AttrId, NotAdvertised> {
-        if reading.locals.has_aggregates() && reading.is_summarized(prefix) {
+        if reading.locals.has_aggregates() && !self.key.watches && reading.is_summarized(prefix) {
             return Err(NotAdvertised::Summarized);
         }
         if self.key.policy.depends_on_prefix() {

@@ -33,7 +33,7 @@ pub struct PeerSettings {
     /// It is a client of this route server: neither AS path nor next hop nor MED is changed (RFC 7947).
     pub route_server_client: bool,
     /// The next hop of what it is sent.
-    pub next_hop: NextHopMode,
+    pub next_hop: PerFamily<NextHopMode>,
     /// How often our AS may be in the AS paths it sends.
     pub own_as_max: u8,
     /// Refuse AS paths of an external peer that do not begin with its AS.
@@ -41,9 +41,11 @@ pub struct PeerSettings {
     /// Take private AS numbers out of what it is sent.
     pub remove_private_as: bool,
     /// With add-path: the best so many paths of a prefix; 0 for all.
-    pub add_path_max: u16,
+    pub add_path_max: PerFamily<u16>,
     /// Mark everything it is sent with the community of RFC 8326.
     pub graceful_shutdown: bool,
+    /// It is no router but somebody who watches: it is told what is selected, as it is.
+    pub watches: bool,
 }
 
 impl PeerSettings {
@@ -58,12 +60,13 @@ impl PeerSettings {
             limits: PerFamily::default(),
             reflector_client: false,
             route_server_client: false,
-            next_hop: NextHopMode::default(),
+            next_hop: PerFamily::default(),
             own_as_max: 0,
             enforce_first_as: true,
             remove_private_as: false,
-            add_path_max: 0,
+            add_path_max: PerFamily::default(),
             graceful_shutdown: false,
+            watches: false,
         }
     }
 }
@@ -78,6 +81,8 @@ pub struct Limits {
     pub accepted_max: Option<u32>,
     /// Warn at this part of a limit; 0 for no warning.
     pub warning_percent: u8,
+    /// Only warn: more prefixes are taken.
+    pub warns_only: bool,
 }
 
 /// The next hop of what a peer is sent. A policy may say otherwise for single paths.

@@ -173,6 +173,8 @@ pub enum NotAdvertised {
     Policy(RuleId),
     /// With our changes its attributes do not fit into a message.
     TooLong,
+    /// There are as many better paths as this peer is told.
+    BeyondMaximum,
 }
 
 impl fmt::Display for NotAdvertised {
@@ -192,6 +194,7 @@ impl fmt::Display for NotAdvertised {
             Self::NextHopFamily => "next hop of another family",
             Self::Policy(_) => "export policy",
             Self::TooLong => "too long for a message",
+            Self::BeyondMaximum => "beyond the maximum of paths",
         })
     }
 }

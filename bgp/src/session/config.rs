@@ -53,8 +53,11 @@ pub struct SessionConfig {
     pub passive: bool,
     /// Waiting after failures (`DampPeerOscillations`).
     pub damping: DampingConfig,
-    /// How long to stay away after too many prefixes; until somebody starts the session again when absent.
-    pub prefix_limit_restart: Option<Duration>,
+    /// How long to stay away after too many prefixes of a family; until somebody starts the session again when absent.
+    pub prefix_limit_restart: PerFamily<Option<Duration>>,
+    /// Establish the session only when BFD says that the path works, or was switched off by the peer
+    /// (draft-ietf-idr-bgp-bfd-strict-mode).
+    pub bfd_strict: bool,
     /// Families to offer.
     pub families: PerFamily<Option<FamilyConfig>>,
     /// Offer messages of 65,535 octets.
@@ -219,7 +222,8 @@ impl SessionConfig {
             delay_open: None,
             passive: false,
             damping: DampingConfig::default(),
-            prefix_limit_restart: None,
+            prefix_limit_restart: PerFamily::default(),
+            bfd_strict: false,
             families: PerFamily { ipv4: Some(FamilyConfig { extended_next_hop: true, ..family }), ipv6: Some(family) },
             extended_message: true,
             route_refresh: true,
@@ -338,6 +342,7 @@ impl SessionConfig {
             passive: _,
             damping: _,
             prefix_limit_restart: _,
+            bfd_strict,
             families,
             extended_message,
             route_refresh,
@@ -381,6 +386,9 @@ impl SessionConfig {
         }
         if *role != other.role {
             return Some("role");
+        }
+        if *bfd_strict != other.bfd_strict {
+            return Some("strict BFD");
         }
         if *host_name != other.host_name {
             return Some("host name");

@@ -18,6 +18,8 @@ pub const OPEN_HOLD_TIME: Duration = Duration::from_secs(240);
 /// The same on a connection of the peer. Who opens a connection speaks first, or answers our OPEN; while one stays silent
 /// another one is refused.
 pub const INCOMING_OPEN_HOLD_TIME: Duration = Duration::from_secs(15);
+/// How long a session waits for BFD with its connection open (the BGP BFD hold time of the draft).
+pub(super) const BFD_HOLD_TIME: Duration = Duration::from_secs(30);
 /// Send hold time by default, when twice the hold time is less (RFC 9687 section 3.1).
 pub const SEND_HOLD_TIME: Duration = Duration::from_secs(480);
 
@@ -57,14 +59,10 @@ pub(super) struct Live {
     /// Absent before the session is established, without a hold time, and when switched off.
     pub(super) send_hold: Option<Countdown>,
     /// No KEEPALIVE has answered the peer's OPEN yet: the other connection decides, at the latest then.
-    pub(super) held: Option<Held>,
-}
-
-/// A connection that may still lose a collision.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) until: Moment,
-    /// The peer's KEEPALIVE is there already.
+    pub(super) held_until: Option<Moment>,
+    /// Nor because of BFD, which has to say that the path works, at the latest then.
+    pub(super) awaits_bfd_until: Option<Moment>,
+    /// The peer's KEEPALIVE came while ours was kept back.
     pub(super) confirmed: bool,
 }
 
@@ -100,7 +98,9 @@ impl Live {
             hold: counted.then(|| Countdown::start(now, hold_time)),
             keepalive: (counted && !keepalive.is_zero()).then(|| Countdown::start(now, keepalive)),
             send_hold: None,
-            held: None,
+            held_until: None,
+            awaits_bfd_until: None,
+            confirmed: false,
         };
         if let Some(timer) = &mut live.keepalive {
             timer.restart_with(now, jitter);
@@ -123,9 +123,14 @@ impl Live {
     }
 
     fn next_deadline(&self) -> Option<Moment> {
-        let keepalive = self.keepalive.filter(|_| self.held.is_none());
+        let keepalive = self.keepalive.filter(|_| !self.is_held());
         let timers = [self.hold, keepalive, self.send_hold].into_iter().flatten().map(|timer| timer.at);
-        timers.chain(self.held.map(|held| held.until)).min()
+        timers.chain(self.held_until).chain(self.awaits_bfd_until).min()
+    }
+
+    /// Our KEEPALIVE is kept back.
+    pub(super) const fn is_held(&self) -> bool {
+        self.held_until.is_some() || self.awaits_bfd_until.is_some()
     }
 }
 
@@ -150,9 +155,10 @@ impl Connection {
         }
     }
 
-    pub(super) const fn held_mut(&mut self) -> Option<&mut Held> {
+    pub(super) const fn held_mut(&mut self) -> Option<&mut Live> {
         match &mut self.phase {
-            Phase::OpenConfirm(live) => live.held.as_mut(),
+            Phase::OpenConfirm(live) if live.is_held() => Some(live),
+            Phase::OpenConfirm(_) => None,
             Phase::Connecting | Phase::Delaying { .. } | Phase::OpenSent { .. } | Phase::Established(_) => None,
         }
     }

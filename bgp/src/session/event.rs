@@ -176,6 +176,9 @@ pub enum Action {
     /// Close the connection or the attempt, after what was sent has been handed to the kernel. Nothing more about it is to be
     /// reported; the place is free.
     Close(Slot),
+    /// The session waits for BFD: watch the path of this connection and answer with [`Event::Bfd`] when it works, at once when
+    /// that is known already.
+    WatchPath(Slot),
     /// Established: routes may be exchanged on this connection.
     Up(Slot, Box<Negotiated>),
     /// No longer established.

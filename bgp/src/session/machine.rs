@@ -251,7 +251,7 @@ impl Session {
             Event::Timers => self.expire(now, actions),
             Event::Reachable => self.reachable(now, actions),
             Event::LinkDown => self.end_all(now, &DownCause::LinkDown, None, actions),
-            Event::Bfd(BfdChange::Up | BfdChange::AdminDown) => {}
+            Event::Bfd(BfdChange::Up | BfdChange::AdminDown) => self.path_works(now, actions),
             Event::Bfd(BfdChange::Down { control_plane_independent }) => {
                 if let Some((slot, _)) = self.established() {
                     let notification = Some(Notification::new(ErrorCode::Cease, cease::BFD_DOWN));
@@ -358,7 +358,7 @@ impl Session {
             actions,
         );
         self.close_all(actions);
-        let wait = self.config.prefix_limit_restart;
+        let wait = *self.config.prefix_limit_restart.get(family);
         self.run = Run::Waiting(wait.map(|wait| now.after(wait)));
         actions.push(Action::Fact(Fact::Waiting(wait)));
     }
@@ -384,7 +384,7 @@ impl Session {
         let Some(connection) = &mut self.connections[slot.index()] else {
             return;
         };
-        let (hold, send_hold, held) = match &mut connection.phase {
+        let (hold, send_hold, held, awaits_bfd) = match &mut connection.phase {
             Phase::Connecting => return,
             Phase::Delaying { until } => {
                 if *until <= now {
@@ -392,20 +392,26 @@ impl Session {
                 }
                 return;
             }
-            Phase::OpenSent { hold_until } => (Some(*hold_until), None, None),
+            Phase::OpenSent { hold_until } => (Some(*hold_until), None, None, None),
             Phase::OpenConfirm(live) | Phase::Established(live) => {
-                if let (Some(keepalive), None) = (&mut live.keepalive, live.held)
+                let is_held = live.is_held();
+                if let Some(keepalive) = &mut live.keepalive
+                    && !is_held
                     && keepalive.at <= now
                 {
                     keepalive.restart_with(now, &mut self.jitter);
                     actions.push(Action::Send(slot, Outgoing::Keepalive));
                 }
                 let at = |timer: Option<Countdown>| timer.map(|timer| timer.at);
-                (at(live.hold), at(live.send_hold), live.held.map(|held| held.until))
+                (at(live.hold), at(live.send_hold), live.held_until, live.awaits_bfd_until)
             }
         };
         let due = |at: Option<Moment>| at.is_some_and(|at| at <= now);
-        if due(hold) {
+        if due(awaits_bfd) {
+            let notification = Some(Notification::new(ErrorCode::Cease, cease::BFD_DOWN));
+            let cause = DownCause::Bfd { control_plane_independent: false };
+            self.fail(now, slot, End { cause, notification }, actions);
+        } else if due(hold) {
             let notification = Some(Notification::new(ErrorCode::HoldTimer, 0));
             self.fail(now, slot, End { cause: DownCause::HoldTimer, notification }, actions);
         } else if due(send_hold) {
@@ -421,8 +427,11 @@ impl Session {
         let Some(connection) = &mut self.connections[slot.index()] else {
             return;
         };
-        if let Some(held) = connection.held_mut() {
-            held.confirmed = true;
+        if let Some(live) = connection.held_mut() {
+            live.confirmed = true;
+            if let Some(hold) = &mut live.hold {
+                hold.restart(now);
+            }
             return;
         }
         match &mut connection.phase {

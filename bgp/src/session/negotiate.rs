@@ -53,6 +53,9 @@ pub fn our_open(config: &SessionConfig, restart: &LocalRestart) -> Open {
         capabilities.push(Capability::EnhancedRouteRefresh);
     }
     capabilities.extend(long_lived(config, restart));
+    if config.bfd_strict {
+        capabilities.push(Capability::BfdStrict);
+    }
     if let Some(name) = &config.host_name {
         capabilities.push(Capability::Fqdn { host: name.host.clone(), domain: name.domain.clone() });
     }
@@ -269,7 +272,7 @@ impl<'a> Theirs<'a> {
                 Capability::AddPath(families) => theirs.add_path.extend_from_slice(families),
                 Capability::EnhancedRouteRefresh => theirs.enhanced_refresh = true,
                 Capability::LongLivedGracefulRestart(families) => theirs.long_lived.extend_from_slice(families),
-                Capability::Fqdn { .. } | Capability::Unknown { .. } => {}
+                Capability::Fqdn { .. } | Capability::BfdStrict | Capability::Unknown { .. } => {}
             }
         }
         if !multiprotocol {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    connection::{Connection, Held, Live, Phase, ours_wins},
+    connection::{BFD_HOLD_TIME, Connection, Live, Phase, ours_wins},
     event::{Action, DownCause, Fact, Outgoing, Slot, State},
     machine::{End, Run, Session},
     negotiate::negotiate,
@@ -154,11 +154,39 @@ impl Session {
         if !self.survives_collision(now, slot, &mut live, actions) {
             return;
         }
+        if self.config.bfd_strict {
+            live.awaits_bfd_until = Some(now.after(BFD_HOLD_TIME));
+            actions.push(Action::WatchPath(slot));
+        }
         if let Some(connection) = &mut self.connections[slot.index()] {
-            if live.held.is_none() {
+            if !live.is_held() {
                 actions.push(Action::Send(slot, Outgoing::Keepalive));
             }
             connection.phase = Phase::OpenConfirm(live);
+        }
+    }
+
+    /// BFD says that the path works, or says nothing about it any more.
+    pub(super) fn path_works(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        for slot in Slot::ALL {
+            if let Some(Phase::OpenConfirm(live)) = self.connections[slot.index()].as_mut().map(|it| &mut it.phase)
+                && live.awaits_bfd_until.take().is_some()
+            {
+                self.answer_if_free(now, slot, actions);
+            }
+        }
+    }
+
+    /// Sends the KEEPALIVE that was kept back, once nothing keeps it.
+    fn answer_if_free(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
+        if let Some(Phase::OpenConfirm(live)) = self.connections[slot.index()].as_ref().map(|it| &it.phase)
+            && !live.is_held()
+        {
+            let confirmed = live.confirmed;
+            actions.push(Action::Send(slot, Outgoing::Keepalive));
+            if confirmed {
+                self.establish(now, slot, actions);
+            }
         }
     }
 
@@ -171,11 +199,8 @@ impl Session {
             let Some(Phase::OpenConfirm(live)) = self.connections[slot.index()].as_mut().map(|it| &mut it.phase) else {
                 continue;
             };
-            if let Some(held) = live.held.take() {
-                actions.push(Action::Send(slot, Outgoing::Keepalive));
-                if held.confirmed {
-                    self.establish(now, slot, actions);
-                }
+            if live.held_until.take().is_some() {
+                self.answer_if_free(now, slot, actions);
             }
         }
     }
@@ -199,7 +224,7 @@ impl Session {
                 true
             }
             Phase::Delaying { .. } | Phase::OpenSent { .. } if this.ours && !ours_stays => {
-                live.held = Some(Held { until: now.after(COLLISION_TIME), confirmed: false });
+                live.held_until = Some(now.after(COLLISION_TIME));
                 true
             }
             Phase::Delaying { .. } | Phase::OpenSent { .. } | Phase::OpenConfirm(_) => {

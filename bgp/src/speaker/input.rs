@@ -29,7 +29,9 @@ impl Speaker {
             match next_frame(rest, peer.connection(slot).limit) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
-                    used += rest.len() - frame.rest.len();
+                    let length = rest.len() - frame.rest.len();
+                    used += length;
+                    self.note_message(id, slot, Direction::Received, rest.get(..length).unwrap_or_default());
                     self.frame(now, id, slot, &frame);
                 }
                 Err(error) => {

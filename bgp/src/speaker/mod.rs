@@ -21,6 +21,7 @@
 mod input;
 mod output;
 mod peer;
+mod watch;
 
 pub use peer::{PeerConfig, PeerStatus};
 
@@ -37,7 +38,8 @@ use crate::{
     id::{Moment, PeerId},
     rib::{FibChange, Rib, RibConfig},
     session::{
-        Action, Event, Fact, LocalRestart, NegotiatedFamily, Restarter, Retain, Session, Slot, State, Stop, StopReason,
+        Action, Direction, Event, Fact, LocalRestart, NegotiatedFamily, Restarter, Retain, Session, Slot, State, Stop,
+        StopReason,
     },
     wire::{
         encode,
@@ -69,6 +71,27 @@ pub enum Command {
     Down(PeerId),
     /// The peer has sent nearly as many prefixes of a family as it may.
     NearLimit(PeerId, Family),
+    /// The session waits for BFD: see [`Action::WatchPath`].
+    WatchPath(PeerId, Slot),
+    /// A message went over a connection; only when asked for with [`Speaker::mirror`].
+    Message(Box<Mirrored>),
+    /// There is something for a watcher: see [`Speaker::watch`].
+    Watched(PeerId),
+    /// A watcher reads so slowly that the tables were kept too large for its sake. It has been removed.
+    WatcherLost(PeerId),
+}
+
+/// A message as it went over a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirrored {
+    /// The peer.
+    pub peer: PeerId,
+    /// The connection.
+    pub slot: Slot,
+    /// Which way.
+    pub direction: Direction,
+    /// The whole message.
+    pub octets: Vec<u8>,
 }
 
 /// No more peers.
@@ -104,6 +127,8 @@ pub struct Speaker {
     /// A peer is to be told something that no flush leads to.
     has_told: bool,
     accepted: Option<Slot>,
+    mirrors: bool,
+    watchers: BTreeSet<PeerId>,
 }
 
 impl Speaker {
@@ -125,6 +150,8 @@ impl Speaker {
             has_input: false,
             has_told: false,
             accepted: None,
+            mirrors: false,
+            watchers: BTreeSet::new(),
         }
     }
 
@@ -133,25 +160,28 @@ impl Speaker {
     /// # Errors
     /// When there are [`PEERS_MAX`] already.
     pub fn add_peer(&mut self, now: Moment, config: PeerConfig) -> Result<PeerId, TooManyPeers> {
-        // A number is free once nothing of the peer that had it is in the tables any more.
+        let id = self.free_number()?;
+        let seed = self.seed ^ (u64::from(id.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let session = Session::new(config.session, self.restart, seed);
+        let peer = Peer::new(session, config.refuse_as_sets);
+        self.peers[id.index()] = Some(peer);
+        self.rib.add_peer(id, config.tables);
+        self.handle(now, id, Event::Start);
+        Ok(id)
+    }
+
+    /// A number that no peer has. It is free once nothing of the peer that had it is in the tables any more.
+    fn free_number(&mut self) -> Result<PeerId, TooManyPeers> {
         let number = |index: usize| u16::try_from(index).ok().map(PeerId);
         let is_free = |index: usize| self.peers[index].is_none() && number(index).is_some_and(|id| !self.rib.knows(id));
         let index = (0..self.peers.len()).find(|index| is_free(*index)).unwrap_or(self.peers.len());
         if index >= PEERS_MAX {
             return Err(TooManyPeers);
         }
-        let id = PeerId(u16::try_from(index).map_err(|_| TooManyPeers)?);
-        let seed = self.seed ^ (u64::from(id.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let session = Session::new(config.session, self.restart, seed);
-        let peer = Peer::new(session, config.refuse_as_sets);
         if index == self.peers.len() {
-            self.peers.push(Some(peer));
-        } else {
-            self.peers[index] = Some(peer);
+            self.peers.push(None);
         }
-        self.rib.add_peer(id, config.tables);
-        self.handle(now, id, Event::Start);
-        Ok(id)
+        number(index).ok_or(TooManyPeers)
     }
 
     /// Another configuration for a peer. The session ends only when the peer has to learn of the change.
@@ -358,6 +388,11 @@ impl Speaker {
     /// Ends sessions of peers that read so slowly that the tables are kept too large for their sake.
     fn end_laggards(&mut self, now: Moment) {
         for id in self.rib.laggards() {
+            if self.watchers.contains(&id) {
+                self.forget_watcher(id);
+                self.commands.push_back(Command::WatcherLost(id));
+                continue;
+            }
             let notification = Notification::cease_with_communication(cease::OUT_OF_RESOURCES, "reads too slowly");
             if let Some(slot) = self.session(id).and_then(Session::established_slot) {
                 self.handle(now, id, Event::Error(slot, notification));
@@ -461,6 +496,7 @@ impl Speaker {
                 let last = self.peer_mut(id).map(|peer| peer.connection_mut(slot).end()).unwrap_or_default();
                 self.commands.push_back(Command::Close(id, slot, last));
             }
+            Action::WatchPath(slot) => self.commands.push_back(Command::WatchPath(id, slot)),
             Action::Up(slot, negotiated) => {
                 let Some(peer) = self.peers.get_mut(id.index()).and_then(Option::as_mut) else { return };
                 let own = peer.establish(slot, &negotiated);
@@ -521,6 +557,8 @@ impl Speaker {
                 self.commands.push_back(Command::Write(id, slot));
             }
         }
+        let watchers = self.watchers.iter().filter(|id| self.rib.has_exports(**id));
+        self.commands.extend(watchers.map(|id| Command::Watched(*id)));
     }
 
     /// The tables changed in a way that concerns the messages of one family of a peer.

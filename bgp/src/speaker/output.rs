@@ -27,6 +27,14 @@ impl Speaker {
             record(peer, now, &out[before..], limit);
             peer.session.on_sent(slot, now);
             self.schedule(id);
+            let mut rest = &out[before..];
+            while self.mirrors
+                && let Ok(Some(frame)) = next_frame(rest, limit)
+            {
+                let length = rest.len() - frame.rest.len();
+                self.note_message(id, slot, Direction::Sent, &rest[..length]);
+                rest = frame.rest;
+            }
         } else if more {
             // Much was looked at that is nothing to this peer. An owner that waits until the kernel has taken what was sent
             // would wait for ever.
@@ -68,8 +76,10 @@ impl Speaker {
                 MessageType::RouteRefresh
             }
         };
-        let body = out.get(before + HEADER_LEN..).unwrap_or_default().to_vec();
-        peer.session.history_mut().message(now, Direction::Sent, message_type, &body);
+        let whole = out.get(before..).unwrap_or_default().to_vec();
+        let body = whole.get(HEADER_LEN..).unwrap_or_default();
+        peer.session.history_mut().message(now, Direction::Sent, message_type, body);
+        self.note_message(id, slot, Direction::Sent, &whole);
         self.commands.push_back(Command::Write(id, slot));
     }
 }

@@ -21,6 +21,9 @@ struct Node {
     address: std::net::IpAddr,
     /// Octets on their way to this side, by place of the other side's connection.
     inbox: BTreeMap<Slot, Vec<u8>>,
+    messages: Vec<Mirrored>,
+    /// What a watcher was told.
+    seen: Vec<u8>,
 }
 
 fn node(asn: u32, other: u32, number: u8) -> Node {
@@ -36,7 +39,7 @@ fn node(asn: u32, other: u32, number: u8) -> Node {
     let tables = PeerSettings::new(other, all.clone(), all);
     let config = PeerConfig { session, tables, refuse_as_sets: false };
     let peer = speaker.add_peer(Moment(0), config).expect("there is room");
-    Node { speaker, peer, address, inbox: BTreeMap::new() }
+    Node { speaker, peer, address, inbox: BTreeMap::new(), messages: Vec::new(), seen: Vec::new() }
 }
 
 impl Node {
@@ -72,7 +75,14 @@ fn run(now: Moment, left: &mut Node, right: &mut Node) {
                         other.inbox.entry(slot).or_default().extend(out);
                     }
                     Command::Close(_, slot, last) => other.inbox.entry(slot).or_default().extend(last),
-                    Command::Fact(..) | Command::Up(..) | Command::Down(_) | Command::NearLimit(..) => {}
+                    Command::Message(message) => me.messages.push(*message),
+                    Command::Watched(id) => while me.speaker.watched(id, &mut me.seen, 4_096) {},
+                    Command::Fact(..)
+                    | Command::Up(..)
+                    | Command::Down(_)
+                    | Command::NearLimit(..)
+                    | Command::WatchPath(..)
+                    | Command::WatcherLost(_) => {}
                 }
             }
             for (slot, octets) in std::mem::take(&mut me.inbox) {
@@ -164,4 +174,42 @@ fn another_configuration_another_address_and_a_soft_reset_are_told_at_once() {
     left.speaker.resend(left.peer, Family::Ipv4Unicast);
     run(Moment(5), &mut left, &mut right);
     assert!(updates(&left) > before, "everything again");
+}
+
+#[test]
+fn what_goes_by_and_what_is_selected_can_be_watched() {
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    right.speaker.mirror(true);
+    let watcher = right.speaker.watch().expect("there is room");
+    run(Moment(1), &mut left, &mut right);
+    let mut attributes = Builder::new();
+    attributes.origin(Origin::Igp).set(code::AS_PATH, Vec::new());
+    let route = LocalRoute { source: LocalSource::Static, attributes: attributes.build(), next_hop: None };
+    left.speaker.rib_mut().originate(prefix("10.0.0.0/24"), &route, Moment(3));
+    attributes.number(code::MED, 7).communities([0xffff_ff02]);
+    let route = LocalRoute { attributes: attributes.build(), ..route };
+    right.speaker.rib_mut().originate(prefix("10.9.0.0/24"), &route, Moment(3));
+    run(Moment(4), &mut left, &mut right);
+    let kinds: Vec<(Direction, u8)> = right.messages.iter().map(|it| (it.direction, it.octets[18])).collect();
+    assert_eq!(kinds.iter().filter(|it| **it == (Direction::Received, 1)).count(), 1, "OPEN: {kinds:?}");
+    assert_eq!(kinds.iter().filter(|it| **it == (Direction::Sent, 1)).count(), 1, "OPEN: {kinds:?}");
+    let has = |seen: &[u8], octets: &[u8]| seen.windows(octets.len()).any(|window| window == octets);
+    let with_prefix = |message: &&Mirrored| has(&message.octets, &[24, 10, 0, 0]);
+    let received: Vec<&Mirrored> = right.messages.iter().filter(with_prefix).collect();
+    assert!(matches!(received.as_slice(), [one] if one.direction == Direction::Received && one.peer == right.peer));
+    // Also what no peer is told, as it is: its community, its MED, no AS of ours in front.
+    assert!(has(&right.seen, &[24, 10, 0, 0]) && has(&right.seen, &[24, 10, 9, 0]), "{:?}", right.seen);
+    assert!(has(&right.seen, &[0xff, 0xff, 0xff, 0x02]) && has(&right.seen, &[0x80, code::MED, 4, 0, 0, 0, 7]));
+    assert!(!with_prefix(&&Mirrored { octets: left.seen.clone(), ..received[0].clone() }));
+
+    right.seen.clear();
+    right.speaker.rib_mut().withdraw_local(prefix("10.9.0.0/24"), LocalSource::Static);
+    run(Moment(5), &mut left, &mut right);
+    assert!(has(&right.seen, &[24, 10, 9, 0]), "the withdrawal");
+    right.speaker.unwatch(watcher);
+    right.speaker.mirror(false);
+    (right.seen, right.messages) = (Vec::new(), Vec::new());
+    left.speaker.rib_mut().withdraw_local(prefix("10.0.0.0/24"), LocalSource::Static);
+    run(Moment(6), &mut left, &mut right);
+    assert!(right.seen.is_empty() && right.messages.is_empty());
 }

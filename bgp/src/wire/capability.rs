@@ -32,6 +32,8 @@ pub mod code {
     pub const LONG_LIVED_GRACEFUL_RESTART: u8 = 71;
     /// draft-walton-bgp-hostname-capability, as FRR and BIRD send it.
     pub const FQDN: u8 = 73;
+    /// draft-ietf-idr-bgp-bfd-strict-mode.
+    pub const BFD_STRICT: u8 = 74;
 }
 
 /// Graceful restart: R.
@@ -80,6 +82,8 @@ pub enum Capability {
         /// Domain name; may be empty.
         domain: String,
     },
+    /// Code 74: the session waits for BFD (draft-ietf-idr-bgp-bfd-strict-mode).
+    BfdStrict,
     /// Any other.
     Unknown {
         /// Code.
@@ -238,6 +242,7 @@ impl Capability {
             Self::EnhancedRouteRefresh => code::ENHANCED_ROUTE_REFRESH,
             Self::LongLivedGracefulRestart(_) => code::LONG_LIVED_GRACEFUL_RESTART,
             Self::Fqdn { .. } => code::FQDN,
+            Self::BfdStrict => code::BFD_STRICT,
             Self::Unknown { code, .. } => *code,
         }
     }
@@ -293,6 +298,7 @@ impl Capability {
                 let (domain, []) = counted_text(rest)? else { return None };
                 Self::Fqdn { host, domain }
             }
+            (code::BFD_STRICT, []) => Self::BfdStrict,
             _ => return None,
         })
     }
@@ -332,7 +338,7 @@ impl Capability {
                 }
             }
             Self::Unknown { value, .. } => out.extend_from_slice(value),
-            Self::RouteRefresh | Self::ExtendedMessage | Self::EnhancedRouteRefresh => {}
+            Self::RouteRefresh | Self::ExtendedMessage | Self::EnhancedRouteRefresh | Self::BfdStrict => {}
         }
     }
 }

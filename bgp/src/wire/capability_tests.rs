@@ -29,6 +29,7 @@ fn every_capability_has_the_octets_of_its_rfc() {
         (Capability::AddPath(vec![AddPathFamily { afi: 1, safi: 1, mode: AddPathMode::Both }]), &[69, 4, 0, 1, 1, 3]),
         (Capability::EnhancedRouteRefresh, &[70, 0]),
         (Capability::LongLivedGracefulRestart(vec![long_lived]), &[71, 7, 0, 1, 1, 0, 0x01, 0x51, 0x80]),
+        (Capability::BfdStrict, &[74, 0]),
         (Capability::Fqdn { host: "n1".into(), domain: "x".into() }, &[73, 5, 2, b'n', b'1', 1, b'x']),
         (Capability::Unknown { code: 200, value: vec![1, 2, 3] }, &[200, 3, 1, 2, 3]),
     ] {

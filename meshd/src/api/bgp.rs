@@ -14,14 +14,14 @@ use serde::Deserialize;
 use super::{
     bgp_answers, bgp_paths_answers,
     bgp_paths_view::{BgpAdvertisedPageView, BgpMessageView, BgpPathsView, BgpResetView},
-    bgp_view::{BgpNeighborView, BgpSummaryView},
+    bgp_view::{BgpDumpView, BgpNeighborView, BgpSummaryView},
     server::Api,
     view::ErrorView,
 };
 use crate::speaker::{
     Ended, SpeakerHandle,
     answers::UnknownPeer,
-    pages::{NoPosition, Piece, Position, Wanted},
+    pages::{DumpError, NoPosition, Piece, Position, Wanted},
 };
 
 /// Rows of one answer from which on there is a next one.
@@ -40,6 +40,8 @@ pub(super) enum Refusal {
     Ended(Ended),
     /// There is no such peer.
     Peer(UnknownPeer),
+    /// No MRT table was written.
+    Dump(DumpError),
     /// The question is wrong.
     Question {
         /// What is wrong.
@@ -84,6 +86,15 @@ impl IntoResponse for Refusal {
                     UnknownPeer::Several { .. } => "give the address with its link, such as fe80::1%eth0".to_owned(),
                 };
                 (StatusCode::NOT_FOUND, unknown.to_string(), Some(hint))
+            }
+            Self::Dump(error) => {
+                let (status, hint) = match &error {
+                    DumpError::NoFolder => (StatusCode::NOT_FOUND, Some("set bgp.mrt.folder")),
+                    DumpError::Busy => (StatusCode::CONFLICT, Some("wait until it is finished")),
+                    DumpError::Mrt(_) | DumpError::Ended => (StatusCode::INTERNAL_SERVER_ERROR, None),
+                };
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                (status, format!("{error}{cause}"), hint.map(str::to_owned))
             }
             Self::Question { error, hint } => (StatusCode::BAD_REQUEST, error, Some(hint.to_owned())),
         };
@@ -133,6 +144,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/v1/bgp/advertised", get(advertised))
         .route("/v1/bgp/messages", get(messages))
         .route("/v1/bgp/reset", post(reset))
+        .route("/v1/bgp/dump", post(dump))
 }
 
 /// The speaker and its peers.
@@ -211,6 +223,11 @@ async fn reset(State(api): State<Api>, Query(wanted): Query<Reset>) -> Result<Js
     let peer = speaker.find(&wanted.name).await??;
     let report = if wanted.soft { speaker.refresh(peer).await? } else { speaker.reset(peer, wanted.message).await? };
     Ok(Json(bgp_paths_answers::reset(report, wanted.soft)))
+}
+
+async fn dump(State(api): State<Api>) -> Result<Json<BgpDumpView>, Refusal> {
+    let file = speaker(&api)?.dump().await?.map_err(Refusal::Dump)?;
+    Ok(Json(BgpDumpView { file: file.display().to_string() }))
 }
 
 /// Asks for one piece after the other until there are enough rows.

@@ -8,10 +8,13 @@ use bgp::{
 use jiff::Timestamp;
 
 use super::bgp_view::{
-    BgpCapabilitiesView, BgpCapabilityView, BgpFamilyView, BgpMessageCountsView, BgpMessagesView, BgpNeighborRow,
-    BgpNeighborView, BgpResetCauseView, BgpSummaryView, BgpTableView, BgpTimersView,
+    BgpCapabilitiesView, BgpCapabilityView, BgpFamilyView, BgpMessageCountsView, BgpMessagesView, BgpMrtLogView,
+    BgpNeighborRow, BgpNeighborView, BgpResetCauseView, BgpStationView, BgpSummaryView, BgpTableView, BgpTimersView,
 };
-use crate::speaker::answers::{PeerReport, SpeakerReport};
+use crate::speaker::{
+    answers::{PeerReport, SpeakerReport},
+    bmp::StationStatus,
+};
 
 /// A peer that takes nothing for so long is a problem: it may have forgotten the session, or be overwhelmed.
 const NOT_READING_S: u64 = 10;
@@ -36,6 +39,24 @@ pub fn summary(speaker: &SpeakerReport, peers: &[PeerReport], now: Timestamp) ->
         attribute_bytes: speaker.totals.attribute_octets as u64,
         strangers: speaker.strangers,
         neighbors: peers.iter().map(|peer| row(peer, now)).collect(),
+        stations: speaker.stations.iter().map(station).collect(),
+        mrt_log: speaker.log.as_ref().map(|log| BgpMrtLogView {
+            written_bytes: log.written_octets,
+            files: log.files,
+            lost: log.lost,
+            problem: log.problem.clone(),
+        }),
+    }
+}
+
+fn station((address, status): &(std::net::SocketAddr, StationStatus)) -> BgpStationView {
+    BgpStationView {
+        address: address.to_string(),
+        connected: status.connection.is_some(),
+        sent_bytes: status.sent_octets,
+        waiting_bytes: status.waiting_octets as u64,
+        overflows: status.overflows,
+        problem: status.problem.clone(),
     }
 }
 
@@ -122,12 +143,15 @@ fn row(peer: &PeerReport, now: Timestamp) -> BgpNeighborRow {
         state: state(peer.status.state).to_owned(),
         shutdown: peer.is_shut_down,
         dynamic: peer.is_dynamic,
-        authentication: peer.has_key.then(|| "tcp-md5".to_owned()),
+        authentication: peer.authentication.map(str::to_owned),
         established_since: peer.established_since,
         uptime_s: peer.established_since.map(|since| seconds(now, since)),
         downs: peer.established_count.saturating_sub(u64::from(is_up)),
-        last_reset: peer.last_down.as_ref().map(|(at, cause)| reset_cause(*at, cause, peer.has_key)),
-        last_failure: peer.last_failure.as_ref().map(|(at, cause)| reset_cause(*at, cause, peer.has_key)),
+        last_reset: peer.last_down.as_ref().map(|(at, cause)| reset_cause(*at, cause, peer.authentication.is_some())),
+        last_failure: peer
+            .last_failure
+            .as_ref()
+            .map(|(at, cause)| reset_cause(*at, cause, peer.authentication.is_some())),
         connections_refused: peer.refused,
         last_refusal: peer.refused_why.clone(),
         send_blocked_since: peer.send_blocked.and_then(|time| now.checked_sub(time).ok()),
@@ -287,6 +311,7 @@ fn capability(of: &Capability) -> BgpCapabilityView {
             let value = if domain.is_empty() { host.clone() } else { format!("{host}.{domain}") };
             (code::FQDN, "fqdn", Some(printable(&value)))
         }
+        Capability::BfdStrict => (code::BFD_STRICT, "bfd-strict", None),
         Capability::Unknown { code, value } => (*code, "unknown", Some(hex(value))),
     };
     BgpCapabilityView { code, name: name.to_owned(), value: value.filter(|value| !value.is_empty()) }

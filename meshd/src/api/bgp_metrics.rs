@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::bgp_view::{BgpFamilyView, BgpNeighborRow, BgpSummaryView, BgpTableView};
+use super::bgp_view::{BgpFamilyView, BgpNeighborRow, BgpStationView, BgpSummaryView, BgpTableView};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PeerLabel {
@@ -24,6 +24,11 @@ struct PeerFamilyLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FamilyLabel {
     family: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StationLabel {
+    station: String,
 }
 
 type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
@@ -106,6 +111,42 @@ pub(super) fn register(registry: &mut Registry, bgp: &BgpSummaryView) {
             family.get_or_create(&label(peer)).inc_by(read(peer));
         }
         registry.register(name, help, family);
+    }
+    register_watchers(registry, bgp);
+}
+
+/// Adds what there is of BMP stations and MRT files.
+fn register_watchers(registry: &mut Registry, bgp: &BgpSummaryView) {
+    type OfStation = fn(&BgpStationView) -> u64;
+    let station_label = |station: &BgpStationView| StationLabel { station: station.address.clone() };
+    if !bgp.stations.is_empty() {
+        let connected: Gauges<StationLabel> = Family::default();
+        for station in &bgp.stations {
+            connected.get_or_create(&station_label(station)).set(station.connected.into());
+        }
+        registry.register("bgp_bmp_station_connected", "1 while the BMP station is connected", connected);
+        let per_station: [(&str, &str, OfStation); 2] = [
+            ("bgp_bmp_station_sent_bytes", "Octets the BMP station was sent", |station| station.sent_bytes),
+            ("bgp_bmp_station_overflows", "Times the BMP station read too slowly", |station| station.overflows),
+        ];
+        for (name, help, read) in per_station {
+            let family: Counters<StationLabel> = Family::default();
+            for station in &bgp.stations {
+                family.get_or_create(&station_label(station)).inc_by(read(station));
+            }
+            registry.register(name, help, family);
+        }
+    }
+    if let Some(log) = &bgp.mrt_log {
+        let numbers = [
+            ("bgp_mrt_log_written_bytes", "Octets written into MRT files of messages", log.written_bytes),
+            ("bgp_mrt_log_records_lost", "Records that did not get into MRT files of messages", log.lost),
+        ];
+        for (name, help, value) in numbers {
+            let counter: Counter<u64, AtomicU64> = Counter::default();
+            counter.inc_by(value);
+            registry.register(name, help, counter);
+        }
     }
 }
 

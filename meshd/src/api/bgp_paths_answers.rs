@@ -17,10 +17,11 @@ use jiff::Timestamp;
 use super::{
     bgp_answers::{hex, name, state},
     bgp_paths_view::{
-        BgpAdvertisedView, BgpAttributeView, BgpAttributesView, BgpMessageView, BgpPathView, BgpResetView,
+        BgpAdvertisedView, BgpAttributeView, BgpAttributesView, BgpExportsView, BgpMessageView, BgpPathView,
+        BgpResetView, BgpWithheldView,
     },
 };
-use crate::speaker::pages::{AdvertisedReport, PathReport, ResetReport};
+use crate::speaker::pages::{AdvertisedReport, ExportsReport, PathReport, ResetReport};
 
 /// Attributes that have a field of their own, and the next hop, which is beside the others.
 const WITH_FIELD: [u8; 8] = [
@@ -53,7 +54,7 @@ pub fn received(report: PathReport) -> BgpPathView {
 }
 
 fn with(report: PathReport, attributes: BgpAttributesView) -> BgpPathView {
-    let PathReport { peer, since, view } = report;
+    let PathReport { peer, since, view, exports } = report;
     let (status, reason) = standing(view.standing, view.rule.as_deref());
     let step = match view.standing {
         Standing::Lost(step) => serde_json::to_value(step).ok().and_then(|step| step.as_str().map(str::to_owned)),
@@ -72,7 +73,22 @@ fn with(report: PathReport, attributes: BgpAttributesView) -> BgpPathView {
         reason,
         step,
         rule: view.rule,
+        exports: exports.map(exports_view),
         attributes,
+    }
+}
+
+fn exports_view(report: ExportsReport) -> BgpExportsView {
+    let withheld = |(peer, why, rule): (String, bgp::rib::NotAdvertised, Option<String>)| {
+        let reason = match &rule {
+            Some(rule) => format!("{why}, rule {rule}"),
+            None => why.to_string(),
+        };
+        BgpWithheldView { peer, reason, rule }
+    };
+    BgpExportsView {
+        advertised_to: report.told,
+        not_advertised_to: report.withheld.into_iter().map(withheld).collect(),
     }
 }
 
@@ -252,7 +268,7 @@ mod tests {
             standing,
             rule: rule.map(str::to_owned),
         };
-        PathReport { peer: Some("192.0.2.2".to_owned()), since: Timestamp::UNIX_EPOCH, view }
+        PathReport { peer: Some("192.0.2.2".to_owned()), since: Timestamp::UNIX_EPOCH, view, exports: None }
     }
 
     #[test]

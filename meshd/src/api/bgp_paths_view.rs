@@ -6,6 +6,7 @@
 //! | `GET /v1/bgp/received` | [`BgpPathsView`] of what a peer or, without `?name=`, every peer sent |
 //! | `GET /v1/bgp/advertised` | [`BgpAdvertisedPageView`] of what a peer or, without `?name=`, every peer is told |
 //! | `GET /v1/bgp/messages?name=` | list of [`BgpMessageView`], oldest first |
+//! | `POST /v1/bgp/dump` | [`super::bgp_view::BgpDumpView`]: the MRT table that was written |
 //! | `POST /v1/bgp/reset?name=` | [`BgpResetView`]; `soft=true` keeps the session, `message=` is for the peer's operator |
 //!
 //! A page may be short, even empty, and still have a next one: ask again with `?from=` and what `next` said until it is
@@ -63,9 +64,32 @@ pub struct BgpPathView {
     pub step: Option<String>,
     /// The rule of the import policy that rejected it.
     pub rule: Option<String>,
+    /// Who is told it, and who is not and why; `null` in lists of all paths.
+    #[serde(default)]
+    pub exports: Option<BgpExportsView>,
     /// After policy; in `received` and for a rejected path as it was sent.
     #[serde(flatten)]
     pub attributes: BgpAttributesView,
+}
+
+/// Who is told a path, and who is not. Of a path that is not best, only peers that take several paths are named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpExportsView {
+    /// Peers that are told.
+    pub advertised_to: Vec<String>,
+    /// Peers that are not.
+    pub not_advertised_to: Vec<BgpWithheldView>,
+}
+
+/// A peer that is not told a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpWithheldView {
+    /// The peer.
+    pub peer: String,
+    /// Why not.
+    pub reason: String,
+    /// The rule of its export policy that refused the path.
+    pub rule: Option<String>,
 }
 
 /// A path that a peer is told.

@@ -34,6 +34,49 @@ pub struct BgpSummaryView {
     pub strangers: u64,
     /// The peers, sorted by address.
     pub neighbors: Vec<BgpNeighborRow>,
+    /// BMP stations.
+    #[serde(default)]
+    pub stations: Vec<BgpStationView>,
+    /// The MRT log of messages; `null` without one.
+    #[serde(default)]
+    pub mrt_log: Option<BgpMrtLogView>,
+}
+
+/// A BMP station.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpStationView {
+    /// Its address.
+    pub address: String,
+    /// It is connected.
+    pub connected: bool,
+    /// Octets it was sent, over all connections.
+    pub sent_bytes: u64,
+    /// Octets that wait for it.
+    pub waiting_bytes: u64,
+    /// How often its connection was ended because it read too slowly.
+    pub overflows: u64,
+    /// Why it is not connected.
+    pub problem: Option<String>,
+}
+
+/// The MRT log of messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpMrtLogView {
+    /// Octets written.
+    pub written_bytes: u64,
+    /// Files finished.
+    pub files: u64,
+    /// Records that were lost because the disk could not follow, or failed.
+    pub lost: u64,
+    /// What keeps records from being written.
+    pub problem: Option<String>,
+}
+
+/// An MRT table that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpDumpView {
+    /// The file.
+    pub file: String,
 }
 
 /// What the table of a family holds.

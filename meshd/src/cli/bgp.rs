@@ -15,7 +15,7 @@ use super::{
 };
 use crate::api::{
     bgp_paths_view::{BgpMessageView, BgpResetView},
-    bgp_view::{BgpNeighborView, BgpSummaryView},
+    bgp_view::{BgpDumpView, BgpNeighborView, BgpSummaryView},
 };
 
 /// Show the BGP speaker, its neighbors and what they exchange
@@ -35,6 +35,8 @@ pub(super) enum Bgp {
     Reset(Reset),
     /// The last messages from and to a neighbor, and its changes of state
     Messages(Messages),
+    /// Write the table into an MRT file of the configured folder
+    Dump(Dump),
 }
 
 impl Bgp {
@@ -47,6 +49,7 @@ impl Bgp {
             Self::Advertised(verb) => bgp_paths::advertised(&verb.socket, verb.output.output, verb.neighbor.as_deref()),
             Self::Reset(verb) => verb.run(),
             Self::Messages(verb) => verb.run(),
+            Self::Dump(verb) => verb.run(),
         }
     }
 }
@@ -181,6 +184,25 @@ fn reset_line(view: &BgpResetView) -> String {
         }
         (true, true) => {
             format!("{}: asked for {}; sent again {}", view.peer, view.requested.join(", "), view.resent.join(", "))
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Dump {
+    #[command(flatten)]
+    output: OutputOptions,
+    #[command(flatten)]
+    socket: SocketOptions,
+}
+
+impl Dump {
+    fn run(self) -> Result<(), Failure> {
+        let view: BgpDumpView = block_on(self.socket.post("/v1/bgp/dump"))??;
+        match self.output.output {
+            Format::Table | Format::Wide => output::text(&format!("{}\n", view.file)),
+            Format::Json => output::json(&view),
+            Format::Yaml => output::yaml(&view),
         }
     }
 }

@@ -33,6 +33,22 @@ pub(super) fn summary(view: &BgpSummaryView, wide: bool, now: Timestamp) -> Stri
     };
     let tables: Vec<String> = view.tables.iter().map(table).collect();
     let _ = writeln!(page, "RIB: {}, {} attribute sets", tables.join(", "), view.attribute_sets);
+    for station in &view.stations {
+        let state = match (station.connected, &station.problem) {
+            (true, _) => format!("connected, {} bytes sent", station.sent_bytes),
+            (false, Some(problem)) => format!("not connected: {problem}"),
+            (false, None) => "not connected yet".to_owned(),
+        };
+        let _ = writeln!(page, "BMP station {}: {state}, {} overflows", station.address, station.overflows);
+    }
+    if let Some(log) = &view.mrt_log {
+        let problem = log.problem.as_ref().map(|problem| format!(", {problem}")).unwrap_or_default();
+        let _ = writeln!(
+            page,
+            "MRT log: {} bytes written, {} files finished, {} records lost{problem}",
+            log.written_bytes, log.files, log.lost
+        );
+    }
     let keep = if wide { SUMMARY.len() } else { SUMMARY_SHORT };
     let row = |peer: &BgpNeighborRow| {
         let mut row = vec![
@@ -338,6 +354,8 @@ mod tests {
             attribute_bytes: 100,
             strangers: 7,
             neighbors: vec![up, down, lost],
+            stations: Vec::new(),
+            mrt_log: None,
         };
         let page = summary(&view, false, "2026-01-02T00:00:00Z".parse().expect("a time"));
         let lines: Vec<&str> = page.lines().collect();

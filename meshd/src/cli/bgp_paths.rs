@@ -48,12 +48,44 @@ const ADVERTISED_SHORT: usize = 8;
 
 /// `rib`
 pub(super) fn rib(socket: &SocketOptions, format: Format, prefix: Option<&str>) -> Result<(), Failure> {
-    let count = stream(socket, format, "rib", prefix, (&PATH, PATH_SHORT), path_cells, split_paths)?;
-    match prefix {
-        Some(prefix) if count == 0 => Err(Failure::message(format!("there is no path to {prefix}"))
-            .hint("`meshd bgp rib ADDRESS` shows the longest match, `meshd bgp received` what was not accepted, too")),
-        _ => Ok(()),
+    let Some(prefix) = prefix else {
+        return stream(socket, format, "rib", None, (&PATH, PATH_SHORT), path_cells, split_paths).map(drop);
+    };
+    let page: BgpPathsView = block_on(socket.get(&format!("/v1/bgp/rib?name={}", encode(prefix))))??;
+    if page.entries.is_empty() {
+        return Err(Failure::message(format!("there is no path to {prefix}"))
+            .hint("`meshd bgp rib ADDRESS` shows the longest match, `meshd bgp received` what was not accepted, too"));
     }
+    let mut printer = Printer::new(format, &PATH, PATH_SHORT);
+    output::text(&printer.page(&page.entries, path_cells)?)?;
+    output::text(&printer.end())?;
+    match format {
+        Format::Table | Format::Wide => output::text(&exports(&page.entries)),
+        Format::Json | Format::Yaml => Ok(()),
+    }
+}
+
+/// Who is told which path, below the table of the paths.
+fn exports(paths: &[BgpPathView]) -> String {
+    let mut text = String::new();
+    for path in paths {
+        let Some(exports) = &path.exports else { continue };
+        let of = path.peer.as_ref().map_or_else(|| "the local path".to_owned(), |peer| format!("the path of {peer}"));
+        if !exports.advertised_to.is_empty() {
+            let _ = writeln!(text, "\nAdvertised to, {of}:");
+            for peer in &exports.advertised_to {
+                let _ = writeln!(text, "  {peer}");
+            }
+        }
+        if !exports.not_advertised_to.is_empty() {
+            let _ = writeln!(text, "\nNot advertised to, {of}:");
+            let width = exports.not_advertised_to.iter().map(|it| it.peer.chars().count()).max().unwrap_or_default();
+            for withheld in &exports.not_advertised_to {
+                let _ = writeln!(text, "  {:<width$}   {}", withheld.peer, withheld.reason);
+            }
+        }
+    }
+    text
 }
 
 /// `received`
@@ -114,10 +146,7 @@ fn stream<P: DeserializeOwned, T: Serialize>(
                 None => break,
             }
         }
-        // What is not there is said by an error alone.
-        if printer.rows > 0 || table != "rib" || name.is_empty() {
-            output::text(&printer.end())?;
-        }
+        output::text(&printer.end())?;
         Ok(printer.rows)
     })?
 }
@@ -298,6 +327,25 @@ mod tests {
         assert_eq!(marks, ["ST", "*>", "*", "x"]);
         assert!(table.lines().nth(2).is_some_and(|line| line.ends_with("lost by MED")), "{table}");
         assert!(printed(Format::Wide, &pages).contains("65001:7 1:2:3"));
+    }
+
+    #[test]
+    fn who_is_told_stands_below_the_paths() {
+        let mut best = path("198.51.100.0/24", "best", "best");
+        let withheld = |peer: &str, reason: &str| crate::api::bgp_paths_view::BgpWithheldView {
+            peer: peer.to_owned(),
+            reason: reason.to_owned(),
+            rule: None,
+        };
+        best.exports = Some(crate::api::bgp_paths_view::BgpExportsView {
+            advertised_to: vec!["192.0.2.3".to_owned()],
+            not_advertised_to: vec![withheld("192.0.2.2", "came from this peer"), withheld("eth0", "NO_EXPORT")],
+        });
+        let lost = path("198.51.100.0/24", "lost", "lost by MED");
+        let text = exports(&[best, lost]);
+        let wanted = "\nAdvertised to, the path of 192.0.2.2:\n  192.0.2.3\n\nNot advertised to, the path of 192.0.2.2:\n  \
+                      192.0.2.2   came from this peer\n  eth0        NO_EXPORT\n";
+        assert_eq!(text, wanted);
     }
 
     #[test]

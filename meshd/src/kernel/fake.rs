@@ -286,6 +286,7 @@ impl State {
                 }
                 hops.iter().try_for_each(|hop| self.check_hop(hop))?;
             }
+            RouteVia::Blackhole => {}
         }
         if self.routes.contains_key(&key) && !replace {
             return Err(refusal(Errno::EEXIST));

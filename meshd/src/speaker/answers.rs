@@ -21,7 +21,10 @@ use jiff::Timestamp;
 
 use super::{
     Ended, SpeakerHandle, bfd,
+    bmp::StationStatus,
     core::{Core, Known},
+    mrt::LogStatus,
+    transport::Key,
 };
 use crate::config::error::nearest;
 
@@ -41,6 +44,10 @@ pub struct SpeakerReport {
     pub totals: Totals,
     /// Connections of nobody that is a peer.
     pub strangers: u64,
+    /// Monitoring stations.
+    pub stations: Vec<(SocketAddr, StationStatus)>,
+    /// The log of messages.
+    pub log: Option<LogStatus>,
 }
 
 /// A peer as the speaker knows it.
@@ -52,8 +59,8 @@ pub struct PeerReport {
     pub description: String,
     /// It came from a listen range by itself.
     pub is_dynamic: bool,
-    /// Its packets have to be signed with a key.
-    pub has_key: bool,
+    /// How its packets have to be signed.
+    pub authentication: Option<&'static str>,
     /// It is kept down by the configuration.
     pub is_shut_down: bool,
     /// Both ends of the established connection.
@@ -157,6 +164,8 @@ impl SpeakerHandle {
                 router_id: config.router_id,
                 totals: rib.totals(),
                 strangers: core.strangers.count(),
+                stations: core.monitor.stations().collect(),
+                log: core.monitor.log_status(),
             }
         })
         .await
@@ -258,7 +267,10 @@ fn peer(core: &Core, clock: Clock, id: PeerId, known: &Known) -> PeerReport {
         key: known.key.clone(),
         description: known.settings.description.clone(),
         is_dynamic: known.range.is_some(),
-        has_key: known.settings.transport.md5.is_some(),
+        authentication: known.settings.transport.key.as_ref().map(|key| match key {
+            Key::Md5(_) => "tcp-md5",
+            Key::Ao(_) => "tcp-ao",
+        }),
         is_shut_down: known.settings.shutdown.is_some(),
         ends: core.ends(id),
         status: speaker.status(id).unwrap_or(unknown),

@@ -158,6 +158,19 @@ impl Feed {
         fits
     }
 
+    /// Ends a connection because the station has missed something; the next one is told everything.
+    pub fn close(&self, connection: Connection) {
+        let mut inner = self.0.lock();
+        if inner.status.connection == Some(connection) {
+            inner.buffer = Vec::new();
+            inner.overflowed = true;
+            inner.status.connection = None;
+            inner.status.overflows += 1;
+        }
+        drop(inner);
+        self.0.wake.notify_one();
+    }
+
     /// Octets that [`Self::push`] can take now; 0 when that connection is over.
     #[must_use]
     pub fn room(&self, connection: Connection) -> usize {

@@ -69,6 +69,7 @@ impl Core {
                 core.speaker.rib_mut().set_vrps(new.vrps.clone());
             }
         }
+        Self::watch_for(core, &new);
         core.borrow().worker.notify_one();
         let mut waiting = old.rib;
         waiting.seed = new.rib.seed;
@@ -85,6 +86,11 @@ impl Core {
         else {
             return;
         };
+        let judges = |it: &PeerSettings| {
+            let tables = &it.config.tables;
+            (tables.import.clone(), tables.own_as_max, tables.enforce_first_as)
+        };
+        let judged_anew = judges(&old) != judges(&new);
         let other_connection = old.transport != new.transport || old.port != new.port || old.next_hop != new.next_hop;
         {
             let mut core = core.borrow_mut();
@@ -94,6 +100,9 @@ impl Core {
             core.speaker.configure_peer(now, id, config);
         }
         Self::run_commands(core);
+        if judged_anew {
+            core.borrow_mut().monitor.judged_anew(id);
+        }
         core.borrow_mut().watch_path(id);
         match (old.shutdown, new.shutdown) {
             (None, Some(words)) => Self::shut_down(core, id, words),

@@ -18,12 +18,12 @@ use meshd_core::derive::LocalNode;
 use super::{
     bfd,
     settings::{PeerSettings, RangeSettings, Settings},
-    transport::{Distance, Secret, Transport},
+    transport::{AoKey, Distance, Key, Secret, Transport, ao},
 };
 use crate::config::{
     model::bgp::{
-        BgpConfig, BgpPeer, LimitAction, PeerAuthentication, PeerBfd, PeerDistance, PeerFamily, PeerNextHop, PeerPlace,
-        RemoteAs as ConfiguredAs,
+        AoAlgorithm, BgpConfig, BgpPeer, LimitAction, PeerAuthentication, PeerBfd, PeerDistance, PeerFamily,
+        PeerNextHop, PeerPlace, RemoteAs as ConfiguredAs,
     },
     secret,
 };
@@ -42,11 +42,16 @@ pub struct Refused {
 #[error("the BGP speaker needs a router identifier: this node has no IPv4 address; set bgp.router_id")]
 pub struct NoRouterId;
 
-/// What the speaker of this node is told, and which peers had to be kept down.
+/// What the speaker of this node is told, and which peers had to be kept down. `known` are the VRPs of before, which stay
+/// when the file is as it was, or wrong.
 ///
 /// # Errors
 /// [`NoRouterId`].
-pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<Refused>), NoRouterId> {
+pub fn settings(
+    config: &BgpConfig,
+    local: &LocalNode,
+    known: Option<Arc<Vrps>>,
+) -> Result<(Settings, Vec<Refused>), NoRouterId> {
     let router_id = router_id(config, local).ok_or(NoRouterId)?;
     let mut rib = RibConfig::new(config.asn, router_id, 0);
     rib.cluster_id = config.cluster_id.unwrap_or(router_id);
@@ -89,22 +94,21 @@ pub fn settings(config: &BgpConfig, local: &LocalNode) -> Result<(Settings, Vec<
         aggregates: config.originate.aggregates.iter().map(|(prefix, only)| (*prefix, aggregate(*only))).collect(),
         install: config.import.install,
         routes_max: usize::try_from(config.import.routes_max).unwrap_or(usize::MAX),
-        vrps: vrps(config, &mut refused),
+        vrps: vrps(config, known, &mut refused),
+        name: local.name.to_string(),
+        cluster: local.cluster.clone(),
+        service_vips: config.originate.service_vips,
+        reserved: local.reserved(),
+        guard: config.import.guard,
+        stations: config.stations.clone(),
+        mrt: config.mrt.clone(),
     };
     Ok((settings, refused))
 }
 
 /// Settings that this version reads and does nothing about, so that nobody relies on them in silence.
 fn without_effect(config: &BgpConfig) -> impl Iterator<Item = Refused> + use<> {
-    let settings = [
-        ("bgp.bmp", !config.stations.is_empty()),
-        ("bgp.mrt", config.mrt.is_some()),
-        ("bgp.mesh", config.mesh_function.is_some()),
-        ("bgp.advertise.service_vips", config.originate.service_vips),
-        ("bgp.import.blackhole", config.import.guard.blackhole),
-        ("peers with bfd.strict", config.peers.iter().any(|peer| peer.bfd.is_some_and(|bfd| bfd.strict))),
-        ("peers with max_prefixes.action warn", config.peers.iter().any(only_warns)),
-    ];
+    let settings = [("bgp.mesh", config.mesh_function.is_some())];
     let refused = |(key, _): (&str, bool)| Refused {
         peer: key.to_owned(),
         reason: "has no effect in this version; take it out".to_owned(),
@@ -112,20 +116,16 @@ fn without_effect(config: &BgpConfig) -> impl Iterator<Item = Refused> + use<> {
     settings.into_iter().filter(|(_, is_set)| *is_set).map(refused)
 }
 
-fn only_warns(peer: &BgpPeer) -> bool {
-    let limits = peer.families.iter().filter_map(|(_, family)| family.as_ref()?.prefixes_max);
-    limits.into_iter().any(|limit| limit.action == LimitAction::Warn)
-}
-
 /// The VRPs of the file. Without them every path counts as not found, which rules may say something about.
-fn vrps(config: &BgpConfig, refused: &mut Vec<Refused>) -> Option<Arc<Vrps>> {
+fn vrps(config: &BgpConfig, known: Option<Arc<Vrps>>, refused: &mut Vec<Refused>) -> Option<Arc<Vrps>> {
     let file = config.vrps.as_ref()?;
     let read = std::fs::read(file).map_err(|error| format!("failed to read {}: {error}", file.display()));
     match read.and_then(|text| Vrps::from_json(&text).map_err(|error| format!("{}: {error}", file.display()))) {
+        Ok(vrps) if known.as_deref() == Some(&vrps) => known,
         Ok(vrps) => Some(Arc::new(vrps)),
         Err(reason) => {
             refused.push(Refused { peer: "rpki".to_owned(), reason });
-            None
+            known
         }
     }
 }
@@ -160,7 +160,7 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn peer(&self, peer: &BgpPeer, refused: &mut Vec<Refused>) -> PeerSettings {
         let mut shutdown = peer.shutdown.clone();
-        let md5 = match secret_of(&peer.authentication) {
+        let key = match key_of(&peer.authentication) {
             Ok(secret) => secret,
             Err(reason) => {
                 refused.push(Refused { peer: peer.place.to_string(), reason });
@@ -176,7 +176,7 @@ impl Maker<'_> {
                 refuse_as_sets: self.config.import.guard.refuse_as_sets,
             },
             transport: Transport {
-                md5,
+                key,
                 distance: match peer.distance {
                     PeerDistance::Adjacent => Distance::Adjacent,
                     PeerDistance::Secured(hops) => Distance::Secured(hops),
@@ -207,11 +207,10 @@ impl Maker<'_> {
             restart: restart.is_some(),
             stale_time_s: restart.map(|restart| restart.long_lived_s).filter(|seconds| *seconds > 0),
         };
-        let prefix_limit_restart =
-            peer.families.iter().find_map(|(_, family)| match family.as_ref()?.prefixes_max?.action {
-                LimitAction::Restart(after) => Some(after),
-                LimitAction::Teardown | LimitAction::Warn => None,
-            });
+        let limit_restart = |family: &Option<PeerFamily>| match family.as_ref()?.prefixes_max?.action {
+            LimitAction::Restart(after) => Some(after),
+            LimitAction::Teardown | LimitAction::Warn => None,
+        };
         let confederation = self
             .config
             .confederation
@@ -225,7 +224,11 @@ impl Maker<'_> {
             connect_retry: peer.timers.connect_retry,
             delay_open: peer.timers.delay_open,
             passive: peer.passive,
-            prefix_limit_restart,
+            prefix_limit_restart: PerFamily {
+                ipv4: limit_restart(&peer.families.ipv4),
+                ipv6: limit_restart(&peer.families.ipv6),
+            },
+            bfd_strict: peer.bfd.is_some_and(|bfd| bfd.strict),
             families: PerFamily {
                 ipv4: peer.families.ipv4.as_ref().map(family),
                 ipv6: peer.families.ipv6.as_ref().map(family),
@@ -250,42 +253,52 @@ impl Maker<'_> {
         };
         let limits = |family: &Option<PeerFamily>| {
             family.as_ref().and_then(|family| family.prefixes_max).map_or_else(Limits::default, |limit| Limits {
-                received_max: (limit.action != LimitAction::Warn).then_some(limit.limit),
+                received_max: Some(limit.limit),
                 accepted_max: None,
                 warning_percent: limit.warn_percent,
+                warns_only: limit.action == LimitAction::Warn,
             })
         };
-        let families = [&peer.families.ipv4, &peer.families.ipv6];
-        let modes = families.into_iter().flatten().map(|family| family.next_hop);
-        let next_hop = modes.fold(NextHopMode::Default, |mode, wanted| match wanted {
-            PeerNextHop::Auto => mode,
-            PeerNextHop::Own => NextHopMode::Own,
-            PeerNextHop::Unchanged => NextHopMode::Unchanged,
-        });
-        let add_path_max = families.into_iter().flatten().find_map(|family| family.add_path_send).unwrap_or_default();
+        let next_hop = |family: &Option<PeerFamily>| match family.as_ref().map(|family| family.next_hop) {
+            Some(PeerNextHop::Auto) | None => NextHopMode::Default,
+            Some(PeerNextHop::Own) => NextHopMode::Own,
+            Some(PeerNextHop::Unchanged) => NextHopMode::Unchanged,
+        };
+        let add_path_max =
+            |family: &Option<PeerFamily>| family.as_ref().and_then(|family| family.add_path_send).unwrap_or_default();
+        let families = &peer.families;
         TableSettings {
             limits: PerFamily { ipv4: limits(&peer.families.ipv4), ipv6: limits(&peer.families.ipv6) },
             reflector_client: peer.route_reflector_client,
             route_server_client: peer.route_server_client,
-            next_hop,
+            next_hop: PerFamily { ipv4: next_hop(&families.ipv4), ipv6: next_hop(&families.ipv6) },
             own_as_max: peer.own_as_max,
             enforce_first_as: peer.enforce_first_as,
             remove_private_as: peer.remove_private_as,
-            add_path_max,
+            add_path_max: PerFamily { ipv4: add_path_max(&families.ipv4), ipv6: add_path_max(&families.ipv6) },
             ..TableSettings::new(address, peer.import.with_guard(self.guard.clone()), peer.export.clone())
         }
     }
 }
 
-fn secret_of(authentication: &PeerAuthentication) -> Result<Option<Secret>, String> {
+/// How packets of a peer are signed. What cannot be is an error: a session never runs without what was asked for.
+fn key_of(authentication: &PeerAuthentication) -> Result<Option<Key>, String> {
+    let read = |file: &std::path::Path| match secret::read(file) {
+        Ok(secret) => Ok(Secret::new(secret.octets().to_vec())),
+        Err(error) => Err(format!("{error}; the session stays down")),
+    };
     match authentication {
         PeerAuthentication::None => Ok(None),
-        PeerAuthentication::Md5(file) => match secret::read(file) {
-            Ok(secret) => Ok(Some(Secret::new(secret.octets().to_vec()))),
-            Err(error) => Err(format!("{error}; the session stays down")),
-        },
-        PeerAuthentication::Ao { .. } => {
-            Err("this version does not sign with TCP-AO yet; the session stays down: use `password_file`".to_owned())
+        PeerAuthentication::Md5(file) => Ok(Some(Key::Md5(read(file)?))),
+        PeerAuthentication::Ao { key_file, send_id, receive_id, algorithm } => {
+            ao::probe().map_err(|error| format!("{error}; the session stays down: use `password_file`"))?;
+            let algorithm = match algorithm {
+                AoAlgorithm::HmacSha1 => ao::Algorithm::HmacSha1,
+                AoAlgorithm::AesCmac => ao::Algorithm::AesCmac,
+                AoAlgorithm::HmacSha256 => ao::Algorithm::HmacSha256,
+            };
+            let (send_id, receive_id) = (*send_id, *receive_id);
+            Ok(Some(Key::Ao(AoKey { secret: read(key_file)?, send_id, receive_id, algorithm })))
         }
     }
 }
@@ -313,7 +326,7 @@ fn originate(config: &BgpConfig, local: &LocalNode) -> Vec<(IpNet, LocalRoute)> 
     pods.chain(addresses).chain(fixed).map(|(prefix, source)| (prefix, local_route(source))).collect()
 }
 
-fn local_route(source: LocalSource) -> LocalRoute {
+pub(super) fn local_route(source: LocalSource) -> LocalRoute {
     let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
     LocalRoute { source, attributes, next_hop: None }
 }

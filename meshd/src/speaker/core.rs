@@ -17,7 +17,7 @@ use bgp::{
     id::{Moment, PeerId},
     policy::Vrps,
     rib::{Resolution, Scope, TrackedNextHop},
-    session::{Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
+    session::{BfdChange, Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
 use ipnet::IpNet;
@@ -32,16 +32,18 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    bfd::{BfdEvent, Device},
+    bfd::{self, BfdEvent, Device},
     connection::{self, Handle},
     fib::{self, Fib},
     host::Host,
+    monitor::Monitor,
     nuisance::{Refusals, Seldom},
     paths::Paths,
+    services::Services,
     settings::{PeerSettings, Settings},
     transport,
 };
-use crate::pipeline::Snapshot;
+use crate::{lifecycle::Problems, pipeline::Snapshot};
 
 /// Octets read from a connection at a time; at least one message of the longest kind fits.
 const READ_MAX: usize = 256 * 1024;
@@ -64,6 +66,9 @@ pub(super) struct Known {
 pub(super) struct Core {
     pub(super) speaker: Speaker,
     pub(super) settings: Settings,
+    /// As configured, without what the running node adds.
+    configured: Settings,
+    services: Services,
     pub(super) ids: BTreeMap<PeerKey, PeerId>,
     pub(super) known: BTreeMap<PeerId, Known>,
     pub(super) host: Host,
@@ -83,6 +88,8 @@ pub(super) struct Core {
     pub(super) draining: bool,
     pub(super) paths: Paths,
     pub(super) vrps: Option<Arc<Vrps>>,
+    /// Who watches.
+    pub(super) monitor: Monitor,
     fib: Fib,
     /// Changes for the pipeline that are no routes; few.
     notes: Vec<BgpChange>,
@@ -94,10 +101,17 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(speaker: Speaker, settings: Settings, path_events: mpsc::Sender<BfdEvent>) -> Self {
+    pub(super) fn new(
+        speaker: Speaker,
+        settings: Settings,
+        path_events: mpsc::Sender<BfdEvent>,
+        problems: Problems,
+    ) -> Self {
         Self {
             speaker,
+            configured: settings.clone(),
             settings,
+            services: Services::default(),
             ids: BTreeMap::new(),
             known: BTreeMap::new(),
             host: Host::default(),
@@ -110,6 +124,7 @@ impl Core {
             draining: false,
             paths: Paths::new(path_events),
             vrps: None,
+            monitor: Monitor::new(problems),
             fib: Fib::default(),
             notes: Vec::new(),
             connections: BTreeMap::new(),
@@ -132,7 +147,17 @@ impl Core {
     /// Both ends of a peer's established connection.
     pub(super) fn ends(&self, id: PeerId) -> Option<(SocketAddr, SocketAddr)> {
         let slot = self.speaker.session(id)?.established_slot()?;
+        self.ends_of(id, slot)
+    }
+
+    /// Both ends of a connection.
+    pub(super) fn ends_of(&self, id: PeerId, slot: Slot) -> Option<(SocketAddr, SocketAddr)> {
         self.connections.get(&(id, slot))?.ends()
+    }
+
+    /// Both ends of whatever connection there is to a peer.
+    pub(super) fn any_ends(&self, id: PeerId) -> Option<(SocketAddr, SocketAddr)> {
+        self.ends(id).or_else(|| Slot::ALL.into_iter().find_map(|slot| self.ends_of(id, slot)))
     }
 
     /// A socket for a connection to a peer, and where to connect it to.
@@ -281,8 +306,20 @@ impl Core {
                         handle.wake();
                     }
                 }
-                Command::Up(id, _) => core.borrow_mut().established(id),
-                Command::Down(id) => core.borrow_mut().lost(id),
+                Command::Up(id, slot) => {
+                    let mut core = core.borrow_mut();
+                    core.watched_up(id, slot);
+                    core.established(id);
+                }
+                Command::Down(id) => {
+                    let mut core = core.borrow_mut();
+                    core.watched_down(id);
+                    core.lost(id);
+                }
+                Command::WatchPath(id, slot) => Self::watch_path_first(core, id, slot),
+                Command::Message(message) => core.borrow_mut().mirrored(&message),
+                Command::Watched(watcher) => core.borrow_mut().monitor.watched(watcher, false),
+                Command::WatcherLost(watcher) => core.borrow_mut().monitor.watched(watcher, true),
                 Command::NearLimit(id, family) => {
                     warn!(peer = core.borrow().name(id), %family, "the peer has sent nearly as many prefixes as it may");
                 }
@@ -416,14 +453,18 @@ impl Core {
 
     /// Takes over what the pipeline found out about next hops, and this node's links and addresses.
     pub(super) fn look(core: &Shared, snapshot: &Snapshot) {
-        let news = {
+        let (news, services) = {
             let mut core = core.borrow_mut();
             let core = &mut *core;
             if core.fib.resolve(core.speaker.rib_mut(), &snapshot.desired.next_hops) {
                 core.worker.notify_one();
             }
-            core.host.update(&snapshot.observed)
+            let services = core.services.update(&snapshot.observed, &core.configured);
+            (core.host.update(&snapshot.observed), services)
         };
+        if services {
+            Self::complete(core);
+        }
         if news.addresses {
             core.borrow_mut().addresses_changed();
         }
@@ -440,6 +481,21 @@ impl Core {
             self.speaker.set_endpoints(id, slot, endpoints);
         }
         self.worker.notify_one();
+    }
+
+    /// Takes over a configuration.
+    pub(super) fn settle(core: &Shared, configured: Settings) {
+        core.borrow_mut().configured = configured;
+        Self::complete(core);
+    }
+
+    /// Takes over what the configuration and the services of our cluster make together.
+    fn complete(core: &Shared) {
+        let settings = {
+            let core = core.borrow();
+            core.services.complete(&core.configured)
+        };
+        Self::configure(core, settings);
     }
 
     /// Ends sessions whose link is down at once instead of waiting for a timer, and tries those whose link came up.
@@ -539,7 +595,25 @@ impl Core {
 
     /// Has BFD watch the path to a peer, when it is configured to.
     pub(super) fn watch_path(&mut self, id: PeerId) {
-        let Some((local, remote)) = self.ends(id) else { return };
+        if let Some(ends) = self.ends(id) {
+            self.watch_path_between(id, ends);
+        }
+    }
+
+    /// Has BFD watch the path of a connection that waits for it, and says so when the path is known to work.
+    fn watch_path_first(core: &Shared, id: PeerId, slot: Slot) {
+        let works = {
+            let mut core = core.borrow_mut();
+            let Some(ends) = core.ends_of(id, slot) else { return };
+            core.watch_path_between(id, ends);
+            core.paths.state(id) == Some(bfd::State::Up)
+        };
+        if works {
+            Self::event(core, id, Event::Bfd(BfdChange::Up));
+        }
+    }
+
+    fn watch_path_between(&mut self, id: PeerId, (local, remote): (SocketAddr, SocketAddr)) {
         let Some(known) = self.known.get(&id) else { return };
         let Some(settings) = known.settings.bfd.clone() else {
             let note = self.paths.forget(id);
@@ -575,7 +649,10 @@ impl Core {
     fn log(&mut self, id: PeerId, fact: &Fact) {
         let (peer, now) = (self.name(id), self.now());
         match fact {
-            Fact::State { from, to } => debug!(peer, %from, %to, "BGP state"),
+            Fact::State { from, to } => {
+                debug!(peer, %from, %to, "BGP state");
+                self.log_state(id, *from, *to);
+            }
             Fact::Failed(cause) => match self.known.get_mut(&id).and_then(|known| known.failed.may_say(now)) {
                 Some(more) => info!(peer, %cause, more, "BGP connection failed"),
                 None => debug!(peer, %cause, "BGP connection failed"),

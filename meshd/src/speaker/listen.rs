@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     core::{Core, Shared},
-    transport,
+    transport::{self, Key},
 };
 use crate::lifecycle::Problems;
 
@@ -36,6 +36,8 @@ const LISTEN_RETRY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Listeners {
     running: BTreeMap<SocketAddr, (Rc<socket2::Socket>, JoinHandle<()>)>,
+    /// Keys that listeners have.
+    keys: BTreeMap<(SocketAddr, IpNet), Key>,
 }
 
 impl Drop for Listeners {
@@ -57,6 +59,8 @@ impl Listeners {
             }
             keep
         });
+        let running = &self.running;
+        self.keys.retain(|(address, _), _| running.contains_key(address));
         let mut failures = Vec::new();
         let mut unsigned = Vec::new();
         for address in wanted {
@@ -68,7 +72,7 @@ impl Listeners {
                     continue;
                 }
             };
-            unsigned.extend(set_keys(core, address, &socket, &mut failures));
+            unsigned.extend(set_keys(core, address, &socket, &mut self.keys, &mut failures));
             if let std::collections::btree_map::Entry::Vacant(entry) = self.running.entry(address) {
                 match start(core, &socket) {
                     Ok(task) => {
@@ -87,20 +91,41 @@ impl Listeners {
 }
 
 /// Gives a listener the key of every peer that has one; returns the prefixes for which that failed.
-fn set_keys(core: &Shared, address: SocketAddr, socket: &socket2::Socket, failures: &mut Vec<String>) -> Vec<IpNet> {
+fn set_keys(
+    core: &Shared,
+    address: SocketAddr,
+    socket: &socket2::Socket,
+    keys: &mut BTreeMap<(SocketAddr, IpNet), Key>,
+    failures: &mut Vec<String>,
+) -> Vec<IpNet> {
     let core = core.borrow();
     let peers = core.known.values().filter(|known| known.range.is_none()).filter_map(|known| match &known.key {
-        PeerKey::Address(ip, _) => Some((IpNet::from(*ip), known.settings.transport.md5.as_ref())),
+        PeerKey::Address(ip, _) => Some((IpNet::from(*ip), known.settings.transport.key.as_ref())),
         // Its address is not known before it speaks; it is connected to, with its key, and not accepted from.
         PeerKey::Interface(_) => None,
     });
-    let ranges = core.settings.ranges.iter().map(|range| (range.prefix, range.template.transport.md5.as_ref()));
+    let ranges = core.settings.ranges.iter().map(|range| (range.prefix, range.template.transport.key.as_ref()));
     let mut unsigned = Vec::new();
-    for (prefix, key) in peers.chain(ranges).filter(|(prefix, _)| prefix.addr().is_ipv4() == address.is_ipv4()) {
+    let wanted: Vec<(IpNet, Option<&Key>)> =
+        peers.chain(ranges).filter(|(prefix, _)| prefix.addr().is_ipv4() == address.is_ipv4()).collect();
+    let gone = |(of, prefix): &(SocketAddr, IpNet)| *of == address && wanted.iter().all(|(known, _)| known != prefix);
+    for place in keys.keys().filter(|place| gone(place)).copied().collect::<Vec<_>>() {
+        match transport::set_key(socket, place.1, keys.get(&place), None) {
+            Ok(()) => drop(keys.remove(&place)),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    for (prefix, key) in wanted {
         // The others get theirs: one peer must not open the door for all.
-        if let Err(error) = transport::set_key(socket, prefix, key) {
-            failures.push(error.to_string());
-            unsigned.push(prefix);
+        let place = (address, prefix);
+        match (transport::set_key(socket, prefix, keys.get(&place), key), key) {
+            (Ok(()), Some(key)) => drop(keys.insert(place, key.clone())),
+            (Ok(()), None) => drop(keys.remove(&place)),
+            (Err(error), _) => {
+                keys.remove(&place);
+                failures.push(error.to_string());
+                unsigned.push(prefix);
+            }
         }
     }
     unsigned
@@ -149,7 +174,7 @@ fn take(core: &Shared, stream: TcpStream, remote: SocketAddr) {
         let ip = remote.ip().to_canonical();
         let has_address = core.known.get(&id).is_some_and(|known| matches!(known.key, PeerKey::Address(..)));
         let is_unsigned = !has_address || core.unsigned.iter().any(|prefix| prefix.contains(&ip));
-        if transport.md5.is_some() && is_unsigned {
+        if transport.key.is_some() && is_unsigned {
             Err("the peer has a key, and the listener could not be given it".to_owned())
         } else {
             transport::accepted(&SockRef::from(&stream), remote.ip(), &transport).map_err(|error| error.to_string())

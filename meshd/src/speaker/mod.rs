@@ -31,10 +31,12 @@ mod discovery;
 mod fib;
 mod host;
 mod listen;
+mod monitor;
 pub mod mrt;
 mod nuisance;
 pub mod pages;
 mod paths;
+mod services;
 pub mod settings;
 pub mod transport;
 pub mod unnumbered;
@@ -148,14 +150,14 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
     let (path_events, mut path_changes) = mpsc::channel(paths::EVENTS_MAX);
     let speaker = Speaker::new(settings.rib.clone(), around.restart, rand::random());
     let empty = Settings { originate: Vec::new(), aggregates: Vec::new(), ..settings.clone() };
-    let core: Shared = Rc::new(RefCell::new(Core::new(speaker, empty, path_events)));
+    let core: Shared = Rc::new(RefCell::new(Core::new(speaker, empty, path_events, around.problems.clone())));
     let mut discovery = Discovery::default();
     let mut listeners = Listeners::default();
     let worker = spawn_local(work(core.clone()));
     let carrier = spawn_local(fib::carry(core.clone(), around.changes.clone()));
     let first = around.snapshots.borrow_and_update().clone();
     Core::look(&core, &first);
-    Core::configure(&core, settings);
+    Core::settle(&core, settings);
     if around.restart.restarted {
         let mut core = core.borrow_mut();
         let now = core.now();
@@ -175,7 +177,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
             changed = around.settings.changed() => {
                 if changed.is_err() { break }
                 let settings = around.settings.borrow_and_update().clone();
-                Core::configure(&core, settings);
+                Core::settle(&core, settings);
                 discovery.update(&core);
                 retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after);
             }
@@ -199,6 +201,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
     }
     drop(listeners);
     Core::stop(&core);
+    Core::stop_watching(&core);
     worker.abort();
     carrier.abort();
     // Connections say their last words in tasks of their own.

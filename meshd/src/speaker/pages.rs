@@ -3,23 +3,27 @@
 //! A table of a million prefixes is never copied in one go: a question gets at most [`ROWS_AT_ONCE`] rows and the
 //! [`Position`] of the next ones, and sessions have their turn between two questions.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
 use bgp::{
     Family, Prefix as _,
     family::{V4, V6},
     id::PeerId,
-    rib::{AdvertisedView, Cursor, Page, PathView},
+    rib::{AdvertisedView, Cursor, ExportsView, NotAdvertised, Page, PathView},
     session::{Entry, Event},
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
+use tokio::{sync::oneshot, task::spawn_local};
 
 use super::{
     Ended, SpeakerHandle,
     answers::{Clock, UnknownPeer, find},
     core::Core,
+    monitor,
 };
+
+pub use super::monitor::DumpError;
 
 /// Rows of one question.
 pub const ROWS_AT_ONCE: usize = 256;
@@ -33,6 +37,17 @@ pub struct PathReport {
     pub since: Timestamp,
     /// The path.
     pub view: PathView,
+    /// Who is told; only where one prefix was asked for.
+    pub exports: Option<ExportsReport>,
+}
+
+/// Who is told a path, and who is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportsReport {
+    /// Peers that are told.
+    pub told: Vec<String>,
+    /// Peers that are not, why, and by which rule of their export policy.
+    pub withheld: Vec<(String, NotAdvertised, Option<String>)>,
 }
 
 /// A path that a peer is told.
@@ -172,7 +187,22 @@ impl SpeakerHandle {
     /// # Errors
     /// [`Ended`] when the daemon is stopping.
     pub async fn explain(&self, wanted: Wanted) -> Result<Vec<PathReport>, Ended> {
-        self.ask(move |core| explain(&core.borrow(), wanted)).await
+        self.ask(move |core| explain(&mut core.borrow_mut(), wanted)).await
+    }
+
+    /// Writes an MRT table into the configured folder; returns the file.
+    ///
+    /// # Errors
+    /// [`Ended`] when the daemon is stopping; [`DumpError`] inside.
+    pub async fn dump(&self) -> Result<Result<PathBuf, DumpError>, Ended> {
+        let (answer, written) = oneshot::channel();
+        self.ask(move |core| {
+            let core = core.clone();
+            // Whoever asked may have gone.
+            spawn_local(async move { drop(answer.send(monitor::dump(&core).await)) });
+        })
+        .await?;
+        written.await.map_err(|_| Ended)
     }
 
     /// The last messages and changes of a peer, oldest first.
@@ -261,7 +291,12 @@ fn path_piece(core: &Core, from: Position, page: Page<PathView>) -> Piece<PathRe
 
 fn reports(core: &Core, views: Vec<PathView>) -> Vec<PathReport> {
     let clock = Clock::new(core);
-    let report = |view: PathView| PathReport { peer: sender(core, view.peer), since: clock.time(view.since), view };
+    let report = |view: PathView| PathReport {
+        peer: sender(core, view.peer),
+        since: clock.time(view.since),
+        view,
+        exports: None,
+    };
     views.into_iter().map(report).collect()
 }
 
@@ -297,24 +332,39 @@ fn next_of_family(from: Position, next: Option<Cursor>) -> Option<Position> {
     }
 }
 
-fn explain(core: &Core, wanted: Wanted) -> Vec<PathReport> {
+fn explain(core: &mut Core, wanted: Wanted) -> Vec<PathReport> {
     let rib = core.speaker.rib();
-    let of_prefix = |prefix: &IpNet| match prefix {
-        IpNet::V4(_) => V4::from_net(prefix).map(|prefix| rib.explain(prefix)).unwrap_or_default(),
-        IpNet::V6(_) => V6::from_net(prefix).map(|prefix| rib.explain(prefix)).unwrap_or_default(),
-    };
-    let views = match wanted {
-        Wanted::Prefix(prefix) => of_prefix(&prefix),
+    let prefix = match wanted {
+        Wanted::Prefix(prefix) => Some(prefix),
         Wanted::Longest(address) => {
             let host = IpNet::from(address);
-            let longest = match host {
+            match host {
                 IpNet::V4(_) => V4::from_net(&host).and_then(|host| rib.longest_match(host)).map(|it| it.to_net()),
                 IpNet::V6(_) => V6::from_net(&host).and_then(|host| rib.longest_match(host)).map(|it| it.to_net()),
-            };
-            longest.map(|prefix| of_prefix(&prefix)).unwrap_or_default()
+            }
         }
     };
-    reports(core, views)
+    let Some(prefix) = prefix else { return Vec::new() };
+    let rib = core.speaker.rib_mut();
+    let explained = match prefix {
+        IpNet::V4(_) => V4::from_net(&prefix).map(|prefix| (rib.explain(prefix), rib.explain_exports(prefix))),
+        IpNet::V6(_) => V6::from_net(&prefix).map(|prefix| (rib.explain(prefix), rib.explain_exports(prefix))),
+    };
+    let (views, exports) = explained.unwrap_or_default();
+    let mut reports = reports(core, views);
+    for (report, exports) in reports.iter_mut().zip(exports) {
+        report.exports = Some(name_exports(core, exports));
+    }
+    reports
+}
+
+fn name_exports(core: &Core, exports: ExportsView) -> ExportsReport {
+    let ExportsView { told, withheld } = exports;
+    let mut told: Vec<String> = told.into_iter().map(|peer| core.name(peer)).collect();
+    told.sort_unstable();
+    let mut withheld: Vec<_> = withheld.into_iter().map(|it| (core.name(it.peer), it.why, it.rule)).collect();
+    withheld.sort_unstable();
+    ExportsReport { told, withheld }
 }
 
 fn sender(core: &Core, peer: PeerId) -> Option<String> {

@@ -7,14 +7,16 @@ use std::{
 };
 
 use bgp::{
-    policy::Vrps,
+    policy::{GuardSettings, Vrps},
     rib::{Aggregate, LocalRoute, RibConfig},
     session::PeerKey,
     speaker::PeerConfig,
 };
 use ipnet::IpNet;
+use meshd_core::id::ClusterName;
 
 use super::{bfd, transport::Transport};
+use crate::config::model::bgp::{BmpStation, MrtConfig};
 
 /// The whole speaker. A new version is compared with the old one, and only what differs is touched.
 #[derive(Clone, Debug)]
@@ -37,6 +39,20 @@ pub struct Settings {
     pub originate: Vec<(IpNet, LocalRoute)>,
     /// Prefixes that stand for more specific ones.
     pub aggregates: Vec<(IpNet, Aggregate)>,
+    /// The name of this node, for those who watch.
+    pub name: String,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Advertise addresses of services.
+    pub service_vips: bool,
+    /// Prefixes that are ours and refused from peers.
+    pub reserved: Vec<IpNet>,
+    /// What else is refused.
+    pub guard: GuardSettings,
+    /// Monitoring stations.
+    pub stations: Vec<BmpStation>,
+    /// Files of messages and tables.
+    pub mrt: Option<MrtConfig>,
 }
 
 /// One peer.

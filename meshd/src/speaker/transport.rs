@@ -1,8 +1,10 @@
 //! TCP sockets as a BGP session needs them: bound, signed, and closed to strangers.
 //!
 //! What a session demands of its packets is asked of the kernel before the first of them is sent: keys of TCP-MD5 (RFC
-//! 2385), the hop limit of GTSM (RFC 5082), source address and device. Whatever the kernel refuses ends the attempt:
+//! 2385) or TCP-AO ([`ao`]), the hop limit of GTSM (RFC 5082), source address and device. Whatever the kernel refuses ends the attempt:
 //! a session that was configured with a key never runs without one.
+
+pub mod ao;
 
 use std::{
     ffi::c_int,
@@ -12,6 +14,7 @@ use std::{
     os::fd::{AsRawFd as _, RawFd},
 };
 
+pub use ao::{AoKey, NoTcpAo};
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
@@ -40,6 +43,15 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// How packets are signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// TCP-MD5.
+    Md5(Secret),
+    /// TCP-AO.
+    Ao(AoKey),
+}
+
 /// How far away the peer may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distance {
@@ -54,8 +66,8 @@ pub enum Distance {
 /// What a session demands of its connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transport {
-    /// Key of TCP-MD5.
-    pub md5: Option<Secret>,
+    /// How packets are signed.
+    pub key: Option<Key>,
     /// How far away the peer may be.
     pub distance: Distance,
     /// Own address to use.
@@ -66,7 +78,7 @@ pub struct Transport {
 
 impl Default for Transport {
     fn default() -> Self {
-        Self { md5: None, distance: Distance::Multihop(255), source: None, device: None }
+        Self { key: None, distance: Distance::Multihop(255), source: None, device: None }
     }
 }
 
@@ -98,8 +110,8 @@ fn failed(operation: impl Into<String>) -> impl FnOnce(io::Error) -> TransportEr
 pub fn outgoing(remote: SocketAddr, transport: &Transport) -> Result<Socket, TransportError> {
     let socket = new_socket(remote.ip())?;
     demand(&socket, remote.ip(), transport)?;
-    if let Some(key) = &transport.md5 {
-        set_md5(&socket, IpNet::from(remote.ip()), Some(key))?;
+    if let Some(key) = &transport.key {
+        set_key(&socket, IpNet::from(remote.ip()), None, Some(key))?;
     }
     if let Some(source) = transport.source {
         let local = match (source, remote) {
@@ -153,13 +165,26 @@ pub fn accepted(socket: &Socket, remote: IpAddr, transport: &Transport) -> Resul
     set_distance(socket, remote, transport.distance)
 }
 
-/// Gives a listener the key of a peer, or of all addresses of a prefix, or (`None`) takes it away. From then on the kernel
-/// drops connection attempts from there that are not signed with it.
+/// Gives a socket the key of a peer, or of all addresses of a prefix, in place of the one it had, or (`None`) takes that away.
+/// From then on the kernel drops what comes from there and is not signed with it.
 ///
 /// # Errors
 /// Whatever the kernel refuses.
-pub fn set_key(listener: &Socket, peers: IpNet, key: Option<&Secret>) -> Result<(), TransportError> {
-    set_md5(listener, peers, key)
+pub fn set_key(socket: &Socket, peers: IpNet, old: Option<&Key>, new: Option<&Key>) -> Result<(), TransportError> {
+    match old {
+        // A key of TCP-AO is not written over.
+        Some(Key::Ao(_)) if old == new => return Ok(()),
+        Some(Key::Ao(key)) => ao::delete(socket, peers, key)?,
+        Some(Key::Md5(_)) | None => {}
+    }
+    match new {
+        Some(Key::Md5(secret)) => set_md5(socket, peers, Some(secret)),
+        Some(Key::Ao(key)) => {
+            set_md5(socket, peers, None)?;
+            ao::add(socket, peers, key)
+        }
+        None => set_md5(socket, peers, None),
+    }
 }
 
 fn new_socket(ip: IpAddr) -> Result<Socket, TransportError> {
@@ -280,9 +305,10 @@ mod tests {
         let socket = new_socket("127.0.0.1".parse().expect("an address")).expect("a socket");
         let peers = "192.0.2.1/32".parse().expect("a prefix");
         for octets in [vec![], vec![1; MD5_KEY_MAX + 1]] {
-            let error = set_key(&socket, peers, Some(&Secret::new(octets))).expect_err("refused");
+            let key = Key::Md5(Secret::new(octets));
+            let error = set_key(&socket, peers, None, Some(&key)).expect_err("refused");
             assert!(error.to_string().contains("TCP-MD5"), "{error}");
         }
-        set_key(&socket, peers, None).expect("nothing to take away");
+        set_key(&socket, peers, None, None).expect("nothing to take away");
     }
 }

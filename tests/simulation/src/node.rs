@@ -187,9 +187,11 @@ impl Node {
             }
         }
         let table = TableId(MAIN_TABLE);
+        let metric = Metric(ROUTE_METRIC);
         let options = PlannerOptions {
             table,
-            metric: Metric(ROUTE_METRIC),
+            metric,
+            bgp_metric: metric,
             nexthop_objects: self.index % 5 != 4,
             flush_routes_min: 2,
         };

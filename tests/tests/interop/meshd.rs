@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use tests::routers::Blueprint;
 use tests::routers::Network;
 
 use super::configurations::{Bird, Frr, assert_content, assert_marked, installed, ours, wait_installed};
@@ -61,4 +62,66 @@ fn a_killed_speaker_comes_back_without_a_change_of_routes() {
     assert_eq!(changes, Vec::<&str>::new());
     assert_eq!(installed(&ours, "77").unwrap(), WANTED);
     network.down().unwrap();
+}
+
+const BLACKHOLES: &str = r#"
+cluster: {name: west, id: 1}
+node: {name: ours, addresses: [192.0.2.10], pod_cidrs: [10.0.1.0/24]}
+store: {mode: embedded, listen: "127.0.0.1:2379"}
+bgp:
+  asn: 65010
+  import: {accept: ["0.0.0.0/0 le 32", "::/0 le 128"], blackhole: BLACKHOLE, metric: 90}
+  peers: [{address: 192.0.2.1, remote_as: 65001, families: {ipv4: {}, ipv6: {}}}]
+"#;
+
+const BLACKHOLING_BIRD: &str = "
+router id 192.0.2.1;
+protocol static { ipv4; route 10.1.0.0/24 blackhole; route 10.1.0.7/32 blackhole { bgp_community.add((65535,666)); }; }
+protocol static { ipv6; route fd10:1::7/128 blackhole { bgp_community.add((65535,666)); }; }
+protocol bgp { local 192.0.2.1 as 65001; neighbor 192.0.2.10 as 65010; connect delay time 1; connect retry time 1;
+  ipv4 { import all; export all; }; ipv6 { import all; export all; }; }
+";
+
+/// RFC 7999, where it is switched on; and the metric is the one for BGP.
+#[test]
+fn a_blackhole_community_drops_packets_where_that_is_wanted() {
+    tests::need_root();
+    for wanted in [true, false] {
+        let network = Network::up(&[
+            Blueprint::bird("bird", BLACKHOLING_BIRD).address("192.0.2.1/24").address("fd00::1/64"),
+            Blueprint::meshd("ours", &BLACKHOLES.replace("BLACKHOLE", &wanted.to_string()))
+                .address("192.0.2.10/24")
+                .address("fd00::10/64"),
+        ])
+        .unwrap();
+        let ours = network.router("ours").unwrap();
+        let routes = || -> anyhow::Result<Vec<String>> {
+            let mut routes = Vec::new();
+            for family in ["-4", "-6"] {
+                let output = ours.node().exec(&["ip", family, "-j", "route", "show", "proto", "77"])?;
+                for route in output.json()?.as_array().into_iter().flatten() {
+                    let text = |key: &str| route[key].as_str().unwrap_or("unicast").to_owned();
+                    routes.push(format!("{} {} {}", text("type"), text("dst"), route["metric"]));
+                }
+            }
+            Ok(routes)
+        };
+        let kind = if wanted { "blackhole" } else { "unicast" };
+        let expected =
+            ["unicast 10.1.0.0/24 90".to_owned(), format!("{kind} 10.1.0.7 90"), format!("{kind} fd10:1::7 90")];
+        let has = |wanted: &[String]| {
+            let routes = routes()?;
+            anyhow::ensure!(routes == wanted, "the kernel has {routes:?}");
+            Ok(())
+        };
+        ours.wait("the routes", || has(&expected)).unwrap();
+        // As the kernel tells it, and not as we remember it.
+        ours.kill9().unwrap();
+        ours.start().unwrap();
+        ours.wait_established("192.0.2.1").unwrap();
+        ours.wait("the routes", || has(&expected)).unwrap();
+        network.router("bird").unwrap().run(&["birdc", "disable", "bgp1"]).unwrap();
+        ours.wait("no routes", || has(&[])).unwrap();
+        network.down().unwrap();
+    }
 }

@@ -266,8 +266,8 @@ fn next_hops_are_said_as_configured() {
         (NextHopMode::Own, OWN_V4, OWN_V4),
         (NextHopMode::Unchanged, next_hop(0), next_hop(0)),
     ] {
-        lab.change_settings(1, |settings| settings.next_hop = mode);
-        lab.change_settings(2, |settings| settings.next_hop = mode);
+        lab.change_settings(1, |settings| settings.next_hop.ipv4 = mode);
+        lab.change_settings(2, |settings| settings.next_hop.ipv4 = mode);
         lab.settle();
         assert_eq!(heard_next_hop(&lab.peers[1], PREFIX), Some(external), "{mode:?}");
         assert_eq!(heard_next_hop(&lab.peers[2], PREFIX), Some(internal), "{mode:?}");
@@ -516,4 +516,34 @@ fn own_next_hops_may_change_while_a_session_is_up() {
     lab.rib.set_own_next_hops(PeerId(1), PerFamily::default());
     lab.settle();
     assert_eq!((lab.peers[1].heard.len(), lab.peers[1].losses), (2, 0));
+}
+
+#[test]
+fn each_peer_is_told_a_path_or_has_a_reason() {
+    let mut peers: Vec<Peer> = (0..5).map(|number| Peer::new(number, External)).collect();
+    peers[3].negotiated.families.ipv4.as_mut().expect("a family").add_path_send = true;
+    peers[4].negotiated.families.ipv4 = None;
+    let mut lab = Lab::up(peers);
+    lab.change_settings(2, |settings| settings.export = policy(PREFIX));
+    lab.change_settings(3, |settings| settings.add_path_max.ipv4 = 2);
+    for (number, numbers) in [&[64_600][..], &[64_601, 1], &[64_602, 1, 2]].into_iter().enumerate() {
+        lab.announce(number, v4(PREFIX), &path(numbers));
+    }
+    lab.settle();
+    let (views, exports) = (lab.rib.explain(v4(PREFIX)), lab.rib.explain_exports(v4(PREFIX)));
+    let of = |peer: u16| {
+        let at = views.iter().position(|view| view.peer == PeerId(peer)).expect("a path");
+        let told: Vec<u16> = exports[at].told.iter().map(|peer| peer.0).collect();
+        let why: Vec<_> = exports[at].withheld.iter().map(|it| (it.peer.0, it.why, it.rule.clone())).collect();
+        (told, why)
+    };
+    let (told, why) = of(0);
+    assert_eq!(told, [1, 3]);
+    assert_eq!(why[0], (0, NotAdvertised::SplitHorizon, None));
+    let rule = why[1].2.as_deref().unwrap_or_default();
+    assert!(why[1].0 == 2 && matches!(why[1].1, NotAdvertised::Policy(_)) && rule.starts_with("test/"), "{why:?}");
+    assert_eq!(why[2..], [(4, NotAdvertised::NoSession, None)]);
+    assert_eq!(of(1), (vec![3], Vec::new()));
+    assert_eq!(of(2), (Vec::new(), vec![(3, NotAdvertised::BeyondMaximum, None)]));
+    lab.assert_leaves_nothing();
 }

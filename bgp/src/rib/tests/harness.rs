@@ -103,7 +103,7 @@ impl Peer {
         for family in [&mut families.ipv4, &mut families.ipv6] {
             family.as_mut().expect("a family").add_path_send = true;
         }
-        self.settings.add_path_max = max;
+        self.settings.add_path_max = PerFamily { ipv4: max, ipv6: max };
         self
     }
 

@@ -271,7 +271,7 @@ impl<P: Kind> History<P> {
 fn check_heard<P: Kind>(model: &Model<P>, peers: &[Peer], peer: &Peer) {
     let several = peer.negotiated.families.get(P::FAMILY).is_some_and(|family| family.add_path_send);
     for number in 0..PREFIXES {
-        let mut wanted: Vec<_> = match (several, peer.settings.add_path_max) {
+        let mut wanted: Vec<_> = match (several, *peer.settings.add_path_max.get(P::FAMILY)) {
             (false, _) => model.best(peers, P::numbered(number)).into_iter().collect(),
             (true, 0) => model.candidates(peers, P::numbered(number)),
             (true, max) => model.ranked(peers, P::numbered(number)).into_iter().take(usize::from(max)).collect(),

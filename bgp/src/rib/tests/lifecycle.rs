@@ -219,7 +219,7 @@ fn flood(lab: &mut Lab, from: u8, count: u8) -> Result<bool, AnnounceError> {
 #[test]
 fn a_peer_may_send_so_many_prefixes_and_no_more() {
     let family = Family::Ipv4Unicast;
-    let limits = Limits { received_max: Some(10), accepted_max: None, warning_percent: 80 };
+    let limits = Limits { received_max: Some(10), warning_percent: 80, ..Limits::default() };
     let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External)]);
     lab.change_settings(0, |settings| settings.limits = PerFamily { ipv4: limits, ipv6: limits });
     (0..2).for_each(|number| lab.session_up(number));
@@ -240,7 +240,7 @@ fn a_peer_may_send_so_many_prefixes_and_no_more() {
 
 #[test]
 fn with_add_path_a_limit_counts_paths() {
-    let limits = Limits { received_max: Some(3), accepted_max: None, warning_percent: 0 };
+    let limits = Limits { received_max: Some(3), ..Limits::default() };
     let mut lab = Lab::new(vec![Peer::new(0, External)]);
     lab.change_settings(0, |settings| settings.limits.ipv4 = limits);
     lab.session_up(0);
@@ -255,8 +255,21 @@ fn with_add_path_a_limit_counts_paths() {
 }
 
 #[test]
+fn a_limit_that_only_warns_takes_all() {
+    let limits = Limits { received_max: Some(10), warning_percent: 80, warns_only: true, ..Limits::default() };
+    let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External)]);
+    lab.change_settings(0, |settings| settings.limits.ipv4 = limits);
+    (0..2).for_each(|number| lab.session_up(number));
+    assert_eq!(flood(&mut lab, 0, 7), Ok(false));
+    assert_eq!(flood(&mut lab, 7, 100), Ok(true), "said once");
+    assert_eq!(flood(&mut lab, 107, 100), Ok(false));
+    assert_eq!(counts(&lab, 0).received, 207);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
 fn a_limit_may_count_what_is_accepted() {
-    let limits = Limits { received_max: None, accepted_max: Some(2), warning_percent: 0 };
+    let limits = Limits { accepted_max: Some(2), ..Limits::default() };
     let mut lab = Lab::new(vec![Peer::new(0, External)]);
     lab.change_settings(0, |settings| settings.limits.ipv4 = limits);
     lab.session_up(0);

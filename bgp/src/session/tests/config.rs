@@ -22,7 +22,7 @@ fn each_field_ends_the_session_or_does_not() {
         (None, |it| it.delay_open = Some(it.connect_retry)),
         (None, |it| it.passive = true),
         (None, |it| it.damping.enabled = false),
-        (None, |it| it.prefix_limit_restart = Some(it.connect_retry)),
+        (None, |it| it.prefix_limit_restart.ipv4 = Some(it.connect_retry)),
         (Some("extended messages"), |it| it.extended_message = false),
         (Some("route refresh"), |it| it.route_refresh = false),
         (Some("enhanced route refresh"), |it| it.enhanced_refresh = false),

@@ -102,6 +102,7 @@ fn word(action: &Action) -> String {
             format!("send {} {what}", place(*slot))
         }
         Action::Close(slot) => format!("close {}", place(*slot)),
+        Action::WatchPath(slot) => format!("watch {}", place(*slot)),
         Action::Up(slot, _) => format!("UP {}", place(*slot)),
         Action::Down(Down { retain, .. }) => match retain {
             Retain::Drop => "DOWN drop".to_owned(),

@@ -139,6 +139,7 @@ impl World {
                         self.travel(id, 1 - node, Arrival::Closed(id, 1 - node));
                     }
                 }
+                Action::WatchPath(_) => {}
                 Action::Up(slot, _) => {
                     let id = self.connection_at(node, slot).expect("the place has a connection");
                     assert_eq!(self.up[node].replace(id), None, "established twice");

@@ -42,6 +42,7 @@ impl Watched {
                     self.open[slot.index()] = false;
                 }
                 Action::Send(slot, _) => assert!(self.open[slot.index()], "{slot:?} is not open: {actions:?}"),
+                Action::WatchPath(slot) => assert!(self.open[slot.index()], "{slot:?} is not open: {actions:?}"),
                 Action::Up(slot, _) => {
                     assert!(self.open[slot.index()]);
                     assert_eq!(self.up.replace(*slot), None, "twice established: {actions:?}");
@@ -129,7 +130,8 @@ fn configuration() -> impl Strategy<Value = SessionConfig> {
             config.delay_open = delay.then_some(seconds(3));
             config.graceful_restart = config.graceful_restart.filter(|_| restart);
             config.damping.enabled = damped;
-            config.prefix_limit_restart = comes_back.then_some(seconds(30));
+            let wait = comes_back.then_some(seconds(30));
+            config.prefix_limit_restart = PerFamily { ipv4: wait, ipv6: wait };
             if let Some(ipv4) = &mut config.families.ipv4 {
                 ipv4.stale_time_s = long_lived.then_some(1_000);
             }

@@ -240,10 +240,37 @@ fn too_many_prefixes_keep_a_session_down_as_configured() {
     assert_eq!((session.state(), session.next_deadline()), (State::Idle, None), "until somebody starts it");
     assert_eq!(words(&give(&mut session, at(9_000), Event::Start)), "connect 1");
 
-    let mut session = after(SessionConfig { prefix_limit_restart: Some(seconds(300)), ..config() }, established());
+    let wait = crate::PerFamily { ipv4: Some(seconds(20)), ipv6: Some(seconds(300)) };
+    let mut session = after(SessionConfig { prefix_limit_restart: wait, ..config() }, established());
     give(&mut session, at(1_001), limit);
     assert_eq!(session.next_deadline(), Some(at(1_301)));
     assert_eq!(words(&give(&mut session, at(1_301), Event::Timers)), "connect 1");
+}
+
+#[test]
+fn a_strict_session_waits_for_bfd() {
+    let strict = || SessionConfig { bfd_strict: true, ..config() };
+    let mut session = after(strict(), [Event::Start, Event::Connected(SLOT)]);
+    let open = Event::Open(SLOT, their_open());
+    assert_eq!(words(&give(&mut session, at(1_001), open.clone())), "watch 1");
+    assert_eq!(words(&give(&mut session, at(1_002), Event::Keepalive(SLOT))), "-");
+    assert_eq!(session.state(), State::OpenConfirm);
+    let actions = words(&give(&mut session, at(1_003), Event::Bfd(BfdChange::Up)));
+    assert!(actions.starts_with("send 1 KEEPALIVE") && actions.contains("UP 1"), "{actions}");
+    assert_eq!(session.state(), State::Established);
+
+    // BFD first, then the peer's KEEPALIVE; a peer that switched BFD off is as good.
+    let mut session = after(strict(), [Event::Start, Event::Connected(SLOT), open.clone()]);
+    assert_eq!(words(&give(&mut session, at(1_002), Event::Bfd(BfdChange::AdminDown))), "send 1 KEEPALIVE");
+    give(&mut session, at(1_003), Event::Keepalive(SLOT));
+    assert_eq!(session.state(), State::Established);
+
+    // Never: Cease with "BFD Down" when the wait is over, and not a second later.
+    let mut session = after(strict(), [Event::Start, Event::Connected(SLOT)]);
+    give(&mut session, at(1_001), open);
+    assert_eq!(session.next_deadline(), Some(at(1_031)));
+    let actions = words(&give(&mut session, at(1_031), Event::Timers));
+    assert!(actions.starts_with("send 1 NOTIFICATION 6/10"), "{actions}");
 }
 
 #[test]

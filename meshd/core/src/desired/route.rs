@@ -115,8 +115,10 @@ pub enum RouteProblem {
 /// Where routes to one node lead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Target {
-    /// Next hops, sorted; empty exactly when `problem` is set.
+    /// Next hops, sorted; empty exactly when `problem` or `drops` is set.
     pub hops: Box<[Hop]>,
+    /// Packets are dropped (RFC 7999).
+    pub drops: bool,
     /// The share of each of `hops` in the traffic, as many as there are hops; empty means equal shares.
     pub weights: Box<[u8]>,
     /// Routes lead to a group even when one next hop is left of it: those that come and go then cost one message each,
@@ -134,13 +136,28 @@ impl Target {
     /// A target reached through these next hops of a node in equal shares.
     #[must_use]
     pub fn native(hops: Box<[Hop]>, mtu: u32) -> Self {
-        Self { hops, weights: Box::default(), grouped: false, problem: None, mode: RouteMode::Native, mtu }
+        Self {
+            hops,
+            drops: false,
+            weights: Box::default(),
+            grouped: false,
+            problem: None,
+            mode: RouteMode::Native,
+            mtu,
+        }
     }
 
     /// A target without a next hop.
     #[must_use]
     pub fn unreachable(problem: RouteProblem, mode: RouteMode) -> Self {
-        Self { hops: Box::default(), weights: Box::default(), grouped: false, problem: Some(problem), mode, mtu: 0 }
+        Self { problem: Some(problem), drops: false, ..Self::blackhole(mode) }
+    }
+
+    /// A target that drops packets.
+    #[must_use]
+    pub fn blackhole(mode: RouteMode) -> Self {
+        let (hops, weights) = (Box::default(), Box::default());
+        Self { hops, drops: true, weights, grouped: false, problem: None, mode, mtu: 0 }
     }
 
     /// True when routes lead to a group of next hops.

@@ -45,7 +45,7 @@ impl fmt::Display for BgpTargetId {
     }
 }
 
-/// The next hops of the best paths to a prefix, sorted, each once, at least one. Shared by all prefixes that have the same.
+/// The next hops of the best paths to a prefix, sorted, each once; none at all when packets are to be dropped (RFC 7999). Shared by all prefixes that have the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct BgpHops {
     /// The next hops.
@@ -56,6 +56,9 @@ pub struct BgpHops {
 
 impl fmt::Display for BgpHops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hops.is_empty() {
+            return f.write_str("blackhole");
+        }
         for (i, hop) in self.hops.iter().enumerate() {
             let space = if i == 0 { "" } else { " " };
             write!(f, "{space}{}", hop.next_hop)?;

@@ -15,6 +15,8 @@ pub enum RouteVia {
     Object(NexthopId),
     /// One or more gateways inside the route itself.
     Hops(Box<[Hop]>),
+    /// Nowhere: packets are dropped (`blackhole`).
+    Blackhole,
 }
 
 /// One change at the kernel. Every object carries protocol 77.
@@ -97,6 +99,7 @@ impl fmt::Display for RouteVia {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Object(id) => write!(f, "nhid {id}"),
+            Self::Blackhole => f.write_str("blackhole"),
             Self::Hops(hops) => {
                 for (i, hop) in hops.iter().enumerate() {
                     let space = if i == 0 { "" } else { " " };

@@ -44,8 +44,10 @@ pub const RETRY_MAX: SignedDuration = SignedDuration::from_secs(30);
 pub struct PlannerOptions {
     /// Route table.
     pub table: TableId,
-    /// Metric.
+    /// Metric of routes of the mesh.
     pub metric: Metric,
+    /// Metric of routes learned by BGP.
+    pub bgp_metric: Metric,
     /// Routes refer to nexthop objects (`routing.nexthop_objects`).
     pub nexthop_objects: bool,
     /// Fewest routes that are deleted by deleting their nexthop object, usually [`FLUSH_ROUTES_MIN`].
@@ -408,7 +410,23 @@ impl RoutePlanner {
     }
 
     fn key(&self, prefix: IpNet) -> ActualKey {
-        ActualKey { prefix, table: self.options.table, metric: self.options.metric }
+        let PlannerOptions { table, metric, bgp_metric, .. } = self.options;
+        let is_learned = || !self.desired.routes.contains(&prefix) && self.desired.bgp.contains(&prefix);
+        let metric = if bgp_metric != metric && is_learned() { bgp_metric } else { metric };
+        ActualKey { prefix, table, metric }
+    }
+
+    /// What the kernel holds of ours for a prefix under a key that is not the one it is to have now: the prefix is not
+    /// wanted any more, or was learned in another way before.
+    fn outdated(&self, prefix: IpNet) -> Option<(ActualKey, ActualRoute)> {
+        let PlannerOptions { table, metric, bgp_metric, .. } = self.options;
+        let wanted = self.desired.wants(&prefix).then(|| self.key(prefix));
+        if wanted.is_some() && metric == bgp_metric {
+            return None;
+        }
+        let keys = [metric, bgp_metric].map(|metric| ActualKey { prefix, table, metric });
+        let held = |key: &ActualKey| Some((*key, self.routes.get(key)?.clone()));
+        keys.iter().filter(|key| Some(**key) != wanted).find_map(held)
     }
 
     fn end_dump(&mut self) {
@@ -432,10 +450,10 @@ impl RoutePlanner {
     }
 
     fn find_surplus(&mut self) {
-        let metric = self.options.metric;
-        let table = self.options.table;
-        let wanted = |key: &ActualKey| key.metric == metric && key.table == table && self.desired.wants(&key.prefix);
-        self.leaving.reset(self.routes.iter().filter(|(key, _)| !wanted(key)));
+        let wanted = |key: &ActualKey| self.desired.wants(&key.prefix) && *key == self.key(key.prefix);
+        let mut leaving = Leaving::default();
+        leaving.reset(self.routes.iter().filter(|(key, _)| !wanted(key)));
+        self.leaving = leaving;
         let unwanted = |id: &NexthopId| self.holds_nexthop(*id) && self.ids.target(*id).is_none();
         self.surplus_nexthops = self.nexthops.keys().copied().filter(unwanted).collect();
     }
@@ -557,6 +575,9 @@ impl RoutePlanner {
 
     /// What routes to the target must refer to; `None` while its nexthop has no id yet or it has no next hop.
     fn wanted_via(&self, key: &TargetKey, target: &Target) -> Option<RouteVia> {
+        if target.drops {
+            return Some(RouteVia::Blackhole);
+        }
         if target.hops.is_empty() {
             return None;
         }
@@ -605,14 +626,13 @@ impl RoutePlanner {
     fn wake_failures(&mut self, now: Timestamp) {
         let due: Vec<IpNet> = self.route_failures.iter().filter(|(_, f)| f.retry_at <= now).map(|(p, _)| *p).collect();
         for prefix in due {
-            let key = self.key(prefix);
             // The answer of the kernel, or the next dump, ends the failure; until then it is not due again.
             if let Some(failure) = self.route_failures.get_mut(&prefix) {
                 failure.retry_at = now + RETRY_MAX;
             }
             if self.desired.wants(&prefix) {
                 self.dirty_routes.insert(prefix);
-            } else if let Some(route) = self.routes.get(&key) {
+            } else if let Some((key, route)) = self.outdated(prefix) {
                 self.leaving.add(key, &route.via);
             } else {
                 self.route_failures.remove(&prefix);
@@ -747,13 +767,11 @@ impl RoutePlanner {
         while actions.len() < PLAN_ACTIONS_MAX {
             let Some(prefix) = self.dirty_routes.pop_first() else { break };
             let key = self.key(prefix);
-            match self.desired.target_of(&prefix) {
-                Some(target) => actions.extend(self.plan_route(key, &target, now)),
-                None => {
-                    if let Some(route) = self.routes.get(&key) {
-                        self.leaving.add(key, &route.via);
-                    }
-                }
+            if let Some(target) = self.desired.target_of(&prefix) {
+                actions.extend(self.plan_route(key, &target, now));
+            }
+            if let Some((key, route)) = self.outdated(prefix) {
+                self.leaving.add(key, &route.via);
             }
         }
     }

@@ -163,7 +163,7 @@ impl Kernel {
                 Some(ActualNexthop::Group(members)) => members.iter().filter_map(|member| one(&member.id)).collect(),
                 _ => one(id).into_iter().collect(),
             },
-            None => Vec::new(),
+            Some(RouteVia::Blackhole) | None => Vec::new(),
         };
         hops.sort_unstable();
         hops
@@ -202,7 +202,8 @@ proptest! {
         mut kernel in kernel(),
         nexthop_objects in any::<bool>(),
     ) {
-        let options = PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects, flush_routes_min: 2 };
+        let (table, metric) = (TableId(MAIN_TABLE), Metric(ROUTE_METRIC));
+        let options = PlannerOptions { table, metric, bgp_metric: metric, nexthop_objects, flush_routes_min: 2 };
         let mut planner = RoutePlanner::new(options);
         kernel.dump().into_iter().for_each(|change| planner.observe(change));
         for desired in [&first, &second] {

@@ -336,7 +336,7 @@ pub enum PeerNextHop {
 }
 
 /// A monitoring station.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BmpStation {
     /// Where it is.
     pub address: SocketAddr,

@@ -136,7 +136,7 @@ section! {
     RawBgpAdvertise {
         /// The prefixes of the workloads on this node.
         pod_cidrs: Option<bool> = "false",
-        /// Addresses of services.
+        /// Addresses of services that this cluster shares with the mesh, while they have a backend or use those of other clusters.
         service_vips: Option<bool> = "false",
         /// Addresses of this node.
         node_addresses: Option<bool> = "false",
@@ -201,7 +201,7 @@ section! {
         blackhole: Option<bool> = "false",
         /// Install accepted paths as routes of this node.
         install: Option<bool> = "true",
-        /// Metric of these routes.
+        /// Metric of these routes; that of routes of the mesh is `routing.metric`. A change takes effect at the next start.
         metric: Option<u32> = "77",
         /// Routes to install at most.
         max_routes: Option<u32> = "1000000",
@@ -209,7 +209,7 @@ section! {
 }
 
 section! {
-    /// Who may originate what (RFC 6811).
+    /// Who may originate what (RFC 6811). It comes from a file; RTR (RFC 8210) is not spoken.
     RawBgpRpki {
         /// A file as RPKI validators export it in JSON. It is read again when it changes; one that is wrong changes nothing.
         vrps: Option<FilePath> = "none: no path is valid or invalid",
@@ -258,7 +258,7 @@ section! {
     RawBgpMrt {
         /// The folder.
         folder: Option<FilePath> = "none: nothing is written",
-        /// Write the whole table every so many seconds; 0 for never.
+        /// Write the whole table every so many seconds; 0 for never. `meshd bgp dump` writes it at once.
         table_interval_s: Option<u32> = "7200",
         /// Write every message.
         updates: Option<bool> = "false",

@@ -124,7 +124,8 @@ peers_and_groups! {
     /// A file with the TCP-MD5 password in its first line; must not be readable by everybody. The password itself never
     /// stands in the configuration.
     password_file: Option<FilePath> = "none",
-    /// TCP-AO (RFC 5925) in place of TCP-MD5, where the kernel has it.
+    /// TCP-AO (RFC 5925) in place of TCP-MD5. The kernel must have it (Linux 6.7 with CONFIG_TCP_AO); where not, the session stays
+    /// down.
     tcp_ao: Option<RawTcpAo> = "none",
     /// The peer is at most so many hops away and proves it by its hop limit (RFC 5082): 1 for a direct neighbor.
     ttl_security: Option<u16> = "off",
@@ -199,11 +200,13 @@ section! {
         receive_ms: Option<u32> = "300",
         /// After how many intervals without a packet the way is dead.
         multiplier: Option<u16> = "3",
-        /// Send echo packets so often, in milliseconds; 0 for none. Not over several hops.
+        /// Let the peer send echo packets so often, in milliseconds, which the kernel of this node sends back if it forwards; 0 for
+        /// none. Not over several hops. This node sends none itself.
         echo_ms: Option<u32> = "0",
         /// Wait for the other side to begin.
         passive: Option<bool> = "false",
-        /// Bring the BGP session up only when BFD is up.
+        /// Bring the BGP session up only when BFD is up (draft-ietf-idr-bgp-bfd-strict-mode), also where the
+        /// peer does not know that mode.
         strict: Option<bool> = "false",
     }
 }

@@ -56,7 +56,9 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
     let mut destination = if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let (mut table, mut metric) = (TableId(table.into()), Metric(0));
     let (mut object, mut gateway, mut link, mut hops) = (None, None, None, None);
-    let mut regular = kind == RTN_UNICAST && scope == RT_SCOPE_UNIVERSE && flags & u32::from(RTNH_F_ONLINK) == 0;
+    let drops = kind == RTN_BLACKHOLE;
+    let mut regular =
+        (drops || kind == RTN_UNICAST) && scope == RT_SCOPE_UNIVERSE && flags & u32::from(RTNH_F_ONLINK) == 0;
     for (kind, value) in attributes(&payload[12..]) {
         match kind {
             RTA_DST => destination = address(v4, value)?,
@@ -74,6 +76,8 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
     // With a nexthop object the kernel also writes out its hops (`net.ipv4.nexthop_compat_mode`).
     let via = match (object, hops, gateway, link) {
         (Some(id), ..) => RouteVia::Object(id),
+        // The kernel says that an IPv6 route that drops is over the loopback link.
+        (None, None, None, _) if drops => RouteVia::Blackhole,
         (None, Some(mut hops), ..) => {
             hops.sort_unstable();
             RouteVia::Hops(hops.into())

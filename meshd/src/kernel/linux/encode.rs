@@ -98,11 +98,13 @@ impl Batch {
     fn put_route(&mut self, seq: u32, key: &ActualKey, via: &RouteVia, replace: bool) -> Result<(), Refusal> {
         let flags = NLM_F_CREATE | if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
         self.header(RTM_NEWROUTE, flags, seq);
-        self.route_header(key, RT_SCOPE_UNIVERSE, RTN_UNICAST);
+        let kind = if *via == RouteVia::Blackhole { RTN_BLACKHOLE } else { RTN_UNICAST };
+        self.route_header(key, RT_SCOPE_UNIVERSE, kind);
         self.route_key(key);
         let v4 = matches!(key.prefix, IpNet::V4(_));
         match via {
             RouteVia::Object(id) => self.attribute(RTA_NH_ID, &id.0.to_ne_bytes()),
+            RouteVia::Blackhole => {}
             RouteVia::Hops(hops) => match &**hops {
                 [hop] => {
                     self.gateway(v4, hop)?;

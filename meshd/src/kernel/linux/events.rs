@@ -100,12 +100,12 @@ pub(super) struct Events {
 impl Events {
     /// Opens and subscribes in the calling thread's namespace.
     pub(super) fn open(
-        metric: Metric,
+        metrics: [Metric; 2],
         writer_port: u32,
         receive_buffer: usize,
         out: mpsc::Sender<Vec<ActualChange>>,
     ) -> Result<Self, KernelError> {
-        let socket = RouteSocket::open_for_events(&GROUPS, &Filter::own(metric), receive_buffer)?;
+        let socket = RouteSocket::open_for_events(&GROUPS, &Filter::own(metrics[0], metrics[1]), receive_buffer)?;
         let now = Instant::now();
         Ok(Self {
             socket,

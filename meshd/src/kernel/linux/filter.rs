@@ -63,11 +63,11 @@ impl Filter {
     /// What the stream about our own objects needs:
     ///
     /// - routes and nexthop objects with our protocol;
-    /// - a route that *replaced* one with our metric: when somebody else takes over our route, the only message about it
+    /// - a route that *replaced* one with a metric of ours: when somebody else takes over our route, the only message about it
     ///   carries their protocol;
     /// - nexthop objects in our id range, for the same reason;
     /// - links, and addresses that vanish: the kernel removes routes over them without telling.
-    pub(crate) fn own(metric: Metric) -> Self {
+    pub(crate) fn own(metric: Metric, bgp_metric: Metric) -> Self {
         let mut asm = Assembler::default();
         asm.step(LD_H_ABS, NLMSG_TYPE);
         asm.jump(JEQ, half(RTM_NEWROUTE), "route", "");
@@ -87,7 +87,8 @@ impl Filter {
         asm.jump(JEQ, 0, "drop", "");
         asm.step(TAX, 0);
         asm.step(LD_W_IND, 4);
-        asm.jump(JEQ, word(metric.0), "pass", "drop");
+        asm.jump(JEQ, word(metric.0), "pass", "");
+        asm.jump(JEQ, word(bgp_metric.0), "pass", "drop");
 
         asm.label("nexthop");
         asm.step(LD_B_ABS, NH_PROTOCOL);
@@ -236,7 +237,7 @@ mod tests {
     #[test]
     fn the_kernel_accepts_the_programs() {
         let socket = crate::kernel::linux::socket::RouteSocket::open().unwrap();
-        for filter in [Filter::own(Metric(77)), Filter::foreign()] {
+        for filter in [Filter::own(Metric(77), Metric(78)), Filter::foreign()] {
             filter.attach(std::os::fd::AsFd::as_fd(&socket)).unwrap();
         }
     }

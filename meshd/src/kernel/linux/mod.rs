@@ -48,13 +48,16 @@ pub struct LinuxOptions {
     pub netns: Netns,
     /// Metric of our routes: a foreign route that replaces one with it is noticed at once.
     pub metric: Metric,
+    /// Metric of those learned by BGP.
+    pub bgp_metric: Metric,
     /// Receive buffer of the event socket in bytes.
     pub event_buffer: usize,
 }
 
 impl Default for LinuxOptions {
     fn default() -> Self {
-        Self { netns: Netns::current(), metric: Metric(ROUTE_METRIC), event_buffer: EVENT_BUFFER }
+        let metric = Metric(ROUTE_METRIC);
+        Self { netns: Netns::current(), metric, bgp_metric: metric, event_buffer: EVENT_BUFFER }
     }
 }
 
@@ -82,7 +85,7 @@ impl LinuxRoutes {
         })?;
         start("routes-listen", shared.clone(), move || {
             options.netns.enter()?;
-            let events = Events::open(options.metric, port, options.event_buffer, out)?;
+            let events = Events::open([options.metric, options.bgp_metric], port, options.event_buffer, out)?;
             Ok(((), move |shared: &Shared| events.run(shared)))
         })?;
         Ok((Self { jobs, shared }, events))

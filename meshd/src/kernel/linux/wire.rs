@@ -66,6 +66,7 @@ pub(crate) const NHA_FDB: u16 = 11;
 
 pub(crate) const RTN_UNSPEC: u8 = 0;
 pub(crate) const RTN_UNICAST: u8 = 1;
+pub(crate) const RTN_BLACKHOLE: u8 = 6;
 pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
 /// In a deletion: any scope.
 pub(crate) const RT_SCOPE_NOWHERE: u8 = 255;

@@ -319,7 +319,13 @@ impl World {
                 }
             }
             Command::Up(..) => self.established += 1,
-            Command::Down(..) | Command::Fact(..) | Command::NearLimit(..) => {}
+            Command::Down(..)
+            | Command::Fact(..)
+            | Command::NearLimit(..)
+            | Command::WatchPath(..)
+            | Command::Message(_)
+            | Command::Watched(_)
+            | Command::WatcherLost(_) => {}
         }
     }
 

@@ -47,6 +47,7 @@ fn many_routes_go_with_their_object_and_come_back() {
         let options = PlannerOptions {
             table: TableId(MAIN_TABLE),
             metric: Metric(ROUTE_METRIC),
+            bgp_metric: Metric(ROUTE_METRIC),
             nexthop_objects: true,
             flush_routes_min: FLUSH_ROUTES_MIN,
         };

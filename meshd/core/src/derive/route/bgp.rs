@@ -121,6 +121,9 @@ fn resolve(next_hop: BgpNextHop, dead: bool, on_link: &OnLink, kernel_known: boo
 
 /// Where routes over these next hops lead now: to those that can be reached.
 fn target(hops: &BgpHops, desired: &Desired) -> Target {
+    if hops.hops.is_empty() {
+        return Target::blackhole(RouteMode::Bgp);
+    }
     let mut usable: BTreeMap<Hop, (u8, u32)> = BTreeMap::new();
     let mut problem = None;
     for hop in &*hops.hops {
@@ -150,6 +153,7 @@ fn target(hops: &BgpHops, desired: &Desired) -> Target {
     let equal = weights.iter().all(|weight| *weight == weights[0]);
     Target {
         hops: usable.keys().copied().collect(),
+        drops: false,
         weights: if equal { Box::default() } else { weights },
         grouped: hops.hops.len() > 1,
         problem: None,

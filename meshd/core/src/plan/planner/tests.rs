@@ -74,7 +74,9 @@ impl Kernel {
 }
 
 fn options(nexthop_objects: bool) -> PlannerOptions {
-    PlannerOptions { table: TableId(MAIN_TABLE), metric: Metric(ROUTE_METRIC), nexthop_objects, flush_routes_min: 3 }
+    let metric = Metric(ROUTE_METRIC);
+    let table = TableId(MAIN_TABLE);
+    PlannerOptions { table, metric, bgp_metric: metric, nexthop_objects, flush_routes_min: 3 }
 }
 
 fn target(node: &str) -> TargetKey {
@@ -406,7 +408,7 @@ fn a_route_without_a_next_hop_is_deleted_once_and_a_refusal_is_retried_with_grow
 #[test]
 fn routes_of_ours_with_another_metric_are_surplus() {
     let (mut kernel, _planner, desired) = installed();
-    let mut moved = RoutePlanner::new(PlannerOptions { metric: Metric(50), ..options(true) });
+    let mut moved = RoutePlanner::new(PlannerOptions { metric: Metric(50), bgp_metric: Metric(50), ..options(true) });
     kernel.dump().into_iter().for_each(|change| moved.observe(change));
     moved.set_desired(&desired, true);
     assert_eq!(
@@ -591,4 +593,54 @@ fn routes_learned_by_bgp_follow_their_target() {
     let done = settle(&mut planner, &mut kernel, at(7_000));
     assert_eq!(done[0], "replace route 192.0.1.0/24 nhid 77000001 metric 77");
     assert_eq!(done[1], "delete route 192.0.2.0/24 metric 77");
+}
+
+/// They have a metric of their own, and a prefix that is learned in another way now changes it without being gone in between.
+#[test]
+fn routes_learned_by_bgp_have_their_own_metric() {
+    use crate::observed::BgpTargetId;
+    let mut kernel = Kernel::default();
+    let mut planner = RoutePlanner::new(PlannerOptions { bgp_metric: Metric(90), ..options(true) });
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    let mut desired = Desired::default();
+    let prefix = |number: u32| -> IpNet { format!("192.0.{number}.0/24").parse().unwrap() };
+    for number in 0..2 {
+        desired.bgp.put(prefix(number), BgpTargetId(0));
+    }
+    desired.bgp.put(prefix(2), BgpTargetId(1));
+    want(&mut desired, "192.0.1.0/24", "a");
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    desired.targets.upsert(TargetKey::Bgp(BgpTargetId(0)), hops(&["172.18.0.9"]));
+    desired.targets.upsert(TargetKey::Bgp(BgpTargetId(1)), Arc::new(Target::blackhole(RouteMode::Bgp)));
+    planner.set_desired(&desired, true);
+    let mut done = settle(&mut planner, &mut kernel, at(0));
+    done.retain(|action| action.contains("route"));
+    done.sort();
+    assert_eq!(
+        done,
+        [
+            "add route 192.0.0.0/24 nhid 77000001 metric 90",
+            "add route 192.0.1.0/24 nhid 77000000 metric 77",
+            "add route 192.0.2.0/24 blackhole metric 90",
+        ]
+    );
+    assert_eq!(planner.counts(), (3, 0));
+
+    want(&mut desired, "192.0.0.0/24", "a");
+    desired.routes.remove(&prefix(1));
+    desired.bgp.remove(&prefix(2));
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(1));
+    let adds = done.iter().take_while(|action| action.starts_with("add")).count();
+    assert_eq!((adds, done.len()), (2, 5), "{done:?}");
+    assert_eq!(done[2..].iter().filter(|action| action.contains("192.0.0.0/24 metric 90")).count(), 1, "{done:?}");
+    assert_eq!(done[2..].iter().filter(|action| action.contains("192.0.1.0/24 metric 77")).count(), 1, "{done:?}");
+    assert_eq!(planner.counts(), (2, 0));
+
+    // What a predecessor left under the other metric is found and goes.
+    let mut next = RoutePlanner::new(options(true));
+    kernel.dump().into_iter().for_each(|change| next.observe(change));
+    next.set_desired(&desired, true);
+    let done = settle(&mut next, &mut kernel, at(2));
+    assert_eq!(done, ["add route 192.0.1.0/24 nhid 77000001 metric 77", "delete route 192.0.1.0/24 metric 90"]);
 }

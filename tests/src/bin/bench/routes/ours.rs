@@ -50,9 +50,11 @@ pub(super) fn desired(family: Family, prefixes: &[IpNet]) -> Desired {
 pub(super) fn install(desired: &Desired) -> anyhow::Result<(Duration, Duration)> {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
     let (kernel, mut events) = LinuxRoutes::start(LinuxOptions::default())?;
+    let metric = Metric(ROUTE_METRIC);
     let options = PlannerOptions {
         table: TableId(MAIN_TABLE),
-        metric: Metric(ROUTE_METRIC),
+        metric,
+        bgp_metric: metric,
         nexthop_objects: true,
         flush_routes_min: FLUSH_ROUTES_MIN,
     };
