@@ -50,7 +50,9 @@ impl Core {
                 None => {
                     let shutdown = settings.shutdown.clone();
                     Self::add(core, key.clone(), settings, None);
-                    if let (Some(words), Some(id)) = (shutdown, core.borrow().ids.get(&key).copied()) {
+                    // Not in the condition below, which would hold on to the borrow.
+                    let id = core.borrow().ids.get(&key).copied();
+                    if let (Some(words), Some(id)) = (shutdown, id) {
                         Self::shut_down(core, id, words);
                     }
                 }

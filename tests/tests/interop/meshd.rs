@@ -120,6 +120,13 @@ fn a_blackhole_community_drops_packets_where_that_is_wanted() {
         ours.start().unwrap();
         ours.wait_established("192.0.2.1").unwrap();
         ours.wait("the routes", || has(&expected)).unwrap();
+        // Before everybody has told everything again, what is there stays whatever happens.
+        let is_wanted_again = || {
+            let routes = ours.run(&["meshd", "get", "routes", "-o", "json"])?;
+            anyhow::ensure!(routes.matches("\"done\"").count() == 3, "{routes}");
+            Ok(())
+        };
+        ours.wait("the routes are wanted again", is_wanted_again).unwrap();
         network.router("bird").unwrap().run(&["birdc", "disable", "bgp1"]).unwrap();
         ours.wait("no routes", || has(&[])).unwrap();
         network.down().unwrap();

@@ -56,7 +56,8 @@ pub struct AoKey {
 #[error("this kernel has no TCP-AO: it needs Linux 6.7 or newer with CONFIG_TCP_AO=y")]
 pub struct NoTcpAo;
 
-/// Does this kernel have TCP-AO? Asked once; an empty key is refused in another way where it has.
+/// Does this kernel have TCP-AO? Asked once; a value that is no key is refused in another way where it has. It has four octets,
+/// because less is refused before the option is looked at.
 ///
 /// # Errors
 /// [`NoTcpAo`] when the option is unknown; whatever else the system says is taken for a yes, because the real key will be
@@ -65,7 +66,7 @@ pub fn probe() -> Result<(), NoTcpAo> {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     let has_it = KNOWN.get_or_init(|| {
         let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)) else { return true };
-        let answer = set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_AO_ADD_KEY, &0_u8);
+        let answer = set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_AO_ADD_KEY, &0_u32);
         !answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENOPROTOOPT))
     });
     if *has_it { Ok(()) } else { Err(NoTcpAo) }
