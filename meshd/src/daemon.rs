@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use bgp::{PerFamily, policy::Vrps, session::LocalRestart};
+use bgp::policy::Vrps;
 use jiff::Timestamp;
 use meshd_core::{
     clustermesh::export::{OwnState, Workload},
@@ -53,7 +53,7 @@ use crate::{
         etcd::{self, EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
-    speaker::{self, SpeakerHandle, Surroundings, boot, settings::Settings},
+    speaker::{self, SpeakerHandle, Surroundings, boot::Mark, settings::Settings},
     state::{State, StateError},
     store::own::OwnStore,
 };
@@ -391,16 +391,10 @@ fn start_speaker(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<RunningSpeaker>> {
     let Some(bgp) = &config.bgp else { return Ok(None) };
-    let restarted = boot::has_run(&config.state_dir).context("failed to remember that BGP is spoken")?;
-    let kept = PerFamily { ipv4: restarted, ipv6: restarted };
+    let (mark, predecessor) = Mark::take_over(&config.state_dir).context("failed to remember that BGP is spoken")?;
     let (settings, settings_rx) = watch::channel(speaker_settings(bgp, local, problems, None)?);
-    let around = Surroundings {
-        settings: settings_rx,
-        changes,
-        snapshots,
-        problems: problems.clone(),
-        restart: LocalRestart { restarted, forwarding_kept: kept },
-    };
+    let around =
+        Surroundings { settings: settings_rx, changes, snapshots, problems: problems.clone(), mark, predecessor };
     let (handle, ended) = speaker::start(around, stop.clone()).context("failed to start the BGP speaker")?;
     tasks.spawn("bgp", async move {
         // The end of the thread, whatever ended it, is the end of the task.

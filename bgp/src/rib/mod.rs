@@ -319,6 +319,12 @@ impl Rib {
         self.core.next_hops.tracked()
     }
 
+    /// Nothing is known yet about the next hop of some path. What would be chosen now leaves that path out.
+    #[must_use]
+    pub fn has_unknown_next_hops(&self) -> bool {
+        self.core.next_hops.has_unknown()
+    }
+
     /// Differs whenever [`Self::next_hops_to_track`] has other next hops than before.
     #[must_use]
     pub const fn next_hops_version(&self) -> u64 {

@@ -196,6 +196,11 @@ impl NextHops {
         entries.map(|entry| entry.tracked).filter(|tracked| tracked.references > 0)
     }
 
+    /// Some next hop has not been looked at yet, and paths through it wait.
+    pub(super) fn has_unknown(&self) -> bool {
+        self.tracking && self.tracked().any(|entry| entry.resolution == Resolution::Unknown)
+    }
+
     pub(super) const fn version(&self) -> u64 {
         self.version
     }

@@ -163,7 +163,7 @@ impl Speaker {
         let id = self.free_number()?;
         let seed = self.seed ^ (u64::from(id.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let session = Session::new(config.session, self.restart, seed);
-        let peer = Peer::new(session, config.refuse_as_sets);
+        let peer = Peer::new(now, session, config.refuse_as_sets);
         self.peers[id.index()] = Some(peer);
         self.rib.add_peer(id, config.tables);
         self.handle(now, id, Event::Start);
@@ -336,14 +336,17 @@ impl Speaker {
     }
 
     /// This speaker has restarted: nothing is selected before those peers that keep our paths have sent all they have, or
-    /// `deferral` is over (RFC 4724 section 4.1). Call it once, after the peers were added.
-    pub fn begin_restart(&mut self, now: Moment, deferral: Duration) {
+    /// `deferral` is over (RFC 4724 section 4.1). Only peers that `had_session` before are waited for: nobody else keeps
+    /// paths of ours. Call it once, after the peers were added.
+    pub fn begin_restart(&mut self, now: Moment, deferral: Duration, had_session: impl Fn(PeerId) -> bool) {
         let awaited = self.peers.iter().enumerate().filter_map(|(index, peer)| {
-            let config = peer.as_ref()?.session.config();
+            let id = PeerId(u16::try_from(index).ok()?);
+            let session = &peer.as_ref()?.session;
+            let config = session.config();
             config.graceful_restart.as_ref()?;
             let restarts = |family: Family| config.families.get(family).is_some_and(|family| family.restart);
             let families = PerFamily { ipv4: restarts(Family::Ipv4Unicast), ipv6: restarts(Family::Ipv6Unicast) };
-            Some((PeerId(u16::try_from(index).ok()?), families))
+            (had_session(id) && !session.is_stopped()).then_some((id, families))
         });
         self.restarter = Some(Restarter::new(now, deferral, awaited.collect::<Vec<_>>()));
         for family in Family::ALL {
@@ -352,7 +355,14 @@ impl Speaker {
         self.release(now);
     }
 
-    /// Every peer that is wanted is up and has sent all it has, as far as can be known, and nothing is left to be decided.
+    /// Peers are still waited for after a restart: see [`Self::begin_restart`].
+    #[must_use]
+    pub fn is_restarting(&self) -> bool {
+        self.restarter.is_some()
+    }
+
+    /// Every peer has sent all it has, as far as can be known, and nothing is left to be decided. A peer that does not come
+    /// up is given [`TOLD_AFTER`], unless it is waited for after a restart.
     #[must_use]
     pub fn is_complete(&self, now: Moment) -> bool {
         let told = |peer: &Peer| match (peer.session.negotiated(), peer.session.established_since()) {
@@ -361,14 +371,14 @@ impl Speaker {
                     |(family, agreed): (Family, &Option<NegotiatedFamily>)| agreed.is_none() || *peer.told.get(family);
                 agreed.families.iter().all(is_told) || now.since(since) >= TOLD_AFTER
             }
-            _ => peer.session.is_stopped(),
+            _ => peer.session.is_stopped() || now.since(peer.added) >= TOLD_AFTER,
         };
         self.restarter.is_none() && self.rib.is_idle() && self.peers.iter().flatten().all(told)
     }
 
     fn release(&mut self, now: Moment) {
         let Some(restarter) = &mut self.restarter else { return };
-        let released = restarter.release(now);
+        let released = restarter.release(now, !self.rib.has_unknown_next_hops());
         let is_over = restarter.is_over();
         for (family, released) in released.iter() {
             if *released {
@@ -502,7 +512,7 @@ impl Speaker {
                 let own = peer.establish(slot, &negotiated);
                 self.rib.peer_up(id, &negotiated, own);
                 if let Some(restarter) = &mut self.restarter {
-                    restarter.up(id, &negotiated);
+                    restarter.up(now, id, &negotiated);
                 }
                 // The tables say nothing of a family for which this side has no next hop, not even that this was all.
                 for (family, agreed) in negotiated.families.iter() {

@@ -56,6 +56,7 @@ impl Connection {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) session: Session,
+    pub(super) added: Moment,
     connections: [Connection; 2],
     /// What decoding needs, while established.
     pub(super) context: Option<Context>,
@@ -68,9 +69,10 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(session: Session, refuse_as_sets: bool) -> Self {
+    pub(super) fn new(added: Moment, session: Session, refuse_as_sets: bool) -> Self {
         Self {
             session,
+            added,
             connections: Default::default(),
             context: None,
             refuse_as_sets,

@@ -131,7 +131,7 @@ fn a_restarted_speaker_selects_nothing_before_its_peers_have_told_all() {
     let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
     let route = LocalRoute { source: LocalSource::Static, attributes, next_hop: None };
     left.speaker.rib_mut().originate(prefix("10.0.0.0/24"), &route, Moment(0));
-    right.speaker.begin_restart(Moment(0), Duration::from_secs(100));
+    right.speaker.begin_restart(Moment(0), Duration::from_secs(100), |_| true);
     right.speaker.work(Moment(0), 100, true);
     assert!(!right.speaker.is_complete(Moment(1)));
     assert_eq!(right.speaker.next_deadline().map(|at| at <= Moment(100_000_000)), Some(true));
@@ -212,4 +212,29 @@ fn what_goes_by_and_what_is_selected_can_be_watched() {
     left.speaker.rib_mut().withdraw_local(prefix("10.0.0.0/24"), LocalSource::Static);
     run(Moment(6), &mut left, &mut right);
     assert!(right.seen.is_empty() && right.messages.is_empty());
+}
+
+/// A peer that was away before the restart holds no paths of ours, and a dead one must not hold up everybody else's.
+#[test]
+fn a_restarted_speaker_waits_only_for_peers_that_had_a_session() {
+    let second = |seconds: u64| Moment(seconds * 1_000_000);
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    let mut dead = right.speaker.session(right.peer).expect("a session").config().clone();
+    dead.remote_as = RemoteAs::Number(Asn(65_003));
+    let all = Policy::accept_all();
+    let tables = PeerSettings::new("192.0.2.3".parse().expect("an address"), all.clone(), all);
+    let config = PeerConfig { session: dead, tables, refuse_as_sets: false };
+    let dead = right.speaker.add_peer(Moment(0), config).expect("there is room");
+    right.speaker.begin_restart(Moment(0), Duration::from_secs(100), |id| id != dead);
+    right.speaker.work(Moment(0), 100, true);
+    assert!(right.speaker.is_restarting());
+    let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
+    let route = LocalRoute { source: LocalSource::Static, attributes, next_hop: None };
+    left.speaker.rib_mut().originate(prefix("10.0.0.0/24"), &route, Moment(0));
+    run(second(1), &mut left, &mut right);
+    run(second(2), &mut left, &mut right);
+    assert!(!right.speaker.is_restarting());
+    assert_eq!(right.speaker.take_fib_changes(10).len(), 1, "the path of the peer that is there is chosen");
+    assert!(!right.speaker.is_complete(second(9)), "the other one may still come");
+    assert!(right.speaker.is_complete(second(10)), "but not for ever: what is not wanted any more has to go");
 }

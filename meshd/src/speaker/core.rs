@@ -25,7 +25,7 @@ use meshd_core::{id::IfIndex, observed::BgpChange};
 use socket2::Socket;
 use tokio::{
     net::TcpStream,
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::spawn_local,
     time::Instant,
 };
@@ -90,6 +90,12 @@ pub(super) struct Core {
     pub(super) vrps: Option<Arc<Vrps>>,
     /// Who watches.
     pub(super) monitor: Monitor,
+    /// Peers with a session; while a restart is not over, also those that are waited for. The next speaker will read it.
+    pub(super) had_session: watch::Sender<BTreeSet<PeerKey>>,
+    /// This process ends: sessions that end now are taken up again by the next one.
+    stopping: bool,
+    /// Peers are waited for after a restart.
+    pub(super) restarting: bool,
     fib: Fib,
     /// Changes for the pipeline that are no routes; few.
     notes: Vec<BgpChange>,
@@ -106,6 +112,7 @@ impl Core {
         settings: Settings,
         path_events: mpsc::Sender<BfdEvent>,
         problems: Problems,
+        had_session: watch::Sender<BTreeSet<PeerKey>>,
     ) -> Self {
         Self {
             speaker,
@@ -125,6 +132,9 @@ impl Core {
             paths: Paths::new(path_events),
             vrps: None,
             monitor: Monitor::new(problems),
+            had_session,
+            stopping: false,
+            restarting: false,
             fib: Fib::default(),
             notes: Vec::new(),
             connections: BTreeMap::new(),
@@ -555,6 +565,7 @@ impl Core {
 
     /// Ends every session without a word, so that peers with graceful restart keep our paths.
     pub(super) fn stop(core: &Shared) {
+        core.borrow_mut().stopping = true;
         let ids: Vec<PeerId> = core.borrow().speaker.peers().collect();
         for id in ids {
             let stop = Stop { reason: StopReason::Restart, communication: String::new() };
@@ -589,6 +600,11 @@ impl Core {
 
     fn established(&mut self, id: PeerId) {
         self.watch_path(id);
+        let note = self.paths.revive(id);
+        self.notes.extend(note);
+        if let Some(known) = self.known.get(&id) {
+            self.had_session.send_if_modified(|peers| peers.insert(known.key.clone()));
+        }
         let asn = self.speaker.session(id).and_then(|it| it.negotiated()).map(|it| it.remote_as.0);
         info!(peer = self.name(id), asn, "BGP session established");
     }
@@ -641,6 +657,9 @@ impl Core {
     }
 
     fn lost(&mut self, id: PeerId) {
+        if let Some(known) = self.known.get(&id).filter(|_| !self.stopping) {
+            self.had_session.send_if_modified(|peers| peers.remove(&known.key));
+        }
         let cause =
             self.speaker.session(id).and_then(|session| session.last_down()).map(|(_, cause)| cause.to_string());
         warn!(peer = self.name(id), cause = cause.unwrap_or_default(), "BGP session lost");

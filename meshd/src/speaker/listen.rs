@@ -199,10 +199,11 @@ fn refuse_stranger(core: &Shared, ip: IpAddr, why: &str) {
 /// Whose connection is it? A peer of a range is made known by it.
 fn peer_of(core: &Shared, remote: SocketAddr) -> Option<PeerId> {
     let found = core.borrow().peer_at(remote);
-    if found.is_some() {
-        return found;
-    }
-    let ip = remote.ip().to_canonical();
+    found.or_else(|| admit(core, remote.ip().to_canonical()))
+}
+
+/// Makes a peer known that is in a range with room.
+pub(super) fn admit(core: &Shared, ip: IpAddr) -> Option<PeerId> {
     let key = PeerKey::Address(ip, None);
     let found = {
         let core = core.borrow();

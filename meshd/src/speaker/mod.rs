@@ -36,6 +36,7 @@ pub mod mrt;
 mod nuisance;
 pub mod pages;
 mod paths;
+mod restart;
 mod services;
 pub mod settings;
 pub mod transport;
@@ -43,10 +44,7 @@ pub mod unnumbered;
 
 use std::{cell::RefCell, io, rc::Rc, sync::Arc, thread, time::Duration};
 
-use bgp::{
-    session::{LocalRestart, SELECTION_DEFERRAL},
-    speaker::Speaker,
-};
+use bgp::{PerFamily, session::LocalRestart, speaker::Speaker};
 use meshd_core::observed::Change;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -56,6 +54,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    boot::{Mark, Predecessor},
     core::{Core, Shared},
     discovery::Discovery,
     listen::Listeners,
@@ -123,8 +122,10 @@ pub struct Surroundings {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where its problems are shown.
     pub problems: Problems,
-    /// This node has run before: what the kernel forwards is still there.
-    pub restart: LocalRestart,
+    /// Where the next speaker learns whether there was one before it.
+    pub mark: Mark,
+    /// What the speaker before this one left.
+    pub predecessor: Predecessor,
 }
 
 /// Starts the thread. It ends, without a word to the peers, when `stop` is cancelled; the receiver then resolves.
@@ -148,9 +149,14 @@ pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(Speak
 async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox>, stop: CancellationToken) {
     let settings = around.settings.borrow_and_update().clone();
     let (path_events, mut path_changes) = mpsc::channel(paths::EVENTS_MAX);
-    let speaker = Speaker::new(settings.rib.clone(), around.restart, rand::random());
+    let Predecessor { ran, established } = around.predecessor;
+    // What the kernel forwards by is still there.
+    let restart = LocalRestart { restarted: ran, forwarding_kept: PerFamily { ipv4: ran, ipv6: ran } };
+    let speaker = Speaker::new(settings.rib.clone(), restart, rand::random());
+    let (had_session, sessions) = watch::channel(established.clone());
     let empty = Settings { originate: Vec::new(), aggregates: Vec::new(), ..settings.clone() };
-    let core: Shared = Rc::new(RefCell::new(Core::new(speaker, empty, path_events, around.problems.clone())));
+    let core: Shared =
+        Rc::new(RefCell::new(Core::new(speaker, empty, path_events, around.problems.clone(), had_session)));
     let mut discovery = Discovery::default();
     let mut listeners = Listeners::default();
     let worker = spawn_local(work(core.clone()));
@@ -158,10 +164,9 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
     let first = around.snapshots.borrow_and_update().clone();
     Core::look(&core, &first);
     Core::settle(&core, settings);
-    if around.restart.restarted {
-        let mut core = core.borrow_mut();
-        let now = core.now();
-        core.speaker.begin_restart(now, SELECTION_DEFERRAL);
+    spawn_local(boot::keep(around.mark, sessions, around.problems.clone()));
+    if ran {
+        Core::begin_restart(&core, &established);
     }
     discovery.update(&core);
     let mut retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after);
@@ -221,7 +226,9 @@ async fn work(core: Shared) {
             let mut core = core.borrow_mut();
             let now = core.now();
             core.speaker.timers(now);
-            core.speaker.work(now, WORK_SLICE, idle)
+            let more = core.speaker.work(now, WORK_SLICE, idle);
+            core.note_end_of_restart();
+            more
         };
         Core::run_commands(&core);
         if core.borrow().has_news() {

@@ -3,6 +3,12 @@
 //! A session of BFD begins when the BGP session it watches is established, because only then both addresses are known, and
 //! stays until the peer is removed: it then also says when the path works again. A dead path ends the BGP session, and is
 //! told to the pipeline as a dead next hop, which leaves the kernel's groups before any best path is chosen again.
+//!
+//! With graceful restart it matters whose failure it is. BFD that shares the fate of the peer's control plane (its C bit is
+//! not set) ends when that process ends, a moment after the TCP connection did. While the peer's paths are kept because it
+//! may be restarting, such a failure is no news, and the path goes on being used (RFC 5882 section 4.3.2). When the peer is back
+//! its BFD may begin anew and say so: as long as End-of-RIB is awaited, that is part of the restart as well. Any other failure
+//! ends the use of the path.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +16,9 @@ use std::{
 };
 
 use bgp::{
+    Family,
     id::PeerId,
-    session::{BfdChange, Event},
+    session::{BfdChange, Event, Session, Stage},
 };
 use meshd_core::{
     id::IfIndex,
@@ -21,7 +28,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    bfd::{Bfd, BfdError, BfdEvent, Device, Hops, NewSession, SessionId, Settings, State},
+    bfd::{Bfd, BfdError, BfdEvent, Device, Diagnostic, Hops, NewSession, SessionId, Settings, State},
     core::{Core, Shared},
     transport::Distance,
 };
@@ -98,6 +105,13 @@ impl Paths {
         self.dead.remove(&next_hop).then_some(BgpChange::Dead(next_hop, false))
     }
 
+    /// The session with a peer is up, and packets of both sides get through: what BFD said before does not count any more. It
+    /// may not even run again, when the peer's operator has taken it out.
+    pub(super) fn revive(&mut self, id: PeerId) -> Option<BgpChange> {
+        let next_hop = next_hop(self.sessions.get(&id)?.remote);
+        self.dead.remove(&next_hop).then_some(BgpChange::Dead(next_hop, false))
+    }
+
     /// What BFD says of a path, where it watches it.
     pub(super) fn state(&self, id: PeerId) -> Option<State> {
         self.sessions.get(&id).map(|running| running.state)
@@ -130,6 +144,43 @@ fn next_hop(remote: SocketAddr) -> BgpNextHop {
     BgpNextHop { address: remote.ip(), link }
 }
 
+/// Where a graceful restart of the peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restart {
+    /// There is none.
+    None,
+    /// The session is lost, and paths are kept because the peer may be restarting.
+    Away,
+    /// The session is up again, and End-of-RIB is awaited.
+    Returned,
+}
+
+impl Restart {
+    fn of(session: &Session) -> Self {
+        let is_any = |is: fn(&Stage) -> bool| Family::ALL.into_iter().any(|family| is(&session.stage(family)));
+        let is_kept = is_any(|stage| matches!(stage, Stage::Restarting | Stage::LongLived { .. }));
+        let is_back = is_any(|stage| matches!(stage, Stage::Returned { .. }));
+        match session.negotiated().is_some() {
+            false if is_kept => Self::Away,
+            true if is_back => Self::Returned,
+            _ => Self::None,
+        }
+    }
+
+    /// The failure is one of the peer's control plane, not of the path.
+    const fn explains(self, event: &BfdEvent) -> bool {
+        if event.remote_control_plane_independent {
+            return false;
+        }
+        match self {
+            Self::None => false,
+            Self::Away => true,
+            // Somebody who says so can be heard; silence is another matter.
+            Self::Returned => matches!(event.diagnostic, Diagnostic::NeighborSignaledDown),
+        }
+    }
+}
+
 /// Does what follows from a change of state of a path.
 pub(super) fn changed(core: &Shared, event: &BfdEvent) {
     let Ok(number) = u16::try_from(event.id.0) else { return };
@@ -140,20 +191,23 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
         running.state = event.state;
         let (next_hop, is_up) = (next_hop(running.remote), event.state == State::Up);
         let peer = core.name(id);
-        if event.failed {
+        let restart = core.speaker.session(id).map_or(Restart::None, Restart::of);
+        let failed = event.failed && !restart.explains(event);
+        if failed {
             warn!(peer, diagnostic = ?event.diagnostic, "BFD: the path to a BGP peer is dead");
             if !is_up && core.paths.dead.insert(next_hop) {
                 core.note(BgpChange::Dead(next_hop, true));
             }
+        } else if event.failed {
+            info!(peer, diagnostic = ?event.diagnostic, "BFD ended with the BGP peer that restarts");
         } else if is_up {
             info!(peer, "BFD: the path to a BGP peer works");
         }
         if is_up && core.paths.dead.remove(&next_hop) {
             core.note(BgpChange::Dead(next_hop, false));
         }
-        let failed = event
-            .failed
-            .then_some(BfdChange::Down { control_plane_independent: event.remote_control_plane_independent });
+        let failed =
+            failed.then_some(BfdChange::Down { control_plane_independent: event.remote_control_plane_independent });
         let admin_down = event.remote_admin_down.then_some(BfdChange::AdminDown);
         failed.or(admin_down).or(is_up.then_some(BfdChange::Up))
     };
@@ -161,4 +215,35 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
         Core::event(core, id, Event::Bfd(said));
     }
     Core::run_commands(core);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bfd_that_ends_with_a_restarting_control_plane_says_nothing_about_the_path() {
+        let failure = |remote_control_plane_independent, diagnostic| BfdEvent {
+            id: SessionId(1),
+            state: State::Down,
+            diagnostic,
+            failed: true,
+            remote_admin_down: false,
+            remote_control_plane_independent,
+        };
+        let (silence, word) = (Diagnostic::DetectionTimeExpired, Diagnostic::NeighborSignaledDown);
+        for (restart, independent, diagnostic, explained) in [
+            (Restart::None, false, silence, false),
+            (Restart::None, false, word, false),
+            (Restart::Away, false, silence, true),
+            (Restart::Away, false, word, true),
+            (Restart::Away, true, silence, false),
+            (Restart::Returned, false, word, true),
+            (Restart::Returned, true, word, false),
+            (Restart::Returned, false, silence, false),
+        ] {
+            let event = failure(independent, diagnostic);
+            assert_eq!(restart.explains(&event), explained, "{restart:?} {event:?}");
+        }
+    }
 }
