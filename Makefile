@@ -5,7 +5,7 @@
 # looks at the code calls ./setup and .ci/NAME.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint fuzz
+.PHONY: help setup demo test bench full-table lint fuzz
 
 help:
 	@echo 'make setup    install what building and testing needs (runs by itself where needed)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test     everything CI runs'
 	@echo 'make lint     formatting, clippy, and the rules of the repository'
 	@echo 'make bench    measure; BENCH=routes, mesh or bgp for one of them; results in target/bench/'
+	@echo 'make full-table  a million BGP prefixes from BIRD through us to BIRD, compared octet by octet'
 	@echo 'make fuzz     run the fuzz targets; RUNS=10000000 FUZZ=target for one of them'
 
 setup:
@@ -26,6 +27,9 @@ test: setup
 
 bench: setup
 	@.ci/bench $(BENCH)
+
+full-table: setup
+	@.ci/full-table
 
 lint:
 	@.ci/lint

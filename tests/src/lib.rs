@@ -2,6 +2,7 @@
 
 pub mod bgp;
 pub mod routers;
+pub mod traffic;
 pub mod usage;
 
 /// Fails the test when it is not run by root.

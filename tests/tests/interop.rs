@@ -9,7 +9,9 @@
 //! `bfd` is our BFD with FRR's, with BIRD's, and with itself. `exports` lets tshark and bgpdump read what we tell monitoring
 //! stations and write into files. `failover` cuts the cable of a node with two and measures what its traffic misses.
 //! `labs` runs the topologies of `lab/topologies` and shows what their rows in `lab/README.md` say.
-//! `sessions` is what ours may demand of a peer, `watching` what it tells stations and files.
+//! `sessions` is what ours may demand of a peer, `watching` what it tells stations and files. `restart` is about
+//! what a restart of us or of them does to traffic, `liveness` about a path that dies, `full_table` about a whole table that goes through
+//! us.
 
 mod interop {
     mod add_path;
@@ -19,14 +21,17 @@ mod interop {
     mod exports;
     mod failover;
     mod foreign;
+    mod full_table;
     mod gobgp;
     mod hostile;
     mod labs;
     mod limits;
+    mod liveness;
     mod meshd;
     mod next_hops;
     mod policy;
     mod refresh;
+    mod restart;
     mod roles;
     mod security;
     mod sessions;

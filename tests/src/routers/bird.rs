@@ -16,10 +16,15 @@ const PREAMBLE: &str = "log stderr all;\nprotocol device {}\n";
 impl Blueprint {
     /// BIRD with the text of its configuration, to which a log and `protocol device` are added.
     pub fn bird(name: &str, configuration: &str) -> Self {
+        Self::bird_with(name, configuration, "")
+    }
+
+    /// The same with options: `-R` makes every start the end of a graceful restart.
+    pub fn bird_with(name: &str, configuration: &str, options: &str) -> Self {
         Self::new(Kind::Bird, name)
             .file("/etc/bird/bird.conf", &format!("{PREAMBLE}{configuration}"))
             .run("mkdir -p /run/bird")
-            .daemon("bird", "bird -f -c /etc/bird/bird.conf")
+            .daemon("bird", &format!("bird -f -c /etc/bird/bird.conf {options}"))
     }
 }
 
