@@ -244,7 +244,10 @@ impl RoutePlanner {
             }
             Action::DeleteNexthop { id, routes } => {
                 if *routes > 0 {
-                    self.leaving.refused_object(*id, &self.routes);
+                    let mut back = self.leaving.refused_object(*id, &self.routes);
+                    let is_wanted = |key: &ActualKey| *key == self.key(key.prefix) && self.desired.wants(&key.prefix);
+                    back.retain(|(key, _)| !is_wanted(key));
+                    back.into_iter().for_each(|(key, via)| self.leaving.add(key, &via));
                 }
                 if self.holds_nexthop(*id) {
                     self.surplus_nexthops.insert(*id);
@@ -506,6 +509,7 @@ impl RoutePlanner {
         if state.is_none() {
             self.drop_routes_over(id);
         }
+        self.leaving.forget_object(id);
         let members = |nexthop: Option<&ActualNexthop>| match nexthop {
             Some(ActualNexthop::Group(members)) => members.to_vec(),
             _ => Vec::new(),
@@ -816,8 +820,8 @@ impl RoutePlanner {
         if let Some(actual) = actual {
             self.leaving.keep(&key, &actual.via);
         }
-        let target = self.desired.targets.get(leads_to)?;
-        let Some(via) = self.wanted_via(leads_to, target) else {
+        let wanted = self.desired.targets.get(leads_to).and_then(|target| self.wanted_via(leads_to, target));
+        let Some(via) = wanted else {
             if let TargetKey::Bgp(id) = leads_to {
                 self.bgp_waiting.insert(*id);
             }

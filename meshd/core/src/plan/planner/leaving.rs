@@ -16,6 +16,8 @@ pub(super) struct Leaving {
     planned: BTreeSet<ActualKey>,
     /// How many of both lead over an object.
     over: BTreeMap<NexthopId, usize>,
+    /// Objects the kernel would not delete with their routes.
+    refused: BTreeSet<NexthopId>,
 }
 
 impl Leaving {
@@ -49,14 +51,26 @@ impl Leaving {
         }
     }
 
-    /// The deletion of an object with its routes was refused: they wait again.
-    pub(super) fn refused_object(&mut self, id: NexthopId, routes: &BTreeMap<ActualKey, ActualRoute>) {
-        let over = |key: &ActualKey| routes.get(key).is_some_and(|route| route.via == RouteVia::Object(id));
-        let back: Vec<ActualKey> = self.planned.iter().filter(|key| over(key)).copied().collect();
-        for key in back {
-            self.planned.remove(&key);
-            self.waiting.insert(key);
+    /// The deletion of an object with its routes was refused: from now on they are deleted one by one, those of them that
+    /// still are unwanted.
+    pub(super) fn refused_object(
+        &mut self,
+        id: NexthopId,
+        routes: &BTreeMap<ActualKey, ActualRoute>,
+    ) -> Vec<(ActualKey, RouteVia)> {
+        self.refused.insert(id);
+        let via = RouteVia::Object(id);
+        let over = |key: &&ActualKey| routes.get(key).is_some_and(|route| route.via == via);
+        let back: Vec<ActualKey> = self.planned.iter().filter(over).copied().collect();
+        for key in &back {
+            self.forget(key, &via);
         }
+        back.into_iter().map(|key| (key, via.clone())).collect()
+    }
+
+    /// The object is another one now, or gone.
+    pub(super) fn forget_object(&mut self, id: NexthopId) {
+        self.refused.remove(&id);
     }
 
     /// These and no others are unwanted, and no deletion is under way.
@@ -79,7 +93,8 @@ impl Leaving {
 
     /// Objects over which at least `min` routes leave, with their number.
     pub(super) fn objects(&self, min: usize) -> impl Iterator<Item = (NexthopId, usize)> {
-        self.over.iter().filter(move |(_, count)| **count >= min).map(|(id, count)| (*id, *count))
+        let due = move |(id, count): &(&NexthopId, &usize)| **count >= min && !self.refused.contains(id);
+        self.over.iter().filter(due).map(|(id, count)| (*id, *count))
     }
 
     /// The object is deleted with its routes: they wait no more. False, and nothing is done, when none waits or one of them

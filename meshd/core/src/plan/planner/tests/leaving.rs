@@ -88,14 +88,30 @@ fn retired_routes_go_with_their_object() {
 }
 
 #[test]
-fn a_refused_flush_is_tried_again() {
+fn routes_of_a_refused_flush_go_one_by_one() {
     let (mut kernel, mut planner, desired) = several(4);
     planner.set_desired(&without_a(&desired, 4), true);
     let (actions, _) = planner.plan(at(1));
     assert_eq!(actions.len(), 1, "{actions:?}");
     assert_eq!(planner.plan(at(1)).0, [], "it is under way");
+    // One of its routes is wanted again meanwhile.
+    let mut one = without_a(&desired, 4);
+    want(&mut one, "10.0.2.0/24", "b");
+    planner.set_desired(&one, true);
+    let (moved, _) = planner.plan(at(1));
+    assert_eq!(
+        moved.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["replace route 10.0.2.0/24 nhid 77000001 metric 77"]
+    );
+    let told: Vec<ActualChange> = moved.iter().flat_map(|action| kernel.apply(action).unwrap()).collect();
     planner.refused(&actions[0], "EBUSY", at(1));
-    assert_eq!(settle(&mut planner, &mut kernel, at(2)), ["delete nexthop 77000000 with its 4 routes"]);
+    let (single, _) = planner.plan(at(1));
+    let prefixes: Vec<IpNet> = single.iter().filter_map(Action::prefix).collect();
+    assert_eq!(prefixes, [prefix(0), prefix(1), prefix(3)], "the move of the fourth is not heard yet");
+    single.iter().for_each(|action| kernel.apply(action).unwrap().into_iter().for_each(|it| planner.observe(it)));
+    told.into_iter().for_each(|change| planner.observe(change));
+    assert_eq!(settle(&mut planner, &mut kernel, at(2)), ["delete nexthop 77000000"]);
+    assert_eq!(kernel.routes.len(), 2);
 }
 
 /// Deletions that are under way count: the rest goes at once.
