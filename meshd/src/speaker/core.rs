@@ -440,7 +440,11 @@ impl Core {
     /// The next changes for the pipeline, and whether there are more.
     pub(super) fn next_batch(&mut self) -> (Vec<BgpChange>, bool) {
         let mut batch = std::mem::take(&mut self.notes);
-        let watched = self.fib.watch(self.speaker.rib());
+        if self.fib.is_behind(self.speaker.rib()) {
+            // What is known of a next hop already is told at once.
+            self.worker.notify_one();
+        }
+        let watched = self.fib.watch(self.speaker.rib_mut());
         let dead = |change: &BgpChange| match change {
             BgpChange::Watch(next_hop) if self.paths.is_dead(next_hop) => Some(BgpChange::Dead(*next_hop, true)),
             _ => None,

@@ -53,8 +53,9 @@ pub(super) async fn carry(core: Shared, changes: mpsc::Sender<Change>) {
 }
 
 impl Fib {
-    /// Which next hops are to be watched now, as changes.
-    pub(super) fn watch(&mut self, rib: &bgp::rib::Rib) -> Vec<BgpChange> {
+    /// Which next hops are to be watched now, as changes. The tables are told what is known of them already: one that went
+    /// and came back since the last call, or stands for the same address as another, causes no news.
+    pub(super) fn watch(&mut self, rib: &mut bgp::rib::Rib) -> Vec<BgpChange> {
         if self.version == Some(rib.next_hops_version()) {
             return Vec::new();
         }
@@ -69,7 +70,11 @@ impl Fib {
         let old = std::mem::replace(&mut self.watched, wanted);
         let new = self.watched.keys().filter(|next_hop| !old.contains_key(next_hop)).map(|it| BgpChange::Watch(*it));
         let gone = old.keys().filter(|next_hop| !self.watched.contains_key(next_hop)).map(|it| BgpChange::Unwatch(*it));
-        new.chain(gone).collect()
+        let changes = new.chain(gone).collect();
+        for key in self.watched.keys() {
+            self.tell(rib, key);
+        }
+        changes
     }
 
     /// Tells the tables how next hops are reached; true when something changed.
@@ -82,8 +87,8 @@ impl Fib {
         changed
     }
 
-    /// Tells the tables about the next hops that were known before they were asked for.
-    pub(super) fn tell(&self, rib: &mut bgp::rib::Rib, key: &BgpNextHop) -> bool {
+    /// Tells the tables what is known of one.
+    fn tell(&self, rib: &mut bgp::rib::Rib, key: &BgpNextHop) -> bool {
         let known = match self.seen.get(key) {
             Some(Resolution::Reachable { metric, .. }) => Known::Reachable { metric: *metric },
             Some(Resolution::Unreachable(_)) => Known::Unreachable,
