@@ -84,6 +84,9 @@ pub struct RoutePlanner {
     bgp_scan: Option<IpNet>,
     /// Sets of next hops whose routes could not be planned when they were looked at.
     bgp_waiting: BTreeSet<BgpTargetId>,
+    /// Wanted prefixes that the kernel holds under another key than they are to have: what is there goes when the right one is
+    /// installed.
+    superseded: BTreeSet<IpNet>,
     /// Actual routes and nexthops nobody wants: candidates for deletion.
     leaving: Leaving,
     surplus_nexthops: BTreeSet<NexthopId>,
@@ -123,6 +126,7 @@ impl RoutePlanner {
             scan: None,
             bgp_scan: None,
             bgp_waiting: BTreeSet::new(),
+            superseded: BTreeSet::new(),
             leaving: Leaving::default(),
             surplus_nexthops: BTreeSet::new(),
             retired: BTreeSet::new(),
@@ -419,17 +423,27 @@ impl RoutePlanner {
         ActualKey { prefix, table, metric }
     }
 
-    /// What the kernel holds of ours for a prefix under a key that is not the one it is to have now: the prefix is not
-    /// wanted any more, or was learned in another way before.
-    fn outdated(&self, prefix: IpNet) -> Option<(ActualKey, ActualRoute)> {
-        let PlannerOptions { table, metric, bgp_metric, .. } = self.options;
-        let wanted = self.desired.wants(&prefix).then(|| self.key(prefix));
-        if wanted.is_some() && metric == bgp_metric {
-            return None;
+    /// What the kernel holds of ours for a prefix, whatever the table and metric.
+    fn held_for(&self, prefix: IpNet) -> impl Iterator<Item = (ActualKey, &ActualRoute)> {
+        let first = ActualKey { prefix, table: TableId(0), metric: Metric(0) };
+        let same = self.routes.range(first..).take_while(move |(key, _)| key.prefix == prefix);
+        same.map(|(key, route)| (*key, route))
+    }
+
+    /// Nobody wants the prefix: whatever is there for it goes.
+    fn leave(&mut self, prefix: IpNet) {
+        self.superseded.remove(&prefix);
+        let held: Vec<_> = self.held_for(prefix).map(|(key, route)| (key, route.via.clone())).collect();
+        held.into_iter().for_each(|(key, via)| self.leaving.add(key, &via));
+    }
+
+    /// The prefix is installed as wanted: what is there for it under other keys was waiting for that.
+    fn leave_superseded(&mut self, right: ActualKey) {
+        if self.superseded.remove(&right.prefix) {
+            let others = self.held_for(right.prefix).filter(|(key, _)| *key != right);
+            let others: Vec<_> = others.map(|(key, route)| (key, route.via.clone())).collect();
+            others.into_iter().for_each(|(key, via)| self.leaving.add(key, &via));
         }
-        let keys = [metric, bgp_metric].map(|metric| ActualKey { prefix, table, metric });
-        let held = |key: &ActualKey| Some((*key, self.routes.get(key)?.clone()));
-        keys.iter().filter(|key| Some(**key) != wanted).find_map(held)
     }
 
     fn end_dump(&mut self) {
@@ -453,10 +467,18 @@ impl RoutePlanner {
     }
 
     fn find_surplus(&mut self) {
-        let wanted = |key: &ActualKey| self.desired.wants(&key.prefix) && *key == self.key(key.prefix);
-        let mut leaving = Leaving::default();
-        leaving.reset(self.routes.iter().filter(|(key, _)| !wanted(key)));
-        self.leaving = leaving;
+        let (mut leaving, mut superseded) = (Leaving::default(), BTreeSet::new());
+        for (key, route) in &self.routes {
+            let right = self.key(key.prefix);
+            match self.desired.target_of(&key.prefix) {
+                Some(_) if *key == right => {}
+                Some(target) if !self.route_matches(&right, &target) => {
+                    superseded.insert(key.prefix);
+                }
+                Some(_) | None => leaving.add(*key, &route.via),
+            }
+        }
+        (self.leaving, self.superseded) = (leaving, superseded);
         let unwanted = |id: &NexthopId| self.holds_nexthop(*id) && self.ids.target(*id).is_none();
         self.surplus_nexthops = self.nexthops.keys().copied().filter(unwanted).collect();
     }
@@ -485,23 +507,27 @@ impl RoutePlanner {
                 self.release(id);
             }
         }
-        let desired = self.desired.target_of(&key.prefix);
-        if (desired.is_none() || key != self.key(key.prefix))
-            && let Some(route) = self.routes.get(&key)
-        {
-            self.leaving.add(key, &route.via);
-        }
-        if let Some(target) = desired
-            && key == self.key(key.prefix)
-        {
-            if self.route_matches(&key, &target) {
-                self.route_failures.remove(&key.prefix);
-            } else {
-                self.dirty_routes.insert(key.prefix);
+        let (right, is_there) = (self.key(key.prefix), self.routes.contains_key(&key));
+        match self.desired.target_of(&key.prefix) {
+            Some(target) if key == right => {
+                if self.route_matches(&key, &target) {
+                    self.route_failures.remove(&key.prefix);
+                    self.leave_superseded(key);
+                } else {
+                    self.dirty_routes.insert(key.prefix);
+                }
             }
-        } else if !self.routes.contains_key(&key) {
-            self.retired.remove(&key.prefix);
-            self.route_failures.remove(&key.prefix);
+            Some(target) if is_there => {
+                self.superseded.insert(key.prefix);
+                if self.route_matches(&right, &target) {
+                    self.leave_superseded(right);
+                }
+            }
+            None if is_there => self.leave(key.prefix),
+            Some(_) | None => {
+                self.retired.remove(&key.prefix);
+                self.route_failures.remove(&key.prefix);
+            }
         }
     }
 
@@ -636,8 +662,8 @@ impl RoutePlanner {
             }
             if self.desired.wants(&prefix) {
                 self.dirty_routes.insert(prefix);
-            } else if let Some((key, route)) = self.outdated(prefix) {
-                self.leaving.add(key, &route.via);
+            } else if self.held_for(prefix).next().is_some() {
+                self.leave(prefix);
             } else {
                 self.route_failures.remove(&prefix);
             }
@@ -773,9 +799,8 @@ impl RoutePlanner {
             let key = self.key(prefix);
             if let Some(target) = self.desired.target_of(&prefix) {
                 actions.extend(self.plan_route(key, &target, now));
-            }
-            if let Some((key, route)) = self.outdated(prefix) {
-                self.leaving.add(key, &route.via);
+            } else {
+                self.leave(prefix);
             }
         }
     }
@@ -820,6 +845,9 @@ impl RoutePlanner {
         if let Some(actual) = actual {
             self.leaving.keep(&key, &actual.via);
         }
+        if self.options.metric != self.options.bgp_metric && self.held_for(key.prefix).any(|(held, _)| held != key) {
+            self.superseded.insert(key.prefix);
+        }
         let wanted = self.desired.targets.get(leads_to).and_then(|target| self.wanted_via(leads_to, target));
         let Some(via) = wanted else {
             if let TargetKey::Bgp(id) = leads_to {
@@ -831,6 +859,7 @@ impl RoutePlanner {
         };
         if actual.is_some_and(|actual| actual.regular && actual.via == via) {
             self.route_failures.remove(&key.prefix);
+            self.leave_superseded(key);
             return None;
         }
         Some(Action::PutRoute { key, via, replace: actual.is_some() })

@@ -73,14 +73,6 @@ impl Leaving {
         self.refused.remove(&id);
     }
 
-    /// These and no others are unwanted, and no deletion is under way.
-    pub(super) fn reset<'a>(&mut self, unwanted: impl Iterator<Item = (&'a ActualKey, &'a ActualRoute)>) {
-        *self = Self::default();
-        for (key, route) in unwanted {
-            self.add(*key, &route.via);
-        }
-    }
-
     /// The next routes to delete among those that `may` go, at most `max`.
     pub(super) fn take(&mut self, max: usize, may: impl Fn(&ActualKey) -> bool) -> Vec<ActualKey> {
         let due: Vec<ActualKey> = self.waiting.iter().filter(|key| may(key)).take(max).copied().collect();

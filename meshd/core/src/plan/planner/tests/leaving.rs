@@ -204,3 +204,43 @@ fn routes_of_a_set_that_gets_its_next_hop_later_are_planned() {
     planner.set_desired(&desired, true);
     assert_eq!(settle(&mut planner, &mut kernel, at(1)).len(), 2);
 }
+
+/// A prefix that changes hands keeps the route it has under the old metric until the new one is installed: also while there is
+/// no next hop, and when the kernel refuses. The first rows of the mesh are looked at in another way than later ones.
+#[test]
+fn a_route_under_another_metric_stays_until_its_successor_is_installed() {
+    let mut kernel = Kernel::default();
+    let mut planner = RoutePlanner::new(PlannerOptions { bgp_metric: Metric(90), ..options(true) });
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    let mut desired = Desired::default();
+    desired.bgp.put(prefix(0), BgpTargetId(0));
+    desired.targets.upsert(TargetKey::Bgp(BgpTargetId(0)), hops(&["172.18.0.9"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(0)).len(), 2);
+
+    want(&mut desired, "10.0.0.0/24", "a");
+    desired.targets.upsert(target("a"), problem(RouteProblem::KernelUnknown));
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(1)), Vec::<String>::new());
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    assert_eq!(settle(&mut planner, &mut kernel, at(2)), Vec::<String>::new());
+
+    desired.targets.upsert(target("a"), hops(&["172.18.0.3"]));
+    planner.set_desired(&desired, true);
+    let (actions, _) = planner.plan(at(3));
+    assert!(actions.iter().all(|action| !action.is_delete()), "{actions:?}");
+    for action in &actions {
+        match action {
+            Action::PutRoute { .. } => planner.refused(action, "ENOBUFS", at(3)),
+            _ => kernel.apply(action).unwrap().into_iter().for_each(|change| planner.observe(change)),
+        }
+    }
+    assert_eq!(planner.plan(at(3)).0, []);
+    let done = settle(&mut planner, &mut kernel, at(1_000));
+    assert_eq!(done, ["add route 10.0.0.0/24 nhid 77000001 metric 77", "delete route 10.0.0.0/24 metric 90"]);
+
+    desired.routes.remove(&prefix(0));
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(2_000));
+    assert_eq!(done, ["add route 10.0.0.0/24 nhid 77000000 metric 90", "delete route 10.0.0.0/24 metric 77"]);
+}
