@@ -179,8 +179,9 @@ fn a_dead_path_is_noticed_and_routes_move() {
     })
     .unwrap();
 
-    let (cut, cut_at) = (now(), Instant::now());
     set_port(&network, BIRD_PORT, "down");
+    // The path is cut when `ip` has ended, not when it was asked to start.
+    let (cut, cut_at) = (now(), Instant::now());
     let moved = wait_moved(&ours, [10, 1, 0, 0], [192, 0, 2, 1]) - cut_at;
     let found = ours.wait("a line in the log", || detected(&ours, cut)).unwrap();
     let noticed = Duration::try_from(found.duration_since(cut)).unwrap();
@@ -199,8 +200,9 @@ fn a_dead_path_is_noticed_and_routes_move() {
     wait_gateways(&ours, "10.1.0.0/24", &["192.0.2.1"]);
     wait_gateways(&ours, "10.5.49.0/24", &["192.0.2.1", "192.0.2.2"]);
 
-    let (cut, cut_at) = (now(), Instant::now());
     set_port(&network, FRR_PORT, "down");
+    // The path is cut when `ip` has ended, not when it was asked to start.
+    let (cut, cut_at) = (now(), Instant::now());
     let moved = wait_moved(&ours, [10, 2, 0, 0], [192, 0, 2, 2]) - cut_at;
     let found = ours.wait("a line in the log", || detected(&ours, cut)).unwrap();
     let noticed = Duration::try_from(found.duration_since(cut)).unwrap();
