@@ -206,11 +206,16 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
     }
     drop(listeners);
     Core::stop(&core);
-    Core::stop_watching(&core);
+    let farewells = Core::stop_watching(&core);
     worker.abort();
     carrier.abort();
     // Connections say their last words in tasks of their own.
     tokio::time::sleep(STOP_PAUSE).await;
+    for farewell in farewells {
+        if let Err(error) = farewell.await {
+            tracing::warn!(%error, "a BMP station was left without a farewell");
+        }
+    }
 }
 
 /// How long connections have to be closed in.

@@ -221,6 +221,7 @@ fn bgpdump_reads_our_files() {
     let ours = network.router("ours").unwrap();
     ours.wait_established("192.0.2.1").unwrap();
     ours.wait_path("10.1.0.0/24").unwrap();
+    ours.wait_path("fd10:1::/64").unwrap();
     let file = ours.run(&["meshd", "bgp", "dump"]).unwrap().trim().to_owned();
     assert_eq!(files(folder.path(), "rib.", ".mrt"), std::slice::from_ref(&file));
     let text = run("bgpdump", &["-v", "-m", "-l", &file]);

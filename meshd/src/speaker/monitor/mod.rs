@@ -294,17 +294,21 @@ impl Core {
         inner.speaker.mirror(wants);
     }
 
-    /// Says goodbye to everybody who watches.
-    pub(super) fn stop_watching(core: &Shared) {
+    /// Says goodbye to everybody who watches; what comes back ends when that is said, or took too long.
+    #[must_use]
+    pub(super) fn stop_watching(core: &Shared) -> Vec<JoinHandle<()>> {
         let mut inner = core.borrow_mut();
+        let mut farewells = Vec::new();
         for fed in std::mem::take(&mut inner.monitor.stations).into_values() {
             fed.stop.notify_one();
+            farewells.push(fed.task);
         }
         if let Some((_, task)) = inner.monitor.mrt.take() {
             task.abort();
         }
         // What waits is written by the thread of the log while it is dropped.
         inner.monitor.log = None;
+        farewells
     }
 
     /// A message went by: see [`Monitor::message`].

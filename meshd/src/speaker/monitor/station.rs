@@ -23,7 +23,7 @@ use bgp::{
 };
 use tokio::{
     sync::{Notify, mpsc},
-    task::spawn_local,
+    task::{JoinHandle, spawn_local},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::warn;
@@ -65,6 +65,8 @@ pub(super) struct Fed {
     pub(super) news: Rc<Notify>,
     /// It is no longer wanted.
     pub(super) stop: Rc<Notify>,
+    /// Ends after the farewell.
+    pub(super) task: JoinHandle<()>,
 }
 
 /// What the problem of a station is listed under.
@@ -79,8 +81,8 @@ pub(super) fn start(core: &Shared, settings: BmpStation, name: &str) -> Fed {
     let station = Station::spawn(StationSettings::new(settings.address, name, description), sender);
     let (news, stop) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
     let feed = station.feed();
-    spawn_local(serve(core.clone(), settings, station, events, news.clone(), stop.clone()));
-    Fed { feed, connection: None, watcher: None, walks: VecDeque::new(), news, stop }
+    let task = spawn_local(serve(core.clone(), settings, station, events, news.clone(), stop.clone()));
+    Fed { feed, connection: None, watcher: None, walks: VecDeque::new(), news, stop, task }
 }
 
 async fn serve(
