@@ -32,11 +32,8 @@ impl Core {
         };
         let gone: Vec<PeerId> = {
             let core = core.borrow();
-            let stays = |key: &PeerKey, range: Option<usize>| match range {
-                None => new.peers.contains_key(key),
-                Some(number) => {
-                    old.ranges.get(number).map(|it| it.prefix) == new.ranges.get(number).map(|it| it.prefix)
-                }
+            let stays = |key: &PeerKey, range: Option<usize>| {
+                new.peers.contains_key(key) || range.is_some_and(|number| moved(&old, &new, number).is_some())
             };
             core.known.iter().filter(|(_, it)| !stays(&it.key, it.range)).map(|(id, _)| *id).collect()
         };
@@ -46,7 +43,12 @@ impl Core {
         for (key, settings) in new.peers.clone() {
             let known = core.borrow().ids.get(&key).copied();
             match known {
-                Some(id) => Self::change(core, id, settings),
+                Some(id) => {
+                    if let Some(known) = core.borrow_mut().known.get_mut(&id) {
+                        known.range = None;
+                    }
+                    Self::change(core, id, settings);
+                }
                 None => {
                     let shutdown = settings.shutdown.clone();
                     Self::add(core, key.clone(), settings, None);
@@ -58,6 +60,7 @@ impl Core {
                 }
             }
         }
+        Self::change_ranges(core, &old, &new);
         {
             let mut core = core.borrow_mut();
             let routes_max = new.routes_max;
@@ -81,6 +84,22 @@ impl Core {
         }
         waiting.decision = decision;
         waiting != new.rib
+    }
+
+    /// Gives peers of ranges what their range gives now.
+    fn change_ranges(core: &Shared, old: &Settings, new: &Settings) {
+        let changed: Vec<(PeerId, PeerSettings)> = {
+            let known = &mut core.borrow_mut().known;
+            let changed = known.iter_mut().filter_map(|(id, known)| {
+                let number = moved(old, new, known.range?)?;
+                known.range = Some(number);
+                Some((*id, new.ranges.get(number)?.peer(known.key.address()?)))
+            });
+            changed.collect()
+        };
+        for (id, settings) in changed {
+            Self::change(core, id, settings);
+        }
     }
 
     fn change(core: &Shared, id: PeerId, new: PeerSettings) {
@@ -149,6 +168,12 @@ impl Core {
             add_aggregate(rib, prefix, aggregate);
         }
     }
+}
+
+/// The new number of a range that is still there.
+fn moved(old: &Settings, new: &Settings, number: usize) -> Option<usize> {
+    let prefix = old.ranges.get(number)?.prefix;
+    new.ranges.iter().position(|range| range.prefix == prefix)
 }
 
 type ByPrefix<'a> = BTreeMap<(IpNet, u32), &'a LocalRoute>;

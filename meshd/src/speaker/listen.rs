@@ -65,6 +65,8 @@ impl Listeners {
         let mut unsigned = Vec::new();
         for address in wanted {
             let known = self.running.get(&address).map(|(socket, _)| socket.clone());
+            let is_open = known.is_some();
+            let before = self.keys.clone();
             let socket = match known.map_or_else(|| transport::listener(address, None).map(Rc::new), Ok) {
                 Ok(socket) => socket,
                 Err(error) => {
@@ -73,6 +75,13 @@ impl Listeners {
                 }
             };
             unsigned.extend(set_keys(core, address, &socket, &mut self.keys, &mut failures));
+            // Who was there before its key was set is not signed, and must not be taken for one that is.
+            if is_open
+                && before != self.keys
+                && let Err(error) = transport::close_waiting(&socket)
+            {
+                failures.push(format!("{address}: {error}"));
+            }
             if let std::collections::btree_map::Entry::Vacant(entry) = self.running.entry(address) {
                 match start(core, &socket) {
                     Ok(task) => {
@@ -217,9 +226,7 @@ pub(super) fn admit(core: &Shared, ip: IpAddr) -> Option<PeerId> {
                 if here >= range.limit {
                     Err(format!("the range {} has {here} peers already", range.prefix))
                 } else {
-                    let mut settings = range.template.clone();
-                    settings.config.tables.address = ip;
-                    Ok((number, settings))
+                    Ok((number, range.peer(ip)))
                 }
             }
         }

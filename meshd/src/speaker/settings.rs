@@ -84,3 +84,12 @@ pub struct RangeSettings {
     /// What each of them gets.
     pub template: PeerSettings,
 }
+
+impl RangeSettings {
+    /// What the peer at this address gets.
+    pub(super) fn peer(&self, address: IpAddr) -> PeerSettings {
+        let mut settings = self.template.clone();
+        settings.config.tables.address = address;
+        settings
+    }
+}

@@ -22,6 +22,8 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 pub const MD5_KEY_MAX: usize = 80;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+/// The kernel lets one more wait.
+const WAITING_MAX: i32 = BACKLOG + 1;
 /// Internetwork control: what routers send their routing protocols with.
 const TOS_INTERNETWORK_CONTROL: u32 = 0xc0;
 
@@ -154,6 +156,23 @@ pub fn listen(listener: &Socket) -> Result<(), TransportError> {
     listener.listen(BACKLOG).map_err(failed("listen"))
 }
 
+/// Closes the connections that wait to be accepted: when keys have changed, some of them may have been opened unsigned. Those
+/// that are opened meanwhile are judged by the new keys; closing a few of them too is no harm.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub fn close_waiting(listener: &Socket) -> Result<(), TransportError> {
+    for _ in 0..WAITING_MAX {
+        match listener.accept() {
+            Ok((connection, _)) => drop(connection),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(failed("close the connections that were opened with earlier keys")(error)),
+        }
+    }
+    Ok(())
+}
+
 /// Demands of an accepted connection what its session demands. What was received before is not undone by it: nobody has
 /// read from the connection yet, and a segment with a wrong hop limit is dropped from now on.
 ///
@@ -171,11 +190,16 @@ pub fn accepted(socket: &Socket, remote: IpAddr, transport: &Transport) -> Resul
 /// # Errors
 /// Whatever the kernel refuses.
 pub fn set_key(socket: &Socket, peers: IpNet, old: Option<&Key>, new: Option<&Key>) -> Result<(), TransportError> {
-    match old {
+    match (old, new) {
         // A key of TCP-AO is not written over.
-        Some(Key::Ao(_)) if old == new => return Ok(()),
-        Some(Key::Ao(key)) => ao::delete(socket, peers, key)?,
-        Some(Key::Md5(_)) | None => {}
+        (Some(Key::Ao(_)), _) if old == new => return Ok(()),
+        // Both have room beside each other, and nothing is taken unsigned in between.
+        (Some(Key::Ao(old)), Some(Key::Ao(new))) if old.send_id != new.send_id && old.receive_id != new.receive_id => {
+            ao::add(socket, peers, new)?;
+            return ao::delete(socket, peers, old);
+        }
+        (Some(Key::Ao(key)), _) => ao::delete(socket, peers, key)?,
+        (Some(Key::Md5(_)) | None, _) => {}
     }
     match new {
         Some(Key::Md5(secret)) => set_md5(socket, peers, Some(secret)),
@@ -298,6 +322,29 @@ mod tests {
     #[test]
     fn a_secret_is_never_printed() {
         assert_eq!(format!("{:?}", Secret::new(b"hush".to_vec())), "(secret)");
+    }
+
+    #[test]
+    fn connections_that_wait_are_closed() {
+        let listening = listener("127.0.0.1:0".parse().expect("an address"), None).expect("a listener");
+        listen(&listening).expect("it listens");
+        let address = listening.local_addr().expect("an address").as_socket().expect("of IP");
+        let connect = || std::net::TcpStream::connect(address).expect("a connection");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        for mut connection in [connect(), connect()] {
+            connection.set_nonblocking(true).expect("non-blocking");
+            // The kernel may take a moment to put it where it waits.
+            let closed = loop {
+                close_waiting(&listening).expect("closed");
+                match io::Read::read(&mut connection, &mut [0; 1]) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                    closed => break closed,
+                }
+                assert!(std::time::Instant::now() < deadline, "waited for a connection to be closed");
+            };
+            assert!(!matches!(closed, Ok(1)), "{closed:?}");
+        }
+        assert_eq!(listening.accept().expect_err("nobody waits").kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
