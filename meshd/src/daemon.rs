@@ -5,7 +5,6 @@
 //! where it is (I10).
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
@@ -26,6 +25,7 @@ use meshd_core::{
 };
 use tokio::{
     sync::{mpsc, watch},
+    task::spawn_blocking,
     time::{Instant, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -220,8 +220,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("api", server::serve(listener, api));
 
     let live = Live {
-        speaker,
-        bgp: RefCell::new(config.bgp.clone()),
+        bgp: speaker.map(|speaker| speaker.config),
         config,
         source,
         local,
@@ -250,9 +249,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 
 /// What the main loop needs to reload the configuration and to tell that the daemon lives.
 struct Live {
-    speaker: Option<RunningSpeaker>,
-    /// Its configuration as of the last reading.
-    bgp: RefCell<Option<BgpConfig>>,
+    /// Where the speaker's configuration goes, if there is a speaker.
+    bgp: Option<watch::Sender<BgpConfig>>,
     config: Config,
     source: ConfigSource,
     local: Arc<LocalNode>,
@@ -269,8 +267,6 @@ async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<
     tokio::pin!(stop);
     let mut watchdog = notify::watchdog_period().map(interval);
     let mut announced = false;
-    let mut vrps = interval(VRPS_INTERVAL);
-    let mut vrps_seen = live.vrps_stamp();
     loop {
         tokio::select! {
             result = &mut stop => return result.context("failed to handle stop signals"),
@@ -279,13 +275,6 @@ async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<
                 notify::reloading();
                 live.reload();
                 notify::ready("running");
-            }
-            _ = vrps.tick() => {
-                let stamp = live.vrps_stamp();
-                if stamp != vrps_seen {
-                    vrps_seen = stamp;
-                    live.tell_speaker();
-                }
             }
             changed = settled.changed(), if !announced => {
                 announced = true;
@@ -312,23 +301,6 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
 }
 
 impl Live {
-    /// Tells the speaker what it is to be.
-    fn tell_speaker(&self) {
-        let (Some(speaker), Some(bgp)) = (&self.speaker, &*self.bgp.borrow()) else { return };
-        let known = speaker.settings.borrow().vrps.clone();
-        match speaker_settings(bgp, &self.local, &self.problems, known) {
-            Ok(settings) => drop(speaker.settings.send_replace(settings)),
-            Err(error) => self.problems.set("bgp", error.to_string()),
-        }
-    }
-
-    /// Differs when the file of VRPs is another one.
-    fn vrps_stamp(&self) -> Option<(u64, u64, i64, i64)> {
-        let bgp = self.bgp.borrow();
-        let file = fs::metadata(bgp.as_ref()?.vrps.as_ref()?).ok()?;
-        Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
-    }
-
     /// Reads the configuration again. Peers, workloads, users and certificates change at once; the rest needs a restart
     /// and says so.
     fn reload(&self) {
@@ -340,9 +312,8 @@ impl Live {
             }
         };
         self.own_store.reload(&new, &self.problems);
-        if let Some(bgp) = &new.bgp {
-            self.bgp.replace(Some(bgp.clone()));
-            self.tell_speaker();
+        if let (Some(speaker), Some(bgp)) = (&self.bgp, &new.bgp) {
+            speaker.send_replace(bgp.clone());
         }
         self.peer_sources.send_replace(PeerSources::from(&new));
         let unchanged = self.config.clone();
@@ -376,7 +347,7 @@ impl Live {
 
 /// A speaker that runs.
 struct RunningSpeaker {
-    settings: watch::Sender<Settings>,
+    config: watch::Sender<BgpConfig>,
     handle: SpeakerHandle,
 }
 
@@ -392,6 +363,7 @@ fn start_speaker(
 ) -> anyhow::Result<Option<RunningSpeaker>> {
     let Some(bgp) = &config.bgp else { return Ok(None) };
     let (mark, predecessor) = Mark::take_over(&config.state_dir).context("failed to remember that BGP is spoken")?;
+    let stamp = vrps_stamp(bgp);
     let (settings, settings_rx) = watch::channel(speaker_settings(bgp, local, problems, None)?);
     let around =
         Surroundings { settings: settings_rx, changes, snapshots, problems: problems.clone(), mark, predecessor };
@@ -400,7 +372,57 @@ fn start_speaker(
         // The end of the thread, whatever ended it, is the end of the task.
         let _ended = ended.await;
     });
-    Ok(Some(RunningSpeaker { settings, handle }))
+    let (config, config_rx) = watch::channel(bgp.clone());
+    tasks.spawn("bgp-settings", tell_speaker(config_rx, settings, local.clone(), problems.clone(), stamp));
+    Ok(Some(RunningSpeaker { config, handle }))
+}
+
+/// Differs when the file is another one.
+type Stamp = Option<(u64, u64, i64, i64)>;
+
+fn vrps_stamp(bgp: &BgpConfig) -> Stamp {
+    let file = fs::metadata(bgp.vrps.as_ref()?).ok()?;
+    Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+}
+
+/// Tells the speaker what it is to be whenever its configuration is another one, or the file of VRPs. That file can be large, so
+/// it is read where nobody else waits for it.
+async fn tell_speaker(
+    mut configs: watch::Receiver<BgpConfig>,
+    settings: watch::Sender<Settings>,
+    local: LocalNode,
+    problems: Problems,
+    mut stamp: Stamp,
+) {
+    let mut ticks = interval(VRPS_INTERVAL);
+    loop {
+        let is_new = tokio::select! {
+            changed = configs.changed() => {
+                if changed.is_err() {
+                    // The daemon is stopping; the end of this task is no news.
+                    return std::future::pending().await;
+                }
+                true
+            }
+            _ = ticks.tick() => false,
+        };
+        let bgp = if is_new { configs.borrow_and_update().clone() } else { configs.borrow().clone() };
+        let known = settings.borrow().vrps.clone();
+        let (local, reported) = (local.clone(), problems.clone());
+        let made = spawn_blocking(move || {
+            let now = vrps_stamp(&bgp);
+            (is_new || now != stamp).then(|| (now, speaker_settings(&bgp, &local, &reported, known)))
+        });
+        let message = match made.await {
+            Ok(None) => continue,
+            Ok(Some((now, made))) => {
+                stamp = now;
+                made.map(|made| drop(settings.send_replace(made))).err().map(|error| error.to_string())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        problems.report("bgp", message);
+    }
 }
 
 /// What the speaker is told; peers that had to be kept down become a problem.
