@@ -97,6 +97,7 @@ impl Speaker {
             && let Some(peer) = self.peer_mut(id)
         {
             peer.malformed_updates += 1;
+            peer.updates_treated_as_withdraw += u64::from(update.treat_as_withdraw);
             peer.last_malformed = Some(problem.to_string());
         }
         for nlri in update.withdrawals() {

@@ -28,6 +28,8 @@ pub struct PeerStatus {
     pub state: State,
     /// UPDATEs in which something was malformed and the session went on (RFC 7606).
     pub malformed_updates: u64,
+    /// Those of them whose prefixes were treated as withdrawn.
+    pub updates_treated_as_withdraw: u64,
     /// What was wrong with the last of them.
     pub last_malformed: Option<String>,
 }
@@ -65,6 +67,7 @@ pub(super) struct Peer {
     /// It has sent all it has, by family.
     pub(super) told: PerFamily<bool>,
     pub(super) malformed_updates: u64,
+    pub(super) updates_treated_as_withdraw: u64,
     pub(super) last_malformed: Option<String>,
 }
 
@@ -79,6 +82,7 @@ impl Peer {
             deadline: None,
             told: PerFamily::default(),
             malformed_updates: 0,
+            updates_treated_as_withdraw: 0,
             last_malformed: None,
         }
     }
@@ -113,6 +117,7 @@ impl Peer {
         PeerStatus {
             state: self.session.state(),
             malformed_updates: self.malformed_updates,
+            updates_treated_as_withdraw: self.updates_treated_as_withdraw,
             last_malformed: self.last_malformed.clone(),
         }
     }

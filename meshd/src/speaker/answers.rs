@@ -262,7 +262,8 @@ fn peer(core: &Core, clock: Clock, id: PeerId, known: &Known) -> PeerReport {
     });
     let [ipv4, ipv6] = families;
     let told = |(at, cause): &(Moment, DownCause)| (clock.time(*at), cause.clone());
-    let unknown = PeerStatus { state: State::Idle, malformed_updates: 0, last_malformed: None };
+    let unknown =
+        PeerStatus { state: State::Idle, malformed_updates: 0, updates_treated_as_withdraw: 0, last_malformed: None };
     PeerReport {
         key: known.key.clone(),
         description: known.settings.description.clone(),

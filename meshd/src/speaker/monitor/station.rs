@@ -336,8 +336,8 @@ impl Fed {
             }
             numbers.push(Statistic::AdjRibIn(received));
             numbers.push(Statistic::AdjRibOutPostPolicy(advertised));
-            let malformed = speaker.status(*peer).map_or(0, |status| status.malformed_updates);
-            numbers.push(Statistic::UpdatesTreatedAsWithdraw(u32::try_from(malformed).unwrap_or(u32::MAX)));
+            let withdrawn = speaker.status(*peer).map_or(0, |status| status.updates_treated_as_withdraw);
+            numbers.push(Statistic::UpdatesTreatedAsWithdraw(u32::try_from(withdrawn).unwrap_or(u32::MAX)));
             let header = described.header(Table::AdjRibIn { post_policy: false }, time);
             self.push(|out| bmp::statistics(out, &header, &numbers));
         }
