@@ -206,7 +206,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
     }
     drop(listeners);
     Core::stop(&core);
-    let farewells = Core::stop_watching(&core);
+    let (farewells, logs) = Core::stop_watching(&core);
     worker.abort();
     carrier.abort();
     // Connections say their last words in tasks of their own.
@@ -216,6 +216,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
             tracing::warn!(%error, "a BMP station was left without a farewell");
         }
     }
+    drop(logs);
 }
 
 /// How long connections have to be closed in.

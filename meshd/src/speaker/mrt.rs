@@ -10,7 +10,8 @@
 //!
 //! A file with its final name is complete: it was renamed after it was written. A log begins a new file when one is
 //! large or old enough, and of each kind only so many are kept, so a folder has a bound too. After a crash the file that was
-//! being written is kept under its final name; its last record may be cut.
+//! being written is kept under its final name; its last record may be cut. What a disk that failed took whole is kept as well.
+//! Files can be read by our group and nobody else: they say what the network looks like.
 //!
 //! What is ugly: the names carry the time by the clock on the wall, so setting that back makes new files the oldest.
 
@@ -18,7 +19,9 @@ mod log;
 mod table;
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +33,10 @@ pub use table::TableDump;
 
 /// What a finished file ends with.
 const FINISHED: &str = "mrt";
+/// Who may read folders.
+const FOLDER_MODE: u32 = 0o750;
+/// Who may read files.
+const FILE_MODE: u32 = 0o640;
 
 /// Why no file is written.
 #[derive(Debug, Error)]
@@ -54,6 +61,17 @@ impl MrtError {
         let path = path.to_owned();
         move |source| Self::File { operation, path, source }
     }
+}
+
+/// Makes a folder that is missing.
+fn make_folder(folder: &Path) -> Result<(), MrtError> {
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(MrtError::file("create", folder))
+}
+
+/// Begins a file.
+fn create(path: &Path) -> Result<File, MrtError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(FILE_MODE).open(path).map_err(MrtError::file("create", path))
 }
 
 /// The final name of a file that begins now: `KIND.YYYYMMDD.HHMMSS.MICROSECONDS.mrt`, by UTC. Names sort as their times do.

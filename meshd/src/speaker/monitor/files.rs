@@ -1,6 +1,6 @@
 //! MRT files: the log of messages, and tables.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, net::IpAddr, path::PathBuf, rc::Rc, time::Duration};
 
 use bgp::{
     Family,
@@ -11,7 +11,11 @@ use bgp::{
     rib::{Cursor, PathView, Stored},
     session::{Direction, RemoteAs, State},
     speaker::Mirrored,
-    wire::attributes::Attributes,
+    wire::{
+        attributes::{Attributes, code, flag},
+        encode::Target,
+        header::{HEADER_LEN, MessageType},
+    },
 };
 use tokio::{
     task::{spawn_local, yield_now},
@@ -25,7 +29,7 @@ use super::{
         core::{Core, Shared},
         mrt::{Log, LogSettings, MrtError, TableDump},
     },
-    Described, Monitor, Seen, wall_clock,
+    Described, Monitor, Seen, TYPE_AT, wall_clock,
 };
 use crate::config::model::bgp::MrtConfig;
 
@@ -62,8 +66,11 @@ pub(super) fn restart(core: &Shared, monitor: &mut Monitor, config: Option<&MrtC
     if let Some((_, task)) = monitor.mrt.take() {
         task.abort();
     }
-    // What waits is written while the old log is dropped, so that both never write into one folder.
-    monitor.log = None;
+    // Its thread writes what waits and ends; nobody here waits for the disk.
+    if let Some(log) = monitor.log.take() {
+        log.stop();
+        monitor.ending = Some(log);
+    }
     monitor.problems.clear(COMPONENT);
     if let Some(config) = config {
         start_log(monitor, config);
@@ -80,7 +87,8 @@ fn start_log(monitor: &mut Monitor, config: &MrtConfig) {
         rotate_after,
         files_max: usize::try_from(config.keep).unwrap_or(usize::MAX),
     };
-    match Log::start(settings) {
+    // It waits for the one before it, so that both never write into one folder.
+    match Log::start(settings, monitor.ending.take()) {
         Ok(log) => monitor.log = Some(log),
         Err(error) => monitor.problems.set(COMPONENT, with_cause(&error)),
     }
@@ -137,15 +145,41 @@ async fn serve(core: Shared, config: MrtConfig) {
 pub(super) fn log_message(log: &Log, core: &Seen<'_>, described: Option<&Described>, message: &Mirrored) {
     let Some(ends) = ends(core, message.peer) else { return };
     let sent = message.direction == Direction::Sent;
-    let add_path = described.is_some_and(|it| {
-        let target = if sent { it.sent } else { it.received };
-        target.add_path.ipv4 || target.add_path.ipv6
-    });
+    let add_path =
+        described.is_some_and(|it| has_path_ids(&message.octets, if sent { &it.sent } else { &it.received }));
     // What is said before both know each other has no AS numbers in it that could be read wrongly.
     let asn4 = described.is_none_or(|it| it.context.asn4);
     let form = MessageForm { sent, asn4, add_path };
     // Lost for want of room: counted and shown.
     let _kept = log.record(|out| mrt::message(out, wall_clock(), &ends, form, &message.octets));
+}
+
+/// Prefixes in the message have path identifiers, which is agreed on by family (RFC 8050 section 3).
+fn has_path_ids(message: &[u8], written: &Target) -> bool {
+    let is_update = message.get(TYPE_AT) == Some(&(MessageType::Update as u8));
+    is_update && family_of(message).is_some_and(|family| *written.add_path.get(family))
+}
+
+/// The family of the prefixes of an UPDATE: what its multiprotocol attribute says, IPv4 where it has none.
+fn family_of(update: &[u8]) -> Option<Family> {
+    let number = |octets: &[u8], at: usize| Some(u16::from_be_bytes([*octets.get(at)?, *octets.get(at + 1)?]));
+    let body = update.get(HEADER_LEN..)?;
+    let begin = 2 + usize::from(number(body, 0)?);
+    let length = usize::from(number(body, begin)?);
+    let mut attributes = body.get(begin + 2..begin + 2 + length)?;
+    while let [flags, kind, ..] = attributes {
+        let (head, length) = if flags & flag::EXTENDED_LENGTH == 0 {
+            (3, usize::from(*attributes.get(2)?))
+        } else {
+            (4, usize::from(number(attributes, 2)?))
+        };
+        if matches!(*kind, code::MP_REACH_NLRI | code::MP_UNREACH_NLRI) {
+            let (afi, safi) = (number(attributes, head)?, *attributes.get(head + 2)?);
+            return Family::ALL.into_iter().find(|family| (family.afi(), family.safi()) == (afi, safi));
+        }
+        attributes = attributes.get(head + length..)?;
+    }
+    Some(Family::Ipv4Unicast)
 }
 
 /// Enters a change of state into the log.
@@ -194,20 +228,30 @@ impl Core {
     }
 }
 
+/// A table is being written, also by a task that is aborted meanwhile.
+struct Dumping(Rc<Cell<bool>>);
+
+impl Dumping {
+    /// One at a time.
+    fn begin(is_dumping: &Rc<Cell<bool>>) -> Option<Self> {
+        (!is_dumping.replace(true)).then(|| Self(is_dumping.clone()))
+    }
+}
+
+impl Drop for Dumping {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 /// Writes the accepted paths of all prefixes into a file; returns its name.
 pub(in super::super) async fn dump(core: &Shared) -> Result<PathBuf, DumpError> {
-    let config = {
-        let mut core = core.borrow_mut();
+    let (config, _dumping) = {
+        let core = core.borrow();
         let (config, _) = core.monitor.mrt.as_ref().ok_or(DumpError::NoFolder)?;
-        let config = config.clone();
-        if std::mem::replace(&mut core.monitor.is_dumping, true) {
-            return Err(DumpError::Busy);
-        }
-        config
+        (config.clone(), Dumping::begin(&core.monitor.is_dumping).ok_or(DumpError::Busy)?)
     };
-    let written = write(core, &config).await;
-    core.borrow_mut().monitor.is_dumping = false;
-    let path = written?;
+    let path = write(core, &config).await?;
     info!(path = %path.display(), "wrote an MRT table");
     Ok(path)
 }
@@ -323,5 +367,51 @@ impl Table {
             mrt::rib(out, scratch, time, sequence, prefix, has_several, &entries);
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bgp::PerFamily;
+
+    use super::*;
+
+    #[test]
+    fn a_table_that_is_given_up_makes_room_for_the_next() {
+        let is_dumping = Rc::default();
+        let first = Dumping::begin(&is_dumping).expect("nobody else");
+        assert!(Dumping::begin(&is_dumping).is_none());
+        drop(first);
+        assert!(Dumping::begin(&is_dumping).is_some());
+    }
+
+    #[test]
+    fn path_identifiers_are_a_matter_of_the_family() {
+        let message = |kind: MessageType, body: &[u8]| {
+            let mut message = vec![0; HEADER_LEN];
+            message[TYPE_AT] = kind as u8;
+            message.extend_from_slice(body);
+            message
+        };
+        let update = |attributes: &[u8]| {
+            let length = u8::try_from(attributes.len()).expect("short");
+            message(MessageType::Update, &[&[0, 0, 0, length][..], attributes].concat())
+        };
+        let written = |ipv4, ipv6| Target { asn4: true, add_path: PerFamily { ipv4, ipv6 }, ..Target::default() };
+        let origin = [0x40, 1, 1, 0];
+        let ipv6 = update(&[&origin[..], &[0x80, 15, 3, 0, 2, 1]].concat());
+        let long = update(&[&origin[..], &[0x90, 15, 0, 3, 0, 2, 1]].concat());
+        for (message, with_ipv4, with_ipv6) in [
+            (update(&origin), true, false),
+            (update(&[]), true, false),
+            (ipv6, false, true),
+            (long, false, true),
+            (update(&[0x80, 15, 3, 0, 25, 1]), false, false),
+            (update(&[0x80, 15, 9]), false, false),
+            (message(MessageType::Keepalive, &[]), false, false),
+        ] {
+            assert_eq!(has_path_ids(&message, &written(true, false)), with_ipv4, "{message:?}");
+            assert_eq!(has_path_ids(&message, &written(false, true)), with_ipv6, "{message:?}");
+        }
     }
 }

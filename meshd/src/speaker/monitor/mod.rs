@@ -19,7 +19,7 @@ mod files;
 mod station;
 mod walk;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{cell::Cell, collections::BTreeMap, net::SocketAddr, rc::Rc};
 
 use bgp::{
     Family,
@@ -53,6 +53,8 @@ const TYPE_AT: usize = 18;
 pub(super) struct Monitor {
     stations: BTreeMap<BmpStation, Fed>,
     log: Option<Log>,
+    /// The log of an earlier configuration, which writes what it has.
+    ending: Option<Log>,
     mrt: Option<(MrtConfig, JoinHandle<()>)>,
     /// Sessions that are established, as stations are told about them.
     up: BTreeMap<PeerId, Described>,
@@ -60,9 +62,9 @@ pub(super) struct Monitor {
     opens: BTreeMap<(PeerId, Slot), [Vec<u8>; 2]>,
     /// Both ends of the last session with each peer, for changes of state that come when its connection is gone.
     last_ends: BTreeMap<PeerId, Ends>,
-    /// The last NOTIFICATION since a session came up.
+    /// The last NOTIFICATION on the connection of each session that is up.
     last_words: BTreeMap<PeerId, (Direction, Vec<u8>)>,
-    is_dumping: bool,
+    is_dumping: Rc<Cell<bool>>,
     name: String,
     problems: Problems,
 }
@@ -71,6 +73,8 @@ pub(super) struct Monitor {
 struct Described {
     /// With the table that messages as they came belong to.
     header: bmp::Peer,
+    /// Its connection.
+    slot: Slot,
     local: SocketAddr,
     remote_port: u16,
     opens: [Vec<u8>; 2],
@@ -111,12 +115,13 @@ impl Monitor {
         Self {
             stations: BTreeMap::new(),
             log: None,
+            ending: None,
             mrt: None,
             up: BTreeMap::new(),
             opens: BTreeMap::new(),
             last_ends: BTreeMap::new(),
             last_words: BTreeMap::new(),
-            is_dumping: false,
+            is_dumping: Rc::default(),
             name: String::new(),
             problems,
         }
@@ -144,7 +149,10 @@ impl Monitor {
             let [ours, theirs] = opens;
             *(if *direction == Direction::Sent { ours } else { theirs }) = octets.clone();
         } else if kind == MessageType::Notification as u8 {
-            self.last_words.insert(*peer, (*direction, octets.clone()));
+            // A second connection that is refused has words of its own, and the session stays up.
+            if self.up.get(peer).is_some_and(|described| described.slot == *slot) {
+                self.last_words.insert(*peer, (*direction, octets.clone()));
+            }
         } else if kind == MessageType::Update as u8
             && let Some(described) = self.up.get(peer)
         {
@@ -166,7 +174,7 @@ impl Monitor {
         let again = [our_open(config, &LocalRestart::default()), negotiated.remote_open.clone()];
         let mut said = said.into_iter();
         let opens = again.map(|open| said.next().filter(|said| !said.is_empty()).unwrap_or_else(|| encoded(&open)));
-        let described = describe(negotiated, local, remote, opens);
+        let described = describe(negotiated, slot, local, remote, opens);
         for fed in self.stations.values_mut() {
             fed.peer_up(peer, &described);
         }
@@ -187,6 +195,13 @@ impl Monitor {
         for fed in self.stations.values_mut() {
             fed.peer_down(peer, &described, down);
         }
+    }
+
+    /// A peer is removed; its number may be another one's from now on.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.opens.retain(|(of, _), _| *of != peer);
+        self.last_ends.remove(&peer);
+        self.last_words.remove(&peer);
     }
 
     /// Import policy judges the paths of a peer anew.
@@ -224,7 +239,13 @@ pub(super) struct Seen<'a> {
     pub(super) ends: Option<(SocketAddr, SocketAddr)>,
 }
 
-fn describe(negotiated: &Negotiated, local: SocketAddr, remote: SocketAddr, opens: [Vec<u8>; 2]) -> Described {
+fn describe(
+    negotiated: &Negotiated,
+    slot: Slot,
+    local: SocketAddr,
+    remote: SocketAddr,
+    opens: [Vec<u8>; 2],
+) -> Described {
     let sent = Target::from(negotiated);
     let mut received = sent;
     for family in Family::ALL {
@@ -241,6 +262,7 @@ fn describe(negotiated: &Negotiated, local: SocketAddr, remote: SocketAddr, open
             two_octet_as: !negotiated.asn4,
             time: Timestamp::default(),
         },
+        slot,
         local,
         remote_port: remote.port(),
         opens,
@@ -294,9 +316,10 @@ impl Core {
         inner.speaker.mirror(wants);
     }
 
-    /// Says goodbye to everybody who watches; what comes back ends when that is said, or took too long.
+    /// Says goodbye to everybody who watches. The tasks that come back end when that is said, or took too long; the logs write
+    /// what they have while they are dropped, which may take as long as the disk does.
     #[must_use]
-    pub(super) fn stop_watching(core: &Shared) -> Vec<JoinHandle<()>> {
+    pub(super) fn stop_watching(core: &Shared) -> (Vec<JoinHandle<()>>, [Option<Log>; 2]) {
         let mut inner = core.borrow_mut();
         let mut farewells = Vec::new();
         for fed in std::mem::take(&mut inner.monitor.stations).into_values() {
@@ -306,9 +329,9 @@ impl Core {
         if let Some((_, task)) = inner.monitor.mrt.take() {
             task.abort();
         }
-        // What waits is written by the thread of the log while it is dropped.
-        inner.monitor.log = None;
-        farewells
+        let logs = [inner.monitor.ending.take(), inner.monitor.log.take()];
+        logs.iter().flatten().for_each(Log::stop);
+        (farewells, logs)
     }
 
     /// A message went by: see [`Monitor::message`].

@@ -12,7 +12,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{MrtError, name_now, prune};
+use super::{MrtError, create, make_folder, name_now, prune};
 
 /// The kind in names.
 const KIND: &str = "updates";
@@ -87,26 +87,25 @@ impl fmt::Debug for Log {
 }
 
 impl Log {
-    /// Makes the folder, gives what a crash left behind its final name, and starts the thread.
-    pub fn start(settings: LogSettings) -> Result<Self, MrtError> {
-        let folder = &settings.folder;
-        fs::create_dir_all(folder).map_err(MrtError::file("create", folder))?;
-        for entry in fs::read_dir(folder).map_err(MrtError::file("list", folder))? {
-            let path = entry.map_err(MrtError::file("list", folder))?.path();
-            let left_over = path.extension().is_some_and(|extension| extension == OPEN)
-                && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(KIND));
-            if left_over {
-                fs::rename(&path, path.with_extension("")).map_err(MrtError::file("rename", &path))?;
-            }
-        }
-        prune(folder, KIND, settings.files_max)?;
-        let shared = Arc::new(Shared { inner: Mutex::default(), wake: Condvar::new() });
-        let writer = Writer { settings, shared: Arc::clone(&shared), file: None };
+    /// Starts the thread. Once the log `before` this one has written what it had, the thread makes the folder and gives what a
+    /// crash left behind its final name; until then records wait.
+    pub fn start(settings: LogSettings, before: Option<Self>) -> Result<Self, MrtError> {
+        let writer = Writer::new(settings);
+        let shared = Arc::clone(&writer.shared);
         let thread = std::thread::Builder::new()
             .name("mrt-log".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                drop(before);
+                writer.run();
+            })
             .map_err(MrtError::Thread)?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Has the thread write what waits and end, without waiting for that.
+    pub fn stop(&self) {
+        self.shared.lock().stopping = true;
+        self.shared.wake.notify_one();
     }
 
     /// Queues the record that `write` appends; false when it was lost for want of room.
@@ -138,8 +137,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.shared.lock().stopping = true;
-        self.shared.wake.notify_one();
+        self.stop();
         if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
             tracing::error!(?panic, "MRT thread panicked");
         }
@@ -163,13 +161,20 @@ struct Current {
 }
 
 /// The thread's side.
-struct Writer {
+pub(super) struct Writer {
     settings: LogSettings,
     shared: Arc<Shared>,
     file: Option<Current>,
+    /// The folder is there, and nothing in it is left over.
+    is_prepared: bool,
 }
 
 impl Writer {
+    pub(super) fn new(settings: LogSettings) -> Self {
+        let shared = Arc::new(Shared { inner: Mutex::default(), wake: Condvar::new() });
+        Self { settings, shared, file: None, is_prepared: false }
+    }
+
     fn run(mut self) {
         let mut writing = Vec::new();
         loop {
@@ -186,12 +191,13 @@ impl Writer {
             let failed = outcome.is_err();
             self.note(outcome, writing.len() as u64, count);
             if stopping {
-                let outcome = self.finish();
+                let outcome = if failed { self.give_up() } else { self.finish() };
                 self.note(outcome, 0, 0);
                 return;
             }
             if failed {
-                self.file = None;
+                let outcome = self.give_up();
+                self.note(outcome, 0, 0);
                 self.rest();
             }
         }
@@ -224,7 +230,11 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, records: &[u8]) -> Result<(), MrtError> {
+    pub(super) fn write(&mut self, records: &[u8]) -> Result<(), MrtError> {
+        if !self.is_prepared {
+            self.prepare()?;
+            self.shared.lock().status.problem = None;
+        }
         let length = records.len() as u64;
         let full = |file: &Current| {
             file.octets > 0
@@ -242,13 +252,51 @@ impl Writer {
             none => {
                 let finished = name_now(&self.settings.folder, KIND);
                 let open = open_name(&finished);
-                let file = File::create_new(&open).map_err(MrtError::file("create", &open))?;
+                let file = create(&open)?;
                 none.insert(Current { file, finished, octets: 0, since: Instant::now() })
             }
         };
         current.file.write_all(records).map_err(MrtError::file("write to", &open_name(&current.finished)))?;
         current.octets += length;
         Ok(())
+    }
+
+    /// Makes the folder, gives what was left in it its final name, and removes what is too much.
+    fn prepare(&mut self) -> Result<(), MrtError> {
+        let folder = &self.settings.folder;
+        make_folder(folder)?;
+        for entry in fs::read_dir(folder).map_err(MrtError::file("list", folder))? {
+            let path = entry.map_err(MrtError::file("list", folder))?.path();
+            let left_over = path.extension().is_some_and(|extension| extension == OPEN)
+                && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(KIND));
+            if !left_over {
+                continue;
+            }
+            if fs::metadata(&path).map_err(MrtError::file("look at", &path))?.len() == 0 {
+                fs::remove_file(&path).map_err(MrtError::file("remove", &path))?;
+            } else {
+                fs::rename(&path, path.with_extension("")).map_err(MrtError::file("rename", &path))?;
+            }
+        }
+        prune(folder, KIND, self.settings.files_max)?;
+        self.is_prepared = true;
+        Ok(())
+    }
+
+    /// After a failure: keeps the records that were written whole, so that trying again leaves no more files than a log that
+    /// does not fail.
+    pub(super) fn give_up(&mut self) -> Result<(), MrtError> {
+        self.is_prepared = false;
+        if let Some(Current { file, finished, octets, .. }) = self.file.take() {
+            file.set_len(octets).map_err(MrtError::file("shorten", &open_name(&finished)))?;
+        }
+        self.prepare()
+    }
+
+    /// A write that fails half way.
+    #[cfg(test)]
+    pub(super) fn tear(&mut self, octets: &[u8]) {
+        self.file.as_mut().expect("a file").file.write_all(octets).expect("written");
     }
 
     fn finish(&mut self) -> Result<(), MrtError> {

@@ -1,7 +1,7 @@
 //! A table in a file: all of it, or no file.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{MrtError, name_now, prune};
+use super::{MrtError, create, make_folder, name_now, prune};
 
 /// The kind in names.
 const KIND: &str = "rib";
@@ -32,9 +32,8 @@ pub struct TableDump {
 }
 
 impl TableDump {
-    /// Begins a file `rib.TIME.mrt` in a folder, in which `files_max` of them are kept.
+    /// Begins a file `rib.TIME.mrt` in a folder, in which `files_max` of them are kept. The folder is made if it is missing.
     pub fn begin(folder: &Path, files_max: usize) -> Result<Self, MrtError> {
-        fs::create_dir_all(folder).map_err(MrtError::file("create", folder))?;
         let (parts, queue) = sync_channel(CHUNKS_MAX);
         let folder = folder.to_owned();
         std::thread::Builder::new()
@@ -124,10 +123,11 @@ fn receive(
     queue: &Receiver<Part>,
     temporary: &mut Option<PathBuf>,
 ) -> Result<Option<Finished>, MrtError> {
+    make_folder(folder)?;
     let finished = name_now(folder, KIND);
     let name = finished.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let path = folder.join(format!(".{name}.part"));
-    let mut file = File::create_new(&path).map_err(MrtError::file("create", &path))?;
+    let mut file = create(&path)?;
     *temporary = Some(path.clone());
     for part in queue {
         match part {

@@ -1,6 +1,9 @@
 //! Files in a folder of the test.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
 use super::*;
 
@@ -33,7 +36,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn a_log_gets_its_name_when_it_is_complete() {
     let folder = tempfile::tempdir().expect("a folder");
-    let log = Log::start(settings(folder.path())).expect("a log");
+    let log = Log::start(settings(folder.path()), None).expect("a log");
     assert!(log.record(|out| out.extend_from_slice(b"one")));
     assert!(log.record(|out| out.extend_from_slice(b"two")));
     until("the file", || names(folder.path()).len() == 1 && log.status().written_octets == 6);
@@ -48,7 +51,7 @@ fn a_log_gets_its_name_when_it_is_complete() {
 #[test]
 fn files_follow_each_other_and_the_oldest_go() {
     let folder = tempfile::tempdir().expect("a folder");
-    let log = Log::start(LogSettings { rotate_octets: 300_000, ..settings(folder.path()) }).expect("a log");
+    let log = Log::start(LogSettings { rotate_octets: 300_000, ..settings(folder.path()) }, None).expect("a log");
     // More than is written at once, so that each round of the thread fills a file.
     for round in 1..=7u8 {
         assert!(log.record(|out| out.extend(std::iter::repeat_n(round, 280_000))));
@@ -67,7 +70,7 @@ fn what_a_crash_left_is_kept_under_its_final_name() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("updates.20260101.000000.mrt.open"), b"half").expect("a file");
     fs::write(folder.path().join("other.open"), b"not ours").expect("a file");
-    drop(Log::start(settings(folder.path())).expect("a log"));
+    drop(Log::start(settings(folder.path()), None).expect("a log"));
     assert_eq!(names(folder.path()), ["other.open", "updates.20260101.000000.mrt"]);
 }
 
@@ -75,14 +78,66 @@ fn what_a_crash_left_is_kept_under_its_final_name() {
 fn a_disk_that_fails_loses_records_and_says_so() {
     let folder = tempfile::tempdir().expect("a folder");
     let inside = folder.path().join("inside");
-    let log = Log::start(settings(&inside)).expect("a log");
-    fs::remove_dir(&inside).expect("an empty folder");
-    assert!(log.record(|out| out.push(1)));
-    until("the problem", || log.status().lost == 1);
+    fs::write(&inside, b"a file").expect("a file");
+    let log = Log::start(settings(&inside), None).expect("a log");
+    until("the problem", || log.status().problem.is_some());
     assert!(log.status().problem.is_some_and(|problem| problem.contains("failed to create")), "{:?}", log.status());
+    // What waits is tried once more at the end.
+    assert!(log.record(|out| out.push(1)));
+    log.stop();
+    until("the record to be lost", || log.status().lost == 1);
     // Beyond the bound nothing is taken, and nobody waits for that.
     assert!(!log.record(|out| out.extend(std::iter::repeat_n(0, log::BUFFER_OCTETS_MAX + 1))));
     assert_eq!(log.status().lost, 2);
+}
+
+#[test]
+fn a_disk_that_fails_leaves_whole_records_and_no_empty_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = log::Writer::new(settings(folder.path()));
+    writer.write(b"whole").expect("written");
+    writer.tear(b"ha");
+    writer.give_up().expect("given up");
+    let kept = names(folder.path());
+    let [name] = kept.as_slice() else { panic!("{kept:?}") };
+    assert!(name.ends_with(".mrt"), "{name}");
+    assert_eq!(fs::read(folder.path().join(name)).expect("the file"), b"whole");
+    for _ in 0..3 {
+        fs::write(folder.path().join("updates.20260101.000000.mrt.open"), b"").expect("a file");
+        writer.give_up().expect("given up");
+    }
+    assert_eq!(names(folder.path()), kept);
+}
+
+#[test]
+fn a_log_begins_when_the_one_before_it_has_written_everything() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = Log::start(settings(folder.path()), None).expect("a log");
+    assert!(first.record(|out| out.extend_from_slice(b"one")));
+    first.stop();
+    let second = Log::start(settings(folder.path()), Some(first)).expect("a log");
+    assert!(second.record(|out| out.extend_from_slice(b"two")));
+    drop(second);
+    let names = names(folder.path());
+    let octets: Vec<Vec<u8>> = names.iter().map(|name| fs::read(folder.path().join(name)).expect("a file")).collect();
+    assert_eq!(octets, [b"one", b"two"], "{names:?}");
+}
+
+#[test]
+fn nobody_else_reads_the_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let inside = folder.path().join("a/b");
+    let log = Log::start(settings(&inside), None).expect("a log");
+    assert!(log.record(|out| out.push(1)));
+    drop(log);
+    let dump = TableDump::begin(&inside, 1).expect("a dump");
+    dump.finish().expect("room").blocking_recv().expect("an answer").expect("a file");
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o7777;
+    assert_eq!(mode(&inside) & !0o750, 0, "{:o}", mode(&inside));
+    assert_eq!(names(&inside).len(), 2);
+    for name in names(&inside) {
+        assert_eq!(mode(&inside.join(&name)) & !0o640, 0, "{name}: {:o}", mode(&inside.join(&name)));
+    }
 }
 
 #[test]
@@ -123,5 +178,7 @@ fn a_table_that_cannot_be_written_says_why() {
     let folder = tempfile::tempdir().expect("a folder");
     let inside = folder.path().join("inside");
     fs::write(&inside, b"a file").expect("a file");
-    assert!(matches!(TableDump::begin(&inside, 1), Err(MrtError::File { operation: "create", .. })));
+    let dump = TableDump::begin(&inside, 1).expect("a dump");
+    let outcome = dump.finish().expect("room").blocking_recv().expect("an answer");
+    assert!(matches!(outcome, Err(MrtError::File { operation: "create", .. })), "{outcome:?}");
 }
