@@ -17,7 +17,7 @@ use bgp::{
     id::{Moment, PeerId},
     policy::Vrps,
     rib::{Resolution, Scope, TrackedNextHop},
-    session::{BfdChange, Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
+    session::{Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
 use ipnet::IpNet;
@@ -32,7 +32,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    bfd::{self, BfdEvent, Device},
+    bfd::{BfdEvent, Device},
     connection::{self, Handle},
     fib::{self, Fib},
     host::Host,
@@ -345,16 +345,26 @@ impl Core {
         }
     }
 
+    /// Peers of ranges may have had no session for as long as a restart took.
+    pub(super) fn ranges_may_have_ended(&mut self) {
+        let of_ranges = self.known.iter().filter(|(_, known)| known.range.is_some());
+        self.ended.extend(of_ranges.map(|(id, _)| *id));
+    }
+
     fn may_have_ended(&mut self, id: PeerId) {
         if self.known.get(&id).is_some_and(|known| known.range.is_some()) {
             self.ended.insert(id);
         }
     }
 
-    /// Forgets peers of ranges of which nothing is left, so that others can have their place.
+    /// Forgets peers of ranges of which nothing is left, so that others can have their place. Not while they are waited for
+    /// after a restart: who does not answer at once may come back.
     fn forget_ended(core: &Shared) {
         let spent: Vec<PeerId> = {
             let core = &mut *core.borrow_mut();
+            if core.speaker.is_restarting() {
+                return;
+            }
             let is_spent = |id: &PeerId| core.speaker.session(*id).is_none_or(Session::is_spent);
             core.ended.extract_if(.., is_spent).collect()
         };
@@ -396,6 +406,7 @@ impl Core {
         }
         // The number may be another peer's from now on.
         core.ended.remove(&id);
+        core.monitor.forget(id);
         let note = core.paths.forget(id);
         core.notes.extend(note);
     }
@@ -620,16 +631,16 @@ impl Core {
         }
     }
 
-    /// Has BFD watch the path of a connection that waits for it, and says so when the path is known to work.
+    /// Has BFD watch the path of a connection that waits for it, and says so when it is known already what BFD has to say.
     fn watch_path_first(core: &Shared, id: PeerId, slot: Slot) {
-        let works = {
+        let verdict = {
             let mut core = core.borrow_mut();
             let Some(ends) = core.ends_of(id, slot) else { return };
             core.watch_path_between(id, ends);
-            core.paths.state(id) == Some(bfd::State::Up)
+            core.paths.verdict(id)
         };
-        if works {
-            Self::event(core, id, Event::Bfd(BfdChange::Up));
+        if let Some(verdict) = verdict {
+            Self::event(core, id, Event::Bfd(verdict));
         }
     }
 

@@ -49,6 +49,8 @@ struct Running {
     remote: SocketAddr,
     settings: Settings,
     state: State,
+    /// The peer's operator has taken BFD out: it says nothing about the path.
+    remote_admin_down: bool,
 }
 
 impl Paths {
@@ -89,7 +91,8 @@ impl Paths {
             settings: settings.clone(),
         };
         self.started()?.add(session)?;
-        self.sessions.insert(id, Running { local, remote, settings: settings.clone(), state: State::Down });
+        let (settings, state) = (settings.clone(), State::Down);
+        self.sessions.insert(id, Running { local, remote, settings, state, remote_admin_down: false });
         Ok(())
     }
 
@@ -115,6 +118,16 @@ impl Paths {
     /// What BFD says of a path, where it watches it.
     pub(super) fn state(&self, id: PeerId) -> Option<State> {
         self.sessions.get(&id).map(|running| running.state)
+    }
+
+    /// What a session that waits for the path is told at once, where that is known.
+    pub(super) fn verdict(&self, id: PeerId) -> Option<BfdChange> {
+        let running = self.sessions.get(&id)?;
+        match running.state {
+            State::Up => Some(BfdChange::Up),
+            _ if running.remote_admin_down => Some(BfdChange::AdminDown),
+            _ => None,
+        }
     }
 
     /// The next hop is dead although the kernel has a route to it.
@@ -189,6 +202,7 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
         let mut core = core.borrow_mut();
         let Some(running) = core.paths.sessions.get_mut(&id) else { return };
         running.state = event.state;
+        running.remote_admin_down = event.remote_admin_down;
         let (next_hop, is_up) = (next_hop(running.remote), event.state == State::Up);
         let peer = core.name(id);
         let restart = core.speaker.session(id).map_or(Restart::None, Restart::of);

@@ -52,5 +52,6 @@ impl Core {
             warn!(absent = absent.join(", "), "BGP restart is over: some peers of before are not back");
         }
         self.had_session.send_modify(|peers| peers.retain(is_up));
+        self.ranges_may_have_ended();
     }
 }
