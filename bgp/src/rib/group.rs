@@ -366,10 +366,10 @@ impl<P> Group<P> {
 /// Is this withdrawn, and has everybody who needs to know heard of it?
 pub(super) fn is_over(told: &Told, needs: Extent) -> bool {
     !told.is_announced()
-        && (told.generation == 0
-            || match needs {
-                Extent::Nothing => true,
-                Extent::Since(epoch) => is_before(told.generation, epoch),
-                Extent::Everything => false,
-            })
+        && match needs {
+            Extent::Nothing => true,
+            Extent::Since(epoch) => told.generation == 0 || is_before(told.generation, epoch),
+            // Somebody came from another group, which may have told what this one never knew.
+            Extent::Everything => false,
+        }
 }

@@ -496,6 +496,23 @@ fn another_export_replaces_paths_without_withdrawing_them() {
     assert_eq!((lab.peers[2].heard.len(), lab.peers[2].losses), (99, 1));
 }
 
+/// A peer that moves to another group while a path goes hears that from the group that never knew the path, however long it
+/// takes until it reads.
+#[test]
+fn a_path_that_goes_while_a_peer_moves_is_withdrawn() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External), Peer::new(2, External)]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.announce(0, v4("10.0.7.0/24"), &path(&[64_600]));
+    lab.settle();
+    lab.withdraw(0, v4(PREFIX));
+    lab.decide();
+    lab.change_settings(2, |settings| settings.graceful_shutdown = true);
+    lab.settle_but(2);
+    lab.settle();
+    assert_eq!((lab.peers[1].heard.len(), lab.peers[2].heard.len()), (1, 1));
+    assert!(lab.peers[2].attributes_of(PREFIX).is_none());
+}
+
 /// An address that becomes usable after the session did: paths that waited for it are told, and others again.
 #[test]
 fn own_next_hops_may_change_while_a_session_is_up() {
