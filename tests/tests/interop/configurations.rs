@@ -59,6 +59,60 @@ bgp:
     Blueprint::meshd("ours", &text).address(&format!("{OURS}/24")).address(&format!("{OURS_V6}/64"))
 }
 
+/// FRR and BIRD with ours between them, when each has what the other one originates.
+pub(super) fn frr_and_bird() -> Network {
+    tests::need_root();
+    let network = Network::up(&[
+        Frr::USUAL.blueprint("frr"),
+        Bird::USUAL.blueprint("bird"),
+        ours(
+            &[
+                "group: open, address: 192.0.2.2, remote_as: 65002",
+                "group: open, address: 192.0.2.1, remote_as: 4200000001",
+            ],
+            "",
+        ),
+    ])
+    .unwrap();
+    network.router("frr").unwrap().wait_path("10.1.0.0/24").unwrap();
+    network.router("bird").unwrap().wait_path("10.2.0.0/24").unwrap();
+    network
+}
+
+/// Routers number 3, which waits for our connection, and number 4, which calls us: each gets everything of ours and of the other
+/// one, and we of both.
+pub(super) fn both_directions(waiting: Blueprint, calling: Blueprint, is_gobgp: bool) -> Network {
+    tests::need_root();
+    let ours = ours(
+        &[
+            "group: open, address: 192.0.2.3, remote_as: 4200000003",
+            "group: open, address: 192.0.2.4, remote_as: 4200000004, passive: true",
+        ],
+        "",
+    );
+    let network = Network::up(&[waiting, calling, ours]).unwrap();
+    let (waiting, calling, ours) =
+        (network.router("waiting").unwrap(), network.router("calling").unwrap(), network.router("ours").unwrap());
+    for (router, number, ends) in [(&waiting, 3, "remote_address"), (&calling, 4, "local_address")] {
+        router.wait_established(OURS).unwrap();
+        originate(router, number, is_gobgp);
+        let address = format!("192.0.2.{number}");
+        ours.wait_established(&address).unwrap();
+        let view = neighbor(&ours, &address).unwrap();
+        assert!(view[ends].as_str().unwrap().ends_with(":179"), "who connected? {view}");
+        assert_marked(&ours.wait_path(&format!("10.{number}.0.0/24")).unwrap(), &format!("420000000{number}"));
+        assert_marked(&router.wait_path("10.0.1.0/24").unwrap(), "4200000000");
+    }
+    for (router, number) in [(&waiting, 4), (&calling, 3)] {
+        let path = router.wait_path(&format!("10.{number}.0.0/24")).unwrap();
+        assert_marked(&path, &format!("4200000000 420000000{number}"));
+        assert_eq!(path.next_hops, [OURS]);
+        let path = router.wait_path(&format!("fd10:{number}::/64")).unwrap();
+        assert_eq!(path.as_path, format!("4200000000 420000000{number}"));
+    }
+    network
+}
+
 /// Puts the key where our configuration names it.
 pub(super) fn with_key(ours: Blueprint, key: &str) -> Blueprint {
     ours.run(&format!("sh -c 'umask 077; echo {key} > {KEY_FILE}'"))

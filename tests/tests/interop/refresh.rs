@@ -2,9 +2,9 @@
 
 use anyhow::ensure;
 use serde_json::Value;
-use tests::routers::{Network, Router};
+use tests::routers::Router;
 
-use super::configurations::{Bird, Frr, OURS, assert_content, neighbor, ours};
+use super::configurations::{OURS, assert_content, frr_and_bird, neighbor};
 
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
@@ -26,29 +26,10 @@ fn wait_more(router: &Router, what: &str, before: u64, by: u64, count: impl Fn()
         .unwrap();
 }
 
-fn world() -> Network {
-    tests::need_root();
-    let network = Network::up(&[
-        Frr::USUAL.blueprint("frr"),
-        Bird::USUAL.blueprint("bird"),
-        ours(
-            &[
-                "group: open, address: 192.0.2.2, remote_as: 65002",
-                "group: open, address: 192.0.2.1, remote_as: 4200000001",
-            ],
-            "",
-        ),
-    ])
-    .unwrap();
-    network.router("frr").unwrap().wait_path("10.1.0.0/24").unwrap();
-    network.router("bird").unwrap().wait_path("10.2.0.0/24").unwrap();
-    network
-}
-
 /// Their import policy changes, which shows on what they have already been told once they ask for it again.
 #[test]
 fn we_send_again_what_they_ask_for() {
-    let network = world();
+    let network = frr_and_bird();
     let router = |name| network.router(name).unwrap();
     let (frr, bird, ours) = (router("frr"), router("bird"), router("ours"));
     let asked = messages(&ours, "192.0.2.2", "received", "route_refresh").unwrap();
@@ -82,7 +63,7 @@ fn we_send_again_what_they_ask_for() {
 
 #[test]
 fn they_send_again_what_we_ask_for() {
-    let network = world();
+    let network = frr_and_bird();
     let router = |name| network.router(name).unwrap();
     let (frr, ours) = (router("frr"), router("ours"));
     let stats = |name: &str| -> anyhow::Result<u64> {

@@ -4,27 +4,8 @@ use anyhow::ensure;
 use tests::routers::{Network, Router};
 
 use super::configurations::{
-    Bird, Frr, OURS, OURS_AS, exabgp, neighbor, ours, reconfigure, wait_log, wait_problem, wait_reset,
+    Frr, OURS, OURS_AS, exabgp, frr_and_bird, neighbor, ours, reconfigure, wait_log, wait_problem, wait_reset,
 };
-
-fn world() -> Network {
-    tests::need_root();
-    let network = Network::up(&[
-        Frr::USUAL.blueprint("frr"),
-        Bird::USUAL.blueprint("bird"),
-        ours(
-            &[
-                "group: open, address: 192.0.2.2, remote_as: 65002",
-                "group: open, address: 192.0.2.1, remote_as: 4200000001",
-            ],
-            "",
-        ),
-    ])
-    .unwrap();
-    network.router("frr").unwrap().wait_path("10.1.0.0/24").unwrap();
-    network.router("bird").unwrap().wait_path("10.2.0.0/24").unwrap();
-    network
-}
 
 /// Waits until `meshd bgp neighbors` has these words of the peer's operator.
 fn wait_words(ours: &Router, peer: &str, words: &str) {
@@ -38,7 +19,7 @@ fn wait_words(ours: &Router, peer: &str, words: &str) {
 
 #[test]
 fn words_go_from_operator_to_operator() {
-    let network = world();
+    let network = frr_and_bird();
     let router = |name| network.router(name).unwrap();
     let (frr, bird, ours) = (router("frr"), router("bird"), router("ours"));
     // Theirs.
@@ -119,7 +100,7 @@ fn a_drained_node_is_avoided_before_it_leaves() {
 /// The same from the other side: who says that it leaves is the last choice.
 #[test]
 fn a_peer_that_leaves_is_avoided() {
-    let network = world();
+    let network = frr_and_bird();
     let (frr, ours) = (network.router("frr").unwrap(), network.router("ours").unwrap());
     frr.configure(&["router bgp 65002", "bgp graceful-shutdown"]).unwrap();
     ours.wait("the last choice", || {
