@@ -316,7 +316,8 @@ fn traffic_moves(routes: u32) {
         assert_one_message(heard, &before);
     }
     let count = ours.exec(&["sh", "-c", "ip -o -4 route show proto 77 | grep -c 10.202.0.2"]).unwrap().ok().unwrap();
-    assert_eq!(count.trim(), routes.to_string());
+    let neighbors = ours.exec(&["meshd", "bgp", "neighbors"]).unwrap().stdout;
+    assert_eq!(count.trim(), routes.to_string(), "{neighbors}");
     drop(flows);
     network.down().unwrap();
 }

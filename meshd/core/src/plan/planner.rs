@@ -8,12 +8,15 @@ use std::{
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
+mod groups;
 mod leaving;
+mod missing;
 
 use leaving::Leaving;
+use missing::Comparison;
 
 use super::{
-    Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, RouteVia,
+    Action, ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia,
     nexthops::{NexthopIds, Slot},
 };
 use crate::{
@@ -105,6 +108,7 @@ pub struct RoutePlanner {
     planned_via: BTreeMap<TargetKey, RouteVia>,
     route_failures: BTreeMap<IpNet, Failure>,
     target_failures: BTreeMap<TargetKey, Failure>,
+    comparison: Comparison,
 }
 
 impl RoutePlanner {
@@ -138,6 +142,7 @@ impl RoutePlanner {
             planned_via: BTreeMap::new(),
             route_failures: BTreeMap::new(),
             target_failures: BTreeMap::new(),
+            comparison: Comparison::default(),
         }
     }
 
@@ -199,6 +204,7 @@ impl RoutePlanner {
             return (Vec::new(), None);
         }
         self.wake_failures(now);
+        self.compare(now, false);
         let mut actions = Vec::new();
         self.plan_targets(now, &mut actions);
         self.plan_routes(now, &mut actions);
@@ -210,6 +216,9 @@ impl RoutePlanner {
             && self.dirty_targets.is_empty()
         {
             self.plan_deletions(&mut actions);
+        }
+        if !actions.is_empty() {
+            self.compare(now, true);
         }
         (actions, self.next_wakeup())
     }
@@ -458,7 +467,9 @@ impl RoutePlanner {
         for id in gone {
             self.observe_nexthop(id, None);
         }
-        if !self.dumped {
+        if self.dumped {
+            self.comparison = Comparison::Wanted;
+        } else {
             self.dumped = true;
             self.scan_all();
             self.dirty_targets.extend(self.desired.targets.iter().map(|(key, _)| key.clone()));
@@ -501,6 +512,7 @@ impl RoutePlanner {
         if key == self.key(key.prefix) {
             self.withdrawing.remove(&key.prefix);
         }
+        let was_there = old.is_some();
         if let Some(old) = old {
             self.leaving.forget(&key, &old.via);
             if let RouteVia::Object(id) = old.via {
@@ -509,6 +521,8 @@ impl RoutePlanner {
         }
         let (right, is_there) = (self.key(key.prefix), self.routes.contains_key(&key));
         match self.desired.target_of(&key.prefix) {
+            // It went with its object, which was heard before, and may be on its way again.
+            Some(_) if !was_there && !is_there => {}
             Some(target) if key == right => {
                 if self.route_matches(&key, &target) {
                     self.route_failures.remove(&key.prefix);
@@ -634,25 +648,6 @@ impl RoutePlanner {
         self.sent.get(&id).or_else(|| self.nexthops.get(&id))
     }
 
-    fn group_members(&self, key: &TargetKey, target: &Target) -> Option<Box<[GroupMember]>> {
-        let member = |slot| {
-            let weight = target.weights.get(slot).copied().unwrap_or(1).max(1);
-            self.ids.get(key, Slot::Hop(slot)).map(|id| GroupMember { id, weight })
-        };
-        let members: Option<Vec<GroupMember>> = (0..target.hops.len()).map(member).collect();
-        let mut members = members?;
-        members.sort_unstable();
-        Some(members.into())
-    }
-
-    fn group_is_done(&self, key: &TargetKey, target: &Target) -> bool {
-        let actual = self.ids.get(key, Slot::Group).and_then(|id| self.object(id));
-        match (actual, self.group_members(key, target)) {
-            (Some(ActualNexthop::Group(actual)), Some(wanted)) => *actual == wanted,
-            _ => false,
-        }
-    }
-
     fn wake_failures(&mut self, now: Timestamp) {
         let due: Vec<IpNet> = self.route_failures.iter().filter(|(_, f)| f.retry_at <= now).map(|(p, _)| *p).collect();
         for prefix in due {
@@ -714,7 +709,7 @@ impl RoutePlanner {
             .iter()
             .filter(|(key, _)| self.bgp_held.contains(key) || holds(key))
             .map(|(_, since)| *since + WITHDRAW_HOLD);
-        routes.chain(targets).chain(held).min()
+        routes.chain(targets).chain(held).chain(self.comparison_at()).min()
     }
 
     fn plan_targets(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
@@ -745,6 +740,7 @@ impl RoutePlanner {
                         self.bgp_waiting.remove(id);
                     }
                     self.target_failures.remove(&key);
+                    self.thin_out(&key, actions);
                     let freed = self.ids.release(&key);
                     let held: Vec<_> = freed.into_iter().filter(|id| self.holds_nexthop(*id)).collect();
                     self.surplus_nexthops.extend(held);
@@ -760,7 +756,8 @@ impl RoutePlanner {
                 TargetKey::Bgp(id) => before.is_some() || (via.is_some() && self.bgp_waiting.remove(id)),
                 TargetKey::Node(_) => true,
             };
-            if before != via && was_looked_at {
+            // Nobody's routes lead to a target that is gone.
+            if before != via && was_looked_at && self.desired.targets.contains(&key) {
                 self.look_at_routes_of(&key);
             }
         }

@@ -551,6 +551,97 @@ fn a_group_shrinks_without_its_routes() {
     assert_eq!(done, ["replace nexthop 77000002 group 77000000", "delete nexthop 77000001"]);
 }
 
+/// The same when everything that follows from it was derived in the meantime: nobody wants the group any more, and its routes
+/// are to be moved one after the other.
+#[test]
+fn a_group_that_is_left_loses_its_dead_member_first() {
+    use crate::observed::BgpTargetId;
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    let behind = |number| TargetKey::Bgp(BgpTargetId(number));
+    let put = |desired: &mut Desired, id: u32| {
+        for number in 0..50 {
+            desired.bgp.put(format!("10.1.{number}.0/24").parse().unwrap(), BgpTargetId(id));
+        }
+    };
+    put(&mut desired, 0);
+    desired.targets.upsert(behind(0), hops(&["172.18.0.3", "172.18.0.4"]));
+    planner.set_desired(&desired, true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(0))[2], "add nexthop 77000002 group 77000000 77000001");
+    desired.targets.remove(&behind(0));
+    desired.targets.upsert(behind(1), hops(&["172.18.0.4"]));
+    put(&mut desired, 1);
+    planner.set_desired(&desired, true);
+    let done = settle(&mut planner, &mut kernel, at(1));
+    assert_eq!(
+        done[..3],
+        [
+            "replace nexthop 77000002 group 77000001",
+            "add nexthop 77000003 via 172.18.0.4 dev 2",
+            "replace route 10.1.0.0/24 nhid 77000003 metric 77",
+        ]
+    );
+    assert_eq!(done.iter().filter(|action| action.contains("route")).count(), 50, "{done:?}");
+    assert_eq!(done.iter().filter(|action| action.starts_with("delete nexthop")).count(), 3, "{done:?}");
+    assert!(kernel.routes.values().all(|via| *via == RouteVia::Object(NexthopId(77_000_003))));
+}
+
+/// Of the routes that go with their object the kernel tells those of IPv6 one by one, after the object: by then they may be
+/// wanted and written again.
+#[test]
+fn late_news_of_routes_that_went_with_their_object_are_no_news() {
+    use crate::observed::BgpTargetId;
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    let behind = TargetKey::Bgp(BgpTargetId(0));
+    let prefixes: Vec<IpNet> = (0..10).map(|number| format!("fd00:{number}::/32").parse().unwrap()).collect();
+    for prefix in &prefixes {
+        desired.bgp.put(*prefix, BgpTargetId(0));
+    }
+    desired.targets.upsert(behind, hops(&["fe80::3"]));
+    planner.set_desired(&desired, true);
+    settle(&mut planner, &mut kernel, at(0));
+    planner.set_desired(&Desired::default(), true);
+    assert_eq!(settle(&mut planner, &mut kernel, at(1)), ["delete nexthop 77000000 with its 10 routes"]);
+    planner.set_desired(&desired, true);
+    let (nexthops_and_routes, _) = planner.plan(at(2));
+    assert_eq!(nexthops_and_routes.len(), 1 + 10);
+    for prefix in &prefixes {
+        planner.observe(ActualChange::Route(planner.key(*prefix), None));
+    }
+    assert_eq!(planner.plan(at(2)).0, []);
+    for change in nexthops_and_routes.iter().flat_map(|action| kernel.apply(action).unwrap()) {
+        planner.observe(change);
+    }
+    assert_eq!(planner.plan(at(2)).0, []);
+    assert_eq!(planner.counts(), (10, 0));
+}
+
+/// The news that it was written was lost, and so was the news that somebody deleted it.
+#[test]
+fn what_no_dump_has_is_written_again_when_it_is_quiet() {
+    let mut kernel = Kernel::default();
+    let (mut planner, _) = wanting_one(&kernel, true);
+    let (actions, _) = planner.plan(at(0));
+    assert_eq!(actions.len(), 2);
+    for action in &actions {
+        kernel.apply(action).unwrap();
+    }
+    kernel.routes.clear();
+    kernel.nexthops.clear();
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    assert_eq!(planner.plan(at(100)), (Vec::new(), Some(at(2_100))), "it may be on its way");
+    assert_eq!(
+        settle(&mut planner, &mut kernel, at(2_100)),
+        ["add nexthop 77000000 via 172.18.0.3 dev 2", "add route 10.1.0.0/24 nhid 77000000 metric 77"]
+    );
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    assert_eq!(planner.plan(at(3_000)), (Vec::new(), Some(at(5_000))));
+    assert_eq!(planner.plan(at(5_000)), (Vec::new(), None), "nothing is missing");
+}
+
 /// Routes learned by BGP are installed, follow their target, wait when it has no next hop, and go when they are withdrawn; a
 /// node's route to the same prefix comes first.
 #[test]
