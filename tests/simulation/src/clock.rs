@@ -1,6 +1,6 @@
 //! Virtual time and chance, both from one seed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
 /// SplitMix64: small, fast, and the same on every machine and with every release of every crate.
 #[derive(Debug, Clone)]
@@ -45,17 +45,25 @@ impl Rng {
 pub(crate) struct Agenda<E> {
     pub(crate) now: Duration,
     entered: u64,
-    events: BTreeMap<(Duration, u64), E>,
+    /// What is next, and where it is: events are moved once on their way in and once on their way out.
+    order: BinaryHeap<Reverse<(Duration, u64, usize)>>,
+    events: Vec<Option<E>>,
+    free: Vec<usize>,
 }
 
 impl<E> Agenda<E> {
     pub(crate) fn new() -> Self {
-        Self { now: Duration::ZERO, entered: 0, events: BTreeMap::new() }
+        Self { now: Duration::ZERO, entered: 0, order: BinaryHeap::new(), events: Vec::new(), free: Vec::new() }
     }
 
     pub(crate) fn at(&mut self, time: Duration, event: E) {
         self.entered += 1;
-        self.events.insert((time.max(self.now), self.entered), event);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.order.push(Reverse((time.max(self.now), self.entered, place)));
     }
 
     pub(crate) fn after(&mut self, delay: Duration, event: E) {
@@ -64,12 +72,13 @@ impl<E> Agenda<E> {
 
     /// The next event not later than `end`; time moves to it.
     pub(crate) fn pop(&mut self, end: Duration) -> Option<E> {
-        let ((time, _), _) = self.events.first_key_value()?;
-        if *time > end {
+        let Reverse((time, _, place)) = *self.order.peek()?;
+        if time > end {
             return None;
         }
-        let ((time, _), event) = self.events.pop_first()?;
+        self.order.pop();
+        self.free.push(place);
         self.now = time;
-        Some(event)
+        self.events[place].take()
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! The speakers are the real ones of crate `bgp`: sessions, codec, tables. What is made up is the network, time, and the
 //! driver that carries octets (`world.rs`, `tcp.rs`). Faults follow each other (`faults.rs`): links that carry nothing with
-//! and without anybody noticing, connections that are reset, speakers that restart with and without a last word, prefixes
-//! that come and go, operators that reset sessions and ask for routes again; every timer is late by a time of its own. Then
-//! everything is mended. There is one result that all seeds must reach (`topology.rs`), and then nothing may change.
+//! and without anybody noticing, octets that come late because they were lost once, connections that are reset, speakers that
+//! restart with and without a last word and ask for their routes back, prefixes that come and go, operators that reset
+//! sessions and ask for routes again; every timer is late by a time of its own, and some sessions are looked at out of turn.
+//! Then everything is mended. There is one result that all seeds must reach (`topology.rs`), and then nothing may change.
 //!
 //! Beside the best paths, every neighbor must have exactly what it is told (Adj-RIB-Out against Adj-RIB-In).
+//! `sabotage.rs` makes mistakes on purpose, and each must be found.
 
 mod faults;
+mod sabotage;
 mod tcp;
 mod topology;
 mod world;
@@ -19,21 +22,22 @@ use std::{
 };
 
 use ::bgp::{
-    Asn, PeerId,
+    Asn, Family, PeerId,
     family::{V4, V6},
-    rib::{Cursor, PathView, Standing, Stored},
+    rib::{Cursor, Standing, Stored},
     session::{Session, State},
     wire::attributes::Attributes,
 };
 
 use faults::CHAOS;
-use topology::{SPEAKERS, asn, prefix, prefix6};
+use sabotage::Sabotage;
+use topology::{LISTENERS, SPEAKERS, asn, is_listener, prefix, prefix6};
 use world::{Event, World};
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 200;
-/// How long the sessions form before the first fault.
-const FORMING: Duration = Duration::from_secs(20);
+/// Within this time the sessions form before the first fault: an attempt that meets another one is made again.
+const FORMING: Duration = Duration::from_secs(120);
 /// Within this time after the last repair everybody must have the right paths: an OPEN is awaited for four minutes, and a
 /// session that failed often waits for two.
 const HEALING: Duration = Duration::from_secs(600);
@@ -49,8 +53,8 @@ struct Outcome {
     healed_in: Duration,
 }
 
-fn run(seed: u64) -> Outcome {
-    let mut world = World::new(seed);
+fn run(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+    let mut world = World::new(seed, sabotage);
     let mut healed_in = Duration::ZERO;
     converge(&mut world, FORMING);
     world.chaos_until = world.agenda.now + CHAOS;
@@ -68,7 +72,8 @@ fn run(seed: u64) -> Outcome {
         if world.established != before {
             world.fail(format!("{} sessions were established anew where nothing happens", world.established - before));
         }
-        if let Some(difference) = difference(&world).or_else(|| neighbors_differ(&world)) {
+        let difference = difference(&world).or_else(|| neighbors_differ(&world)).or_else(|| listeners_differ(&world));
+        if let Some(difference) = difference {
             world.fail(format!("what was reached did not last: {difference}"));
         }
     }
@@ -100,34 +105,67 @@ fn difference(world: &World) -> Option<String> {
             if state != Some(State::Established) {
                 return Some(format!("{speaker} has no session with {neighbor}: {state:?}"));
             }
+            if Family::ALL.iter().any(|family| it.rib().counts(*peer, *family).stale > 0) {
+                return Some(format!("{speaker} has stale paths of {neighbor}"));
+            }
         }
     }
     (0..SPEAKERS).find_map(|origin| {
         world.topology.expected(origin).find_map(|(speaker, path)| {
-            best_differs(world, speaker, prefix(origin), path)
-                .or_else(|| best_differs(world, speaker, prefix6(origin)?, path))
+            let who = (origin, speaker);
+            best_differs(world, who, prefix(origin), path).or_else(|| best_differs(world, who, prefix6(origin)?, path))
         })
     })
 }
 
-fn best_differs<P: Stored>(world: &World, speaker: usize, prefix: P, expected: &[Asn]) -> Option<String> {
+fn best_differs<P: Stored>(
+    world: &World,
+    (origin, speaker): (usize, usize),
+    prefix: P,
+    expected: &[Asn],
+) -> Option<String> {
     let rib = world.nodes[speaker].speaker.as_ref()?.rib();
-    let views = rib.explain(prefix);
-    let best: Vec<&PathView> = views.iter().filter(|view| view.standing == Standing::Best).collect();
-    let [best] = best.as_slice() else {
-        return Some(format!("{speaker} has {} best paths to {prefix}", best.len()));
+    let Some(best) = rib.best(prefix) else {
+        return Some(format!("{speaker} has no path to {prefix}"));
     };
-    if views.iter().any(|view| view.stale) {
-        return Some(format!("{speaker} has a stale path to {prefix}"));
-    }
-    let found = as_path(&best.received);
+    let found = best.received.as_path();
     let local = best.peer == PeerId::LOCAL;
-    (found != expected || local != expected.is_empty())
-        .then(|| format!("{speaker} has {found:?} to {prefix} and not {expected:?}"))
+    // Among several paths of equal length from one neighbor, any may be the best one.
+    let is_right = if is_listener(speaker) {
+        found.numbers().count() == expected.len()
+    } else {
+        found.numbers().eq(expected.iter().copied())
+    };
+    (!is_right || local != (origin == speaker))
+        .then(|| format!("{speaker} has {:?} to {prefix} and not {expected:?}", found.numbers().collect::<Vec<_>>()))
 }
 
 fn as_path(attributes: &[u8]) -> Vec<Asn> {
     Attributes(attributes).as_path().numbers().collect()
+}
+
+/// Those that hear several paths hear as many as there are.
+fn listeners_differ(world: &World) -> Option<String> {
+    let mut most = 0;
+    for (listener, from, max) in LISTENERS {
+        let (teller, hearer) = (&world.nodes[from], &world.nodes[listener]);
+        let (told, heard) = (teller.speaker.as_ref()?.rib(), hearer.speaker.as_ref()?.rib());
+        let (to, by) = (*teller.peers.get(&listener)?, *hearer.peers.get(&from)?);
+        for origin in (0..SPEAKERS).filter(|origin| *origin != listener) {
+            let is_told = |standing| !matches!(standing, Standing::Rejected(_));
+            let views = told.explain(prefix(origin));
+            let mut wanted = views.iter().filter(|view| is_told(view.standing) && view.peer != to).count();
+            if max > 0 {
+                wanted = wanted.min(usize::from(max));
+            }
+            let found = heard.explain(prefix(origin)).iter().filter(|view| view.peer == by).count();
+            if found != wanted {
+                return Some(format!("{listener} hears {found} paths to {} and not {wanted}", prefix(origin)));
+            }
+            most = most.max(found);
+        }
+    }
+    (most < 2).then(|| "nobody hears several paths".to_owned())
 }
 
 /// What a speaker tells a neighbor is what the neighbor has from it.
@@ -165,7 +203,7 @@ fn run_all(seeds: std::ops::Range<u64>) -> Vec<Outcome> {
             if seed >= seeds.end {
                 return outcomes;
             }
-            outcomes.push(run(seed));
+            outcomes.push(run(seed, None));
         }
     };
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -197,6 +235,25 @@ fn bgp_every_seed_reaches_the_same_tables() {
 
 #[test]
 fn bgp_the_same_seed_gives_the_same_run() {
-    let (one, two) = (run(7), run(7));
+    let (one, two) = (run(7, None), run(7, None));
     assert_eq!((one.established, one.healed_in, one.failure), (two.established, two.healed_in, two.failure));
+}
+
+/// A check that cannot fail proves nothing: each mistake made on purpose must be found, by a check meant for it.
+#[test]
+fn bgp_mistakes_made_on_purpose_are_found() {
+    for (sabotage, expected) in [
+        (Sabotage::LoseUpdates, "not as it should be"),
+        (Sabotage::SwapPieces, "not as it should be"),
+        (Sabotage::DeafTimers, "not as it should be"),
+        (Sabotage::ForgetOrigin, "has no path to"),
+        (Sabotage::NoReflection, "and not"),
+        (Sabotage::WrongIdentifier, "and not"),
+        (Sabotage::OnePath, "hears 1 paths"),
+        (Sabotage::KeepConnections, "uses"),
+    ] {
+        let found = (0..6).find_map(|seed| run(seed, Some(sabotage)).failure);
+        let found = found.unwrap_or_else(|| panic!("{sabotage:?} was not found"));
+        assert!(found.contains(expected), "{sabotage:?} was found by another check: {found}");
+    }
 }

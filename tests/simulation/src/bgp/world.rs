@@ -4,27 +4,40 @@
 //! opens and closes connections when told, and calls the timers, late by a time of their own. Whatever a speaker asks for
 //! that a driver could not do is a failure.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use ::bgp::{
-    Moment, NextHop, PeerId, PerFamily,
+    Family, Moment, NextHop, PeerId, PerFamily, RouterId,
     policy::{LocalSource, Policy},
     rib::{LocalRoute, PeerSettings, RibConfig},
-    session::{Event as SessionEvent, LocalRestart, RemoteAs, SendHold, SessionConfig},
+    session::{Event as SessionEvent, LocalRestart, RemoteAs, SendHold, SessionConfig, State},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
     wire::attributes::{Builder, Origin},
 };
 
 use super::{
+    sabotage::Sabotage,
     tcp::{Connections, End},
-    topology::{SPEAKERS, Topology, address, address6, asn, prefix, prefix6, router_id},
+    topology::{
+        SPEAKERS, TOPOLOGY, Topology, address, address6, asn, is_client, paths_told, prefix, prefix6, router_id,
+    },
 };
 use crate::clock::{Agenda, Rng};
 
 /// Longest delay of one step through the network.
 const DELAY_MS_MAX: u64 = 200;
+/// Of so many pieces one is lost on the way, and comes after a pause, before everything behind it.
+const LOST_ONE_IN: usize = 50;
+/// The longest such pause.
+const RETRANSMISSION_MS_MAX: u64 = 2_000;
 /// How late a timer is handled at most.
 const LATE_MS_MAX: u64 = 300;
+/// How long a speaker that restarted waits for what its neighbors have.
+const DEFERRAL: Duration = Duration::from_secs(20);
 /// Octets taken from a speaker at once.
 const CHUNK: usize = 4_096;
 /// Destinations a speaker works on at once.
@@ -65,10 +78,13 @@ pub(super) struct Node {
     neighbors: BTreeMap<PeerId, usize>,
     wake: Option<Duration>,
     pub(super) originates: bool,
+    /// Neighbors with a session when the speaker ended: a daemon writes that down.
+    had_session: BTreeSet<usize>,
 }
 
 pub(super) struct World {
-    pub(super) topology: Topology,
+    pub(super) topology: &'static Topology,
+    pub(super) sabotage: Option<Sabotage>,
     pub(super) agenda: Agenda<Event>,
     pub(super) rng: Rng,
     pub(super) nodes: Vec<Node>,
@@ -84,7 +100,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let node = || Node {
             speaker: None,
             incarnation: 0,
@@ -92,9 +108,11 @@ impl World {
             neighbors: BTreeMap::new(),
             wake: None,
             originates: true,
+            had_session: BTreeSet::new(),
         };
         let mut world = Self {
-            topology: Topology::new(),
+            topology: &TOPOLOGY,
+            sabotage,
             agenda: Agenda::new(),
             rng: Rng::new(seed),
             nodes: (0..SPEAKERS).map(|_| node()).collect(),
@@ -179,7 +197,9 @@ impl World {
         }
         let again = node.incarnation > 0;
         let restart = LocalRestart { restarted: again, forwarding_kept: PerFamily { ipv4: again, ipv6: again } };
-        let mut config = RibConfig::new(asn(speaker), router_id(speaker), seed);
+        let router_id = router_id(speaker);
+        let router_id = self.sabotage.map_or(router_id, |sabotage| sabotage.router_id(speaker, router_id));
+        let mut config = RibConfig::new(asn(speaker), router_id, seed);
         config.next_hop_tracking = false;
         let mut fresh = Speaker::new(config, restart, seed);
         node.incarnation += 1;
@@ -188,7 +208,7 @@ impl World {
         node.neighbors.clear();
         let neighbors: Vec<usize> = self.topology.neighbors(speaker).collect();
         for neighbor in neighbors {
-            match fresh.add_peer(now, peer_config(speaker, neighbor)) {
+            match fresh.add_peer(now, self.peer_config(speaker, neighbor, router_id)) {
                 Ok(peer) => {
                     self.nodes[speaker].peers.insert(neighbor, peer);
                     self.nodes[speaker].neighbors.insert(peer, neighbor);
@@ -196,21 +216,64 @@ impl World {
                 Err(error) => self.fail(error.to_string()),
             }
         }
+        if again {
+            let node = &self.nodes[speaker];
+            let had_session =
+                |peer| node.neighbors.get(&peer).is_some_and(|neighbor| node.had_session.contains(neighbor));
+            fresh.begin_restart(now, DEFERRAL, had_session);
+        }
         self.nodes[speaker].speaker = Some(fresh);
         self.note(format!("{speaker} starts"));
+        if again && self.sabotage == Some(Sabotage::ForgetOrigin) {
+            self.pump(speaker);
+            return;
+        }
         let originates = self.nodes[speaker].originates;
         self.originate(speaker, originates);
     }
 
+    /// How a speaker sees a neighbor. Some are passive, some wait with their OPEN, some do without graceful restart.
+    fn peer_config(&self, speaker: usize, neighbor: usize, router_id: RouterId) -> PeerConfig {
+        let mut session = SessionConfig::new(asn(speaker), RemoteAs::Number(asn(neighbor)), router_id);
+        session.hold_time_s = 30;
+        session.send_hold = SendHold::After(Duration::from_secs(60));
+        session.passive = speaker < neighbor && (speaker + neighbor).is_multiple_of(7);
+        session.delay_open = (speaker + 2 * neighbor).is_multiple_of(11).then_some(Duration::from_secs(1));
+        if (speaker * neighbor).is_multiple_of(5) {
+            session.graceful_restart = None;
+        }
+        session.extended_message = (speaker ^ neighbor) & 4 == 0;
+        let several = paths_told(speaker, neighbor).filter(|_| self.sabotage != Some(Sabotage::OnePath));
+        for family in Family::ALL {
+            if let Some(family) = session.families.get_mut(family) {
+                family.add_path_send = several.is_some();
+                family.add_path_receive = paths_told(neighbor, speaker).is_some();
+            }
+        }
+        let all = Policy::accept_all();
+        let mut tables = PeerSettings::new(IpAddr::V4(address(neighbor)), all.clone(), all);
+        tables.reflector_client = is_client(speaker, neighbor) && self.sabotage != Some(Sabotage::NoReflection);
+        let max = several.unwrap_or_default();
+        tables.add_path_max = PerFamily { ipv4: max, ipv6: max };
+        PeerConfig { session, tables, refuse_as_sets: true }
+    }
+
     /// Ends a speaker, with or without its kernel telling the others.
     pub(super) fn kill(&mut self, speaker: usize, told: bool) {
-        self.nodes[speaker].speaker = None;
+        let node = &mut self.nodes[speaker];
+        if let Some(ended) = node.speaker.take() {
+            let has_session = |peer: PeerId| ended.session(peer).is_some_and(|it| it.state() == State::Established);
+            node.had_session = node.peers.iter().filter(|(_, peer)| has_session(**peer)).map(|(it, _)| *it).collect();
+        }
         for id in self.connections.of(speaker) {
             let Some(end) =
                 self.connections.get(id).and_then(|tcp| tcp.ends.iter().position(|it| it.speaker == speaker))
             else {
                 continue;
             };
+            if self.sabotage == Some(Sabotage::KeepConnections) {
+                continue;
+            }
             if told {
                 self.travel(id, 1 - end, Event::Closed(id, 1 - end));
             }
@@ -255,6 +318,14 @@ impl World {
             && let Some(it) = &mut node.speaker
         {
             node.wake = None;
+            if self.sabotage == Some(Sabotage::DeafTimers) {
+                return;
+            }
+            // Sometimes one session has its timers looked at before, whether one is due or not.
+            if self.rng.one_in(4) {
+                let peers: Vec<PeerId> = it.peers().collect();
+                it.event(now, self.rng.pick(&peers), SessionEvent::Timers);
+            }
             it.timers(now);
             self.pump(speaker);
         }
@@ -350,9 +421,19 @@ impl World {
         if !out.is_empty() {
             it.written(now, peer, slot);
         }
+        if let Some(sabotage) = self.sabotage {
+            sabotage.spoil_octets(&mut self.rng, &mut out);
+        }
+        let mut pieces = Vec::new();
         while !out.is_empty() {
             let rest = out.split_off(out.len().min(1 + self.rng.below(CHUNK)));
-            self.travel(id, 1 - end, Event::Octets(id, 1 - end, std::mem::replace(&mut out, rest)));
+            pieces.push(std::mem::replace(&mut out, rest));
+        }
+        if self.sabotage == Some(Sabotage::SwapPieces) {
+            pieces.reverse();
+        }
+        for piece in pieces {
+            self.travel(id, 1 - end, Event::Octets(id, 1 - end, piece));
         }
         if more {
             let pause = self.rng.ms(0, 50);
@@ -363,7 +444,10 @@ impl World {
 
     /// Schedules what travels to one end of a connection, behind what travels there already.
     pub(super) fn travel(&mut self, id: u64, end: usize, event: Event) {
-        let arrival = self.agenda.now + self.rng.ms(0, DELAY_MS_MAX);
+        let mut arrival = self.agenda.now + self.rng.ms(0, DELAY_MS_MAX);
+        if self.rng.one_in(LOST_ONE_IN) {
+            arrival += self.rng.ms(DELAY_MS_MAX, RETRANSMISSION_MS_MAX);
+        }
         let Some(tcp) = self.connections.get_mut(id) else {
             return;
         };
@@ -456,21 +540,6 @@ impl World {
             self.pump(speaker);
         }
     }
-}
-
-/// How a speaker sees a neighbor. Some are passive, some wait with their OPEN, some do without graceful restart.
-fn peer_config(speaker: usize, neighbor: usize) -> PeerConfig {
-    let mut session = SessionConfig::new(asn(speaker), RemoteAs::Number(asn(neighbor)), router_id(speaker));
-    session.hold_time_s = 30;
-    session.send_hold = SendHold::After(Duration::from_secs(60));
-    session.passive = speaker < neighbor && (speaker + neighbor).is_multiple_of(7);
-    session.delay_open = (speaker + 2 * neighbor).is_multiple_of(11).then_some(Duration::from_secs(1));
-    if (speaker * neighbor).is_multiple_of(5) {
-        session.graceful_restart = None;
-    }
-    session.extended_message = (speaker ^ neighbor) & 4 == 0;
-    let tables = PeerSettings::new(IpAddr::V4(address(neighbor)), Policy::accept_all(), Policy::accept_all());
-    PeerConfig { session, tables, refuse_as_sets: true }
 }
 
 fn endpoints(speaker: usize) -> Endpoints {
