@@ -144,9 +144,19 @@ impl Linked for ToldPath {
 pub(super) struct OutPaths {
     pub(super) heads: Sparse<u32>,
     pub(super) paths: Slab<ToldPath>,
+    /// How many were entered.
+    entered: u64,
+    /// How many were freed.
+    freed: u64,
+    /// What was taken over last: from which group, how many it had entered, how many were freed here.
+    taken: (u64, u64, u64),
 }
 
 impl OutPaths {
+    fn new() -> Self {
+        Self { heads: Sparse::new(NONE), paths: Slab::default(), entered: 0, freed: 0, taken: (0, 0, 0) }
+    }
+
     pub(super) fn of(&self, at: u32) -> impl Iterator<Item = (u32, &ToldPath)> {
         let mut next = self.heads.get(at);
         std::iter::from_fn(move || {
@@ -161,6 +171,7 @@ impl OutPaths {
         let path = ToldPath { told, path_id, next: self.heads.get(at) };
         let number = self.paths.insert(path);
         self.heads.set(at, number);
+        self.entered += 1;
     }
 
     /// Frees those of a destination for which `is_over` says so.
@@ -170,6 +181,7 @@ impl OutPaths {
         for (number, over) in all.into_iter().rev() {
             if over {
                 self.paths.remove(number);
+                self.freed += 1;
             } else {
                 self.paths.at_mut(number).next = kept;
                 kept = number;
@@ -190,6 +202,8 @@ pub(super) struct Remembered {
 
 #[derive(Debug)]
 pub(super) struct Group<P> {
+    /// No other group ever had it. Never 0.
+    number: u64,
     pub(super) key: GroupKey,
     pub(super) sizes: Sizes,
     pub(super) target: Target,
@@ -201,6 +215,8 @@ pub(super) struct Group<P> {
     pub(super) pending: Vec<u32>,
     /// Destinations to look at now, the next one last.
     pub(super) batch: Vec<u32>,
+    /// How many times there was one.
+    pub(super) batches: u64,
     /// The owner has said so.
     pub(super) flush: bool,
     pub(super) log: Log,
@@ -220,13 +236,10 @@ pub(super) struct Group<P> {
 }
 
 impl<P> Group<P> {
-    pub(super) fn new(key: GroupKey, sizes: Sizes) -> Self {
-        let out = if key.add_path {
-            Out::Several(OutPaths { heads: Sparse::new(NONE), paths: Slab::default() })
-        } else {
-            Out::Single(Sparse::new(Told::NOTHING))
-        };
+    pub(super) fn new(number: u64, key: GroupKey, sizes: Sizes) -> Self {
+        let out = if key.add_path { Out::Several(OutPaths::new()) } else { Out::Single(Sparse::new(Told::NOTHING)) };
         Self {
+            number,
             target: key.target(),
             key,
             sizes,
@@ -236,6 +249,7 @@ impl<P> Group<P> {
             is_pending: Bits::default(),
             pending: Vec::new(),
             batch: Vec::new(),
+            batches: 0,
             flush: false,
             log: Log::new(sizes),
             epoch: 1,
@@ -290,6 +304,15 @@ impl<P> Group<P> {
         self.needs = self.members.iter().map(|member| self.need_of(member)).fold(Extent::Nothing, Extent::union);
     }
 
+    /// How many paths it knows with an identifier, announced or not.
+    #[cfg(test)]
+    pub(super) fn known_paths(&self) -> usize {
+        match &self.out {
+            Out::Single(_) => 0,
+            Out::Several(out) => (0..out.heads.end()).map(|at| out.of(at).count()).sum(),
+        }
+    }
+
     /// Has every member heard that nothing leads to this destination any more? As of the last [`Self::refresh_needs`].
     pub(super) fn is_done_with(&self, at: u32) -> bool {
         let over = |told: &Told| is_over(told, self.needs);
@@ -298,6 +321,45 @@ impl<P> Group<P> {
                 Out::Single(out) => over(&out.get(at)),
                 Out::Several(out) => out.of(at).all(|(_, path)| over(&path.told)),
             }
+    }
+
+    /// Notes what members of another group were told and those of this one never: a member that comes from there has to be
+    /// told when it is gone, and nobody else will know then which identifiers its paths had (RFC 7911). The first of several
+    /// members that come at once pays for all of them.
+    pub(super) fn take_over(&mut self, from: &Self) {
+        let generation = self.epoch;
+        let (Out::Several(own), Out::Several(other)) = (&mut self.out, &from.out) else {
+            return;
+        };
+        if own.taken == (from.number, other.entered, own.freed) {
+            return;
+        }
+        for at in 0..other.heads.end() {
+            for (_, path) in other.of(at) {
+                if own.of(at).all(|(_, known)| known.path_id != path.path_id) {
+                    own.insert(
+                        at,
+                        path.path_id,
+                        Told { attributes: AttrId::NONE, generation, source: path.told.source },
+                    );
+                }
+            }
+        }
+        own.taken = (from.number, other.entered, own.freed);
+    }
+
+    /// Frees what was taken over and is withdrawn now, as a member has been told in a walk up to `until`.
+    pub(super) fn drop_over(&mut self, peer: PeerId, until: u32, destinations: std::ops::Range<u32>) {
+        let others = self.members.iter().filter(|member| member.peer != peer);
+        let needs = others.map(|member| self.need_of(member)).fold(Extent::Nothing, Extent::union);
+        let Out::Several(out) = &mut self.out else {
+            return;
+        };
+        // What is younger than the walk is in the log, and may have to be told again if that goes on without this member.
+        let is_over = |path: &ToldPath| !is_before(until, path.told.generation) && is_over(&path.told, needs);
+        for at in destinations {
+            out.drop_where(at, is_over);
+        }
     }
 
     /// Makes the place of a destination free for another one.

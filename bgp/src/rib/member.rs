@@ -1,5 +1,6 @@
 //! A member of an update group: how far it is.
 
+use super::end_of_rib::EndOfRib;
 use crate::{NextHop, id::PeerId};
 
 /// How far a member has read.
@@ -71,10 +72,7 @@ pub(super) struct Member {
     pub(super) progress: Progress,
     /// The epoch of what it read last.
     pub(super) read_epoch: u32,
-    /// It has not been told the end of its first table.
-    pub(super) owes_end_of_rib: bool,
-    /// Batches that were begun since it is a member.
-    pub(super) batches: u32,
+    pub(super) end_of_rib: EndOfRib,
 }
 
 #[cfg(test)]

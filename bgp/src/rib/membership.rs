@@ -3,6 +3,7 @@
 use super::{
     Core, FamilyTable, Rib,
     attributes::AttrId,
+    end_of_rib::{Decisions, EndOfRib},
     group::{Group, GroupKey, Out, Told},
     jobs::{Job, JobKind},
     member::{Extent, Member, Progress, Scan, is_before},
@@ -20,9 +21,6 @@ use crate::{
         route_refresh::{RefreshKind, RouteRefresh},
     },
 };
-
-/// A member that has seen so many batches has been told what there was when it came, whatever goes on.
-const BATCHES_BEFORE_END_OF_RIB: u32 = 16;
 
 impl Rib {
     /// Lets what was decided since the last call be packed into messages. Call it when the input is idle or a short time
@@ -79,7 +77,7 @@ impl<P: Prefix> FamilyTable<P> {
         let Some(number) = core.peers.get(peer).and_then(|peer| *peer.group.get(P::FAMILY)) else {
             return false;
         };
-        let settled = !self.deferred && self.dirty.is_empty();
+        let decisions = self.decisions();
         let Self { table, locals, groups, deferred, .. } = self;
         let Some(Some(group)) = groups.get_mut(number) else {
             return false;
@@ -87,7 +85,7 @@ impl<P: Prefix> FamilyTable<P> {
         if *deferred {
             return false;
         }
-        group.poll(core, Reading { table, locals }, peer, out, max_octets, settled)
+        group.poll(core, Reading { table, locals }, peer, out, max_octets, decisions)
     }
 
     pub(super) fn group_of(&self, core: &Core, peer: PeerId) -> Option<&Group<P>> {
@@ -105,7 +103,7 @@ impl<P: Prefix> FamilyTable<P> {
             return false;
         };
         let reads = member.progress == Progress::Reading(group.log.head());
-        !self.deferred && (!reads || member.owes_end_of_rib || group.flush || !group.batch.is_empty())
+        !self.deferred && (!reads || member.owes_end_of_rib() || group.flush || !group.batch.is_empty())
     }
 
     fn lag(&self, core: &Core, peer: PeerId) -> u64 {
@@ -135,12 +133,14 @@ impl<P: Prefix> FamilyTable<P> {
             return;
         }
         let was_member = current.is_some();
-        let owes = self.group_of(core, peer).and_then(|group| group.member(peer)).is_none_or(|m| m.owes_end_of_rib);
-        if was_member && self.group_of(core, peer).is_some_and(|group| group.has_unheard_paths(peer)) {
-            self.laggards.push(peer);
+        let owes = self.group_of(core, peer).and_then(|group| group.member(peer)).is_none_or(Member::owes_end_of_rib);
+        let number = self.find_or_make_group(core.sizes, key);
+        if let Some(current) = current
+            && let Ok([Some(old), Some(new)]) = self.groups.get_disjoint_mut([current, number])
+        {
+            new.take_over(old);
         }
         self.leave(core, peer);
-        let number = self.find_or_make_group(core.sizes, key);
         if let Some(state) = core.peers.get_mut(peer) {
             *state.group.get_mut(P::FAMILY) = Some(number);
         }
@@ -153,7 +153,8 @@ impl<P: Prefix> FamilyTable<P> {
         if let Some(found) = self.groups.iter().position(|group| group.as_ref().is_some_and(|group| group.key == key)) {
             return found;
         }
-        let mut group = Group::new(key, sizes);
+        self.groups_made += 1;
+        let mut group = Group::new(self.groups_made, key, sizes);
         for at in 0..self.table.end() {
             if self.table.get_destination(at).is_some() && self.table.best(at).is_some() {
                 group.mark_pending(at);
@@ -224,11 +225,6 @@ impl<P: Prefix> FamilyTable<P> {
 }
 
 impl<P: Prefix> Group<P> {
-    /// Has a member been told path identifiers that nobody will remember in another group?
-    fn has_unheard_paths(&self, peer: PeerId) -> bool {
-        self.sends_several() && self.member(peer).is_some_and(|member| self.need_of(member) != Extent::Nothing)
-    }
-
     fn out_end(&self) -> u32 {
         match &self.out {
             Out::Single(out) => out.end(),
@@ -245,8 +241,7 @@ impl<P: Prefix> Group<P> {
             own_next_hop,
             progress,
             read_epoch: scan.resume_epoch,
-            owes_end_of_rib,
-            batches: 0,
+            end_of_rib: if owes_end_of_rib { EndOfRib::Due } else { EndOfRib::Told },
         });
     }
 
@@ -290,13 +285,14 @@ impl<P: Prefix> Group<P> {
         peer: PeerId,
         out: &mut Vec<u8>,
         max_octets: usize,
-        settled: bool,
+        decisions: Decisions,
     ) -> bool {
         let mut more = true;
         for _ in 0..self.sizes.slices_max {
             if out.len() >= max_octets {
                 break;
             }
+            self.end_of_rib(peer, out, decisions);
             let Some(member) = self.member(peer) else {
                 return false;
             };
@@ -307,7 +303,6 @@ impl<P: Prefix> Group<P> {
                 Progress::Reading(cursor) if cursor < self.log.head() => self.copy(peer, cursor, out, max_octets),
                 Progress::Reading(_) => {
                     if !self.pack(core, reading) {
-                        self.end_of_rib(peer, out, settled);
                         more = false;
                         break;
                     }
@@ -371,17 +366,6 @@ impl<P: Prefix> Group<P> {
         member.progress = Progress::Reading(next);
     }
 
-    fn end_of_rib(&mut self, peer: PeerId, out: &mut Vec<u8>, settled: bool) {
-        let all_told = settled && self.pending.is_empty();
-        let Some(member) = self.member_mut(peer) else {
-            return;
-        };
-        if member.owes_end_of_rib && (all_told || member.batches >= BATCHES_BEFORE_END_OF_RIB) {
-            member.owes_end_of_rib = false;
-            encode::end_of_rib(out, P::FAMILY);
-        }
-    }
-
     /// A member that was told things by another group is told by the walk what is no longer so. What the group has not looked
     /// at yet is no reason for that: it would be withdrawn and announced again a moment later.
     fn must_pack_before(&self, scan: Scan) -> bool {
@@ -417,6 +401,9 @@ impl<P: Prefix> Group<P> {
             self.look(&mut window, reading, peer, scan, at);
         }
         window.write(core, self, own, out);
+        if scan.withdraw == Extent::Everything {
+            self.drop_over(peer, scan.resume_epoch, scan.at..until);
+        }
         let progress = if until < end {
             Progress::Scanning(Scan { at: until.max(1), ..scan })
         } else {
@@ -452,14 +439,8 @@ impl<P: Prefix> Group<P> {
         };
         match &self.out {
             Out::Single(told) => note(&told.get(at), PathId(0)),
-            Out::Several(told) => {
-                told.of(at).for_each(|(_, path)| note(&path.told, path.path_id));
-                if scan.withdraw == Extent::Everything {
-                    let is_told = |id: PathId| told.of(at).any(|(_, path)| path.path_id == id);
-                    let ids = reading.table.paths_of(at).map(|(number, _)| PathId(number + 1));
-                    ids.filter(|id| !is_told(*id)).for_each(|id| note(&Told::NOTHING, id));
-                }
-            }
+            // What another group told is here since the member came from there.
+            Out::Several(told) => told.of(at).for_each(|(_, path)| note(&path.told, path.path_id)),
         }
     }
 }

@@ -46,6 +46,7 @@
 mod attributes;
 mod chunked;
 mod decision;
+mod end_of_rib;
 mod explain;
 mod explain_exports;
 mod export;
@@ -229,12 +230,15 @@ pub struct FamilyTable<P> {
     table: Table<P>,
     /// Destinations to decide.
     dirty: VecDeque<u32>,
+    /// How often one was.
+    decided: u64,
     /// Destinations whose forwarding changed.
     forwarding: VecDeque<u32>,
     /// Destinations without paths.
     graves: VecDeque<u32>,
     jobs: VecDeque<Job>,
     groups: Vec<Option<Group<P>>>,
+    groups_made: u64,
     /// Groups without members, and how far they are taken apart.
     dying: VecDeque<(Group<P>, u32)>,
     locals: Locals<P>,
@@ -251,10 +255,12 @@ impl<P: Prefix> FamilyTable<P> {
         Self {
             table: Table::new(seed),
             dirty: VecDeque::new(),
+            decided: 0,
             forwarding: VecDeque::new(),
             graves: VecDeque::new(),
             jobs: VecDeque::new(),
             groups: Vec::new(),
+            groups_made: 0,
             dying: VecDeque::new(),
             locals: Locals::default(),
             deferred: false,

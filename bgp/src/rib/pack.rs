@@ -92,9 +92,7 @@ impl<P: Prefix> Group<P> {
         batch.extend(runs.into_iter().flat_map(|(_, run)| run.iter().rev().copied()));
         self.batch = batch;
         self.next_epoch();
-        for member in &mut self.members {
-            member.batches = member.batches.saturating_add(1);
-        }
+        self.batches += 1;
         !self.batch.is_empty()
     }
 

@@ -48,6 +48,7 @@ impl<P: Prefix> FamilyTable<P> {
             && let Some(at) = self.dirty.pop_front()
         {
             *left -= 1;
+            self.decided += 1;
             self.decide(core, at);
         }
         if self.dirty.is_empty() && self.dirty.capacity() > LIST_KEPT_MAX {

@@ -126,6 +126,8 @@ pub struct Speaker {
     has_input: bool,
     /// A peer is to be told something that no flush leads to.
     has_told: bool,
+    /// Who was not told the end of its first table.
+    untold: BTreeSet<PeerId>,
     accepted: Option<Slot>,
     mirrors: bool,
     watchers: BTreeSet<PeerId>,
@@ -149,6 +151,7 @@ impl Speaker {
             waiting_since: None,
             has_input: false,
             has_told: false,
+            untold: BTreeSet::new(),
             accepted: None,
             mirrors: false,
             watchers: BTreeSet::new(),
@@ -314,6 +317,9 @@ impl Speaker {
             self.rib.flush_exports();
             self.wake_writers();
             self.end_laggards(now);
+        }
+        if !more {
+            self.wake_untold();
         }
         more
     }
@@ -511,6 +517,7 @@ impl Speaker {
                 let Some(peer) = self.peers.get_mut(id.index()).and_then(Option::as_mut) else { return };
                 let own = peer.establish(slot, &negotiated);
                 self.rib.peer_up(id, &negotiated, own);
+                self.untold.insert(id);
                 if let Some(restarter) = &mut self.restarter {
                     restarter.up(now, id, &negotiated);
                 }
@@ -569,6 +576,19 @@ impl Speaker {
         }
         let watchers = self.watchers.iter().filter(|id| self.rib.has_exports(**id));
         self.commands.extend(watchers.map(|id| Command::Watched(*id)));
+    }
+
+    /// Nothing more may come to tell some peers, not even that this was all: what was decided last means nothing to them.
+    fn wake_untold(&mut self) {
+        self.untold.retain(|id| self.rib.owes_end_of_rib(*id));
+        for id in self.untold.iter().filter(|id| self.rib.has_end_of_rib(**id)) {
+            if self.watchers.contains(id) {
+                self.commands.push_back(Command::Watched(*id));
+            } else if let Some(slot) = self.peers.get(id.index()).and_then(|it| it.as_ref()?.session.established_slot())
+            {
+                self.commands.push_back(Command::Write(*id, slot));
+            }
+        }
     }
 
     /// The tables changed in a way that concerns the messages of one family of a peer.

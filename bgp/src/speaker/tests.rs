@@ -141,6 +141,16 @@ fn a_restarted_speaker_selects_nothing_before_its_peers_have_told_all() {
     assert_eq!(right.speaker.take_fib_changes(10).len(), 1);
 }
 
+/// Its peers drop what they kept of it when they hear that this was all, also when it has nothing to tell.
+#[test]
+fn a_restarted_speaker_that_has_nothing_to_tell_says_so() {
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    right.speaker.begin_restart(Moment(0), Duration::from_secs(100), |_| true);
+    run(Moment(1), &mut left, &mut right);
+    assert!(!right.speaker.is_restarting());
+    assert!(left.speaker.is_complete(Moment(2)), "End-of-RIB came");
+}
+
 /// What no input and no decision leads to has to wake the writers by itself.
 #[test]
 fn another_configuration_another_address_and_a_soft_reset_are_told_at_once() {

@@ -54,6 +54,7 @@ impl Speaker {
         };
         self.rib.peer_up(id, &negotiated, own);
         self.watchers.insert(id);
+        self.untold.insert(id);
         self.has_input = true;
         Ok(id)
     }

@@ -513,6 +513,45 @@ fn a_path_that_goes_while_a_peer_moves_is_withdrawn() {
     assert!(lab.peers[2].attributes_of(PREFIX).is_none());
 }
 
+/// With add-path, only the group that told a path knows its identifier: it is handed on to the group where the peer goes.
+#[test]
+fn with_add_path_too_what_goes_while_a_peer_moves_is_withdrawn() {
+    for (before_move, after_move) in [(true, false), (false, true)] {
+        let mut lab = Lab::up(vec![
+            Peer::new(0, External),
+            Peer::new(1, External).hears_several(0),
+            Peer::new(2, External).hears_several(0),
+            Peer::new(3, External),
+        ]);
+        // The group where peer 2 goes is there already and knows nothing of the path.
+        lab.change_settings(1, |settings| settings.export = policy(PREFIX));
+        lab.announce(3, v4(PREFIX), &path(&[64_603]));
+        lab.announce(0, v4(PREFIX), &path(&[64_600]));
+        lab.announce(0, v4("10.0.7.0/24"), &path(&[64_600]));
+        lab.settle();
+        assert_eq!((lab.peers[1].heard.len(), lab.peers[2].heard.len()), (1, 3));
+        let goes = |lab: &mut Lab| {
+            lab.withdraw(0, v4(PREFIX));
+            lab.settle_but(2);
+        };
+        if before_move {
+            goes(&mut lab);
+        }
+        let export = lab.peers[1].settings.export.clone();
+        lab.change_settings(2, |settings| settings.export = export);
+        if after_move {
+            goes(&mut lab);
+        }
+        lab.settle_but(2);
+        lab.settle();
+        assert_eq!(lab.peers[1].heard, lab.peers[2].heard, "{before_move}");
+        assert!(lab.rib.laggards().is_empty(), "nobody's session has to end for that");
+        let paths = lab.rib.tables.ipv4.groups.iter().flatten().filter(|group| group.sends_several());
+        assert_eq!(paths.map(|group| group.known_paths()).sum::<usize>(), 1, "and nothing is kept of it");
+        lab.assert_leaves_nothing();
+    }
+}
+
 /// An address that becomes usable after the session did: paths that waited for it are told, and others again.
 #[test]
 fn own_next_hops_may_change_while_a_session_is_up() {

@@ -199,6 +199,46 @@ fn nothing_is_selected_or_said_while_selection_is_deferred() {
     assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast, Family::Ipv4Unicast]);
 }
 
+/// End-of-RIB makes a peer drop what it kept of us and was not told again: it comes behind all there was, however long that
+/// takes and whatever else goes on, and does not wait for what came later.
+#[test]
+fn the_end_of_rib_comes_behind_all_there_was_and_waits_for_nothing_else() {
+    const LENGTH: u8 = 200;
+    // Decided and told to others, decided and told to nobody, and not even decided when the session comes up.
+    for (others, decided) in [(true, true), (false, true), (true, false), (false, false)] {
+        let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External), Peer::new(2, External)]);
+        lab.session_up(0);
+        if others {
+            lab.session_up(2);
+        }
+        for number in 0..LENGTH {
+            lab.announce(0, prefix(number), &path(&[64_600, 1 + u32::from(number)]));
+        }
+        if decided {
+            lab.settle();
+        }
+        lab.session_up(1);
+        let mut rounds = 0;
+        while !lab.peers[1].ends_of_rib.contains(&Family::Ipv4Unicast) {
+            // What is there changes faster than the peer reads.
+            rounds += 1;
+            for number in 0..10 {
+                lab.announce(0, prefix(LENGTH + number), &path(&[64_600, rounds, 1 + u32::from(number)]));
+            }
+            lab.rib.run(12);
+            lab.rib.flush_exports();
+            lab.poll(2, 100);
+            lab.poll(1, 100);
+            assert!(rounds < 2_000, "a table that never rests has an end for those who come: {others} {decided}");
+        }
+        let heard = |number: &u8| lab.peers[1].attributes_of(&prefix(*number).to_net().to_string()).is_some();
+        assert_eq!((0..LENGTH).filter(heard).count(), usize::from(LENGTH), "{others} {decided}");
+        lab.settle();
+        assert_eq!(lab.peers[1].ends_of_rib.len(), 2);
+        lab.assert_leaves_nothing();
+    }
+}
+
 #[test]
 fn a_session_that_is_up_again_without_having_been_down_hears_everything() {
     let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
