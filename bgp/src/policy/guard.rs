@@ -178,6 +178,7 @@ mod tests {
             ("fd00:1::7/128", Some(RuleId::OWN_PREFIX), Some(RuleId::OWN_PREFIX)),
             ("10.0.0.0/8", Some(RuleId::COVERS_OWN_PREFIX), None),
             ("172.18.0.0/16", Some(RuleId::COVERS_OWN_PREFIX), None),
+            ("8.0.0.0/5", Some(RuleId::COVERS_OWN_PREFIX), None),
             ("fd00::/8", Some(RuleId::COVERS_OWN_PREFIX), None),
             ("0.0.0.0/0", Some(RuleId::DEFAULT_ROUTE), None),
             ("::/0", Some(RuleId::DEFAULT_ROUTE), None),

@@ -81,9 +81,15 @@ enum Step {
 }
 
 impl<P: Prefix> FamilyTable<P> {
-    /// A walk that is waiting for the same thing to be done is not asked for twice.
+    /// A walk that is waiting for the same thing to be done is not asked for twice, unless something else is to be done to
+    /// the paths of the same peer in between.
     pub(super) fn add_job(&mut self, job: Job) {
-        if !self.jobs.iter().skip(1).any(|waiting| waiting.kind == job.kind) {
+        let mut waiting = self.jobs.iter().skip(1).rev().map(|waiting| waiting.kind);
+        let is_waiting = match job.kind.peer() {
+            Some(peer) => waiting.find(|kind| kind.peer() == Some(peer)) == Some(job.kind),
+            None => waiting.any(|kind| kind == job.kind),
+        };
+        if !is_waiting {
             self.jobs.push_back(job);
         }
     }

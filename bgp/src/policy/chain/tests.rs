@@ -13,7 +13,7 @@ use crate::{
     session::PeerKind,
     wire::{
         as_path::write_segments,
-        attributes::{Builder, Origin, code},
+        attributes::{Builder, Origin, code, flag, write_attribute},
     },
 };
 
@@ -238,6 +238,18 @@ fn sets_are_walked_in_their_order_and_see_what_earlier_rules_changed() {
             true,
         ),
         (vec![vec![rule("skip", vec![], vec![], Then::NextPolicy)]], End::Accept, "end of policy", true),
+        (
+            vec![
+                vec![
+                    rule("skip", vec![Match::LocalPref(200..=200)], vec![], Then::NextPolicy),
+                    rule("x", vec![], vec![], Then::Reject),
+                ],
+                vec![rule("y", vec![], vec![], Then::Accept)],
+            ],
+            End::Reject,
+            "b/y",
+            true,
+        ),
     ] {
         let sets: Vec<Arc<RuleSet>> = ["a", "b"].into_iter().zip(sets).map(|(name, rules)| set(name, rules)).collect();
         let policy = Policy::new(&sets, end).expect("few rules");
@@ -252,6 +264,45 @@ fn sets_are_walked_in_their_order_and_see_what_earlier_rules_changed() {
         (Policy::reject_all().rule_name(rejected.rule), rejected.outcome),
         ("no policy (RFC 8212)", Outcome::Reject)
     );
+}
+
+/// The attributes that come of one action on these.
+fn edited(action: Action, octets: &[u8]) -> Vec<u8> {
+    let decision =
+        policy(vec![rule("r", vec![], vec![action], Then::Accept)]).evaluate(&candidate("10.1.0.0/16", octets));
+    match decision.outcome {
+        Outcome::Edit(Edited { attributes: Some(attributes), .. }) => attributes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn edited_attributes_stay_well_formed() {
+    // Without a community there is no attribute: one of length 0 would be malformed (RFC 7606 section 7.8).
+    let without = edited(Action::RemoveCommunities(patterns(&["65001:*"])), &attributes());
+    assert_eq!(Attributes(&without).get(code::COMMUNITIES), None);
+    // Who did not know an attribute on the way said so, and that stays.
+    let mut partial = Vec::new();
+    write_attribute(&mut partial, flag::OPTIONAL | flag::TRANSITIVE | flag::PARTIAL, code::COMMUNITIES, &[0, 1, 0, 1]);
+    let more = edited(Action::AddCommunities(communities(&["1:2"])), &partial);
+    let flags = Attributes(&more).iter().next().map(|attribute| attribute.flags);
+    assert_eq!(flags, Some(flag::OPTIONAL | flag::TRANSITIVE | flag::PARTIAL));
+    // Inside of a confederation what is prepended stays inside of it.
+    let inside = [(SegmentKind::ConfedSequence, [Asn(7)].as_slice()), (SegmentKind::Sequence, &[Asn(9)])];
+    let inside = Builder::new().set(code::AS_PATH, write_segments(inside)).build();
+    let more = edited(Action::Prepend(PrependAs::Own, 1), &inside);
+    assert_eq!(Attributes(&more).as_path().to_string(), "(64512 7) 9");
+}
+
+#[test]
+fn later_rules_see_the_next_hop_that_was_set() {
+    let address = NextHop::V4(Ipv4Addr::new(198, 51, 100, 9));
+    let list = Arc::new(PrefixList::new(["198.51.100.0/24 le 32".parse().expect("a line")]));
+    let rules = vec![
+        rule("set", vec![], vec![Action::NextHop(NextHopEdit::Address(address))], Then::Next),
+        rule("see", vec![Match::NextHop(list)], vec![], Then::Accept),
+    ];
+    assert!(policy(rules).evaluate(&candidate("10.1.0.0/16", &attributes())).outcome.is_accepted());
 }
 
 #[test]
@@ -280,6 +331,11 @@ fn well_known_communities_do_what_their_rfcs_say() {
     assert_eq!(edited.next_hop, NextHopEdit::Discard);
     let list: Vec<u32> = Attributes(&edited.attributes.expect("attributes")).communities().collect();
     assert_eq!(list, [Community::BLACKHOLE, Community::NO_ADVERTISE]);
+    for limited in [Community::NO_EXPORT, Community::NO_ADVERTISE] {
+        let hole = with(&[Community::BLACKHOLE, limited]);
+        let outcome = guarded(on).evaluate(&candidate("8.8.8.8/32", &hole)).outcome;
+        assert_eq!(outcome, Outcome::Edit(Edited { attributes: None, next_hop: NextHopEdit::Discard }));
+    }
 
     let plain = attributes();
     let draining = Policy::accept_all().with_graceful_shutdown();

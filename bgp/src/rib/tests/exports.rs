@@ -209,6 +209,12 @@ fn a_reflector_reflects_once_and_never_in_circles() {
     assert_eq!(attributes.originator_id().map(|id| id.0), Some(101));
     assert_eq!(attributes.cluster_list().map(|id| id.0).collect::<Vec<_>>(), [1]);
     assert_eq!(heard_next_hop(&lab.peers[0], PREFIX), Some(next_hop(1)));
+    // Who is further away stays the originator.
+    lab.announce(0, v4("10.0.9.0/24"), path(&[5]).number(code::ORIGINATOR_ID, 77).set(code::CLUSTER_LIST, vec![9; 4]));
+    lab.settle();
+    let attributes = lab.peers[1].attributes_of("10.0.9.0/24").expect("heard");
+    assert_eq!(attributes.originator_id().map(|id| id.0), Some(77));
+    assert_eq!(attributes.cluster_list().map(|id| id.0).collect::<Vec<_>>(), [1, 0x0909_0909]);
     // Our own cluster, and our own identifier, come back.
     lab.announce(1, v4("198.51.100.0/24"), path(&[5]).set(code::CLUSTER_LIST, vec![0, 0, 0, 1]));
     lab.announce(1, v4("203.0.113.0/24"), path(&[5]).number(code::ORIGINATOR_ID, 1));
@@ -325,6 +331,54 @@ fn policies_decide_in_both_directions_and_their_change_is_made_good() {
     lab.assert_leaves_nothing();
 }
 
+/// What a policy says of one prefix of a message does not hold for the next one.
+#[test]
+fn a_message_is_judged_prefix_by_prefix_where_the_policy_looks_at_them() {
+    let (good, bad) = (v4("198.51.100.0/24"), v4(PREFIX));
+    for prefixes in [[good, bad], [bad, good]] {
+        let mut lab = Lab::new(vec![Peer::new(0, External)]);
+        lab.change_settings(0, |settings| settings.import = policy(PREFIX));
+        lab.session_up(0);
+        let message = prefixes.map(|prefix| (PathId(0), prefix));
+        let came = lab.rib.announce(PeerId(0), &path(&[64_600]).build(), next_hop(0), message, lab.now);
+        came.expect("no limit");
+        lab.settle();
+        assert_eq!((lab.rib.best(good).is_some(), lab.rib.best(bad).is_some()), (true, false));
+    }
+}
+
+/// A path is as old as what was sent, also where the policy makes the same of it as before.
+#[test]
+fn a_path_is_as_old_as_what_was_sent() {
+    let mut lab = Lab::new(vec![Peer::new(0, External)]);
+    lab.change_settings(0, |settings| settings.import = policy("10.0.0.0/8"));
+    lab.session_up(0);
+    for (second, med, since) in [(5, 1, 5), (6, 2, 6), (7, 2, 6)] {
+        lab.now = crate::Moment(second * 1_000_000);
+        lab.announce(0, v4(PREFIX), path(&[64_600]).number(code::MED, med));
+        assert_eq!(lab.rib.explain(v4(PREFIX))[0].since, crate::Moment(since * 1_000_000));
+    }
+}
+
+/// A link-local address means nothing elsewhere: it is known with its link, and not passed on.
+#[test]
+fn link_local_next_hops_belong_to_a_link() {
+    let (global, link_local) = ("2001:db8::9".parse().expect("an address"), "fe80::9".parse().expect("an address"));
+    for (next_hop, told) in [
+        (NextHop::V6(link_local), crate::rib::tests::harness::OWN_V6),
+        (NextHop::V6Pair { global, link_local }, NextHop::V6(global)),
+    ] {
+        let mut lab = Lab::new(vec![Peer::new(0, Internal).client(), Peer::new(1, Internal)]);
+        lab.change_settings(0, |settings| settings.scope = crate::rib::Scope(7));
+        (0..2).for_each(|number| lab.session_up(number));
+        lab.announce_via(0, v6("2001:db8:7::/48"), PathId(0), &path(&[5]), next_hop);
+        let tracked: Vec<_> = lab.rib.next_hops_to_track().map(|it| (it.next_hop, it.scope.0)).collect();
+        assert_eq!(tracked, [(next_hop, 7)]);
+        lab.settle();
+        assert_eq!(heard_next_hop(&lab.peers[1], "2001:db8:7::/48"), Some(told));
+    }
+}
+
 #[test]
 fn draining_marks_everything_with_graceful_shutdown() {
     let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
@@ -380,6 +434,15 @@ fn a_refresh_is_bracketed_for_peers_that_know_it() {
     assert_eq!(lab.peers[1].heard, heard);
     assert_eq!(lab.peers[1].refreshes, [RefreshKind::Begin, RefreshKind::End]);
     assert_eq!(lab.peers[1].ends_of_rib.len(), 2, "End-of-RIB is said once for each family");
+    // Another reason to tell everything again comes in the middle: the end is said all the same.
+    lab.rib.refresh_requested(PeerId(1), Family::Ipv4Unicast);
+    lab.poll(1, 1);
+    lab.poll(1, 1);
+    assert_eq!(lab.peers[1].refreshes.len(), 3, "begun");
+    let own = NextHop::V4("10.0.0.77".parse().expect("an address"));
+    lab.rib.set_own_next_hops(PeerId(1), PerFamily { ipv4: Some(own), ipv6: None });
+    lab.settle();
+    assert_eq!(lab.peers[1].refreshes.last(), Some(&RefreshKind::End));
 }
 
 #[test]
@@ -415,6 +478,15 @@ fn a_path_too_long_for_a_message_is_not_told() {
     lab.announce(0, v4(PREFIX), path(&[64_600]).communities(0..900));
     lab.settle();
     assert_eq!(lab.peers[1].heard.len(), 1);
+    // A peer with two-octet AS numbers would get the path a second time.
+    let mut narrow = Peer::new(2, External);
+    narrow.negotiated.asn4 = false;
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External), narrow]);
+    let numbers: Vec<u32> = [64_600].into_iter().chain(100_000..100_700).collect();
+    lab.announce(0, v4(PREFIX), &path(&numbers));
+    lab.settle();
+    assert_eq!(lab.rib.explain_export(PeerId(2), v4(PREFIX)), Err(NotAdvertised::TooLong));
+    assert_eq!((lab.peers[1].heard.len(), lab.peers[2].heard.len()), (1, 0));
 }
 
 #[test]

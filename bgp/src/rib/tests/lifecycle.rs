@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use super::harness::{Lab, Peer, next_hop, path, v4};
 use crate::{
-    Family, Moment, PathId, PeerId, PerFamily, Prefix as _,
+    Asn, Family, Moment, PathId, PeerId, PerFamily, Prefix as _,
     family::V4,
     policy::{Action, Community, End, Policy, Rule, RuleSet, Then},
     rib::{
-        AnnounceError, Counts, LimitKind, LimitReached, Limits, NotAdvertised, Rejection, Standing, Step,
-        tests::harness::{OWN_AS, OWN_V4},
+        AnnounceError, Counts, LimitKind, LimitReached, Limits, NotAdvertised, Rejection, RibConfig, Standing, Step,
+        tests::harness::{OWN_AS, OWN_ID, OWN_V4},
     },
-    session::PeerKind::{External, Internal},
-    wire::attributes::code,
+    session::PeerKind::{Confederation, External, Internal},
+    wire::{
+        as_path::{SegmentKind, write_segments},
+        attributes::code,
+    },
 };
 
 const PREFIX: &str = "192.0.2.0/24";
@@ -179,6 +182,53 @@ fn an_enhanced_refresh_takes_what_was_not_sent_again() {
         (lab.peers[1].heard.len(), counts(&lab, 0)),
         (2, Counts { received: 2, accepted: 2, best: 2, stale: 0 })
     );
+    assert!([1, 9].map(prefix).iter().all(|kept| lab.rib.best(*kept).is_some()), "those that were sent again");
+}
+
+/// Walks mean what they say at the place in the queue where they stand: a sweep that waits is not the one that is needed
+/// behind a later loss, and one that has begun has passed what came since.
+#[test]
+fn a_walk_is_asked_for_again_when_the_one_that_waits_comes_too_early() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    for number in 0..20 {
+        lab.announce(0, prefix(number), &path(&[64_600]));
+    }
+    lab.settle();
+    let decision = lab.rib.config().decision;
+    lab.rib.set_decision(decision);
+    lab.rib.end_of_rib(PeerId(0), Family::Ipv4Unicast);
+    lab.session_down(0, true);
+    lab.rib.sweep_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    assert_eq!(counts(&lab, 0).received, 0);
+
+    lab.session_up(0);
+    for number in 0..20 {
+        lab.announce(0, prefix(number), &path(&[64_600]));
+    }
+    lab.settle();
+    lab.change_settings(0, |settings| settings.import = Policy::reject_all());
+    lab.rib.run(10);
+    lab.change_settings(0, |settings| settings.import = Policy::accept_all());
+    lab.settle();
+    assert_eq!(counts(&lab, 0).accepted, 20);
+}
+
+#[test]
+fn what_was_changed_while_a_path_is_kept_for_long_leaves_it_marked() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External).knows_llgr()]);
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    lab.session_down(0, true);
+    lab.rib.mark_long_lived_stale(PeerId(0), Family::Ipv4Unicast);
+    lab.settle();
+    let add = Action::AddCommunities(Arc::from([Community::Standard(77)]));
+    let rule = Rule { name: Arc::from("r"), matches: Vec::new(), actions: vec![add], then: Then::Accept };
+    let set = RuleSet { name: Arc::from("import"), rules: vec![rule] };
+    let policy = Policy::new(&[Arc::new(set)], End::Reject).expect("one rule");
+    lab.change_settings(0, |settings| settings.import = policy);
+    lab.settle();
+    let heard = lab.peers[1].attributes_of(PREFIX).expect("heard");
+    assert_eq!(heard.communities().collect::<Vec<_>>(), [77, 0xffff_0006]);
 }
 
 #[test]
@@ -197,6 +247,29 @@ fn nothing_is_selected_or_said_while_selection_is_deferred() {
     lab.settle();
     assert_eq!((lab.peers[1].heard.len(), lab.fib.len()), (1, 1));
     assert_eq!(lab.peers[1].ends_of_rib, [Family::Ipv6Unicast, Family::Ipv4Unicast]);
+}
+
+/// A peer that reads slowly hears the end behind what others have read long ago.
+#[test]
+fn the_end_of_rib_waits_in_the_log() {
+    let mut lab = Lab::new(vec![Peer::new(0, External), Peer::new(1, External), Peer::new(2, External)]);
+    lab.session_up(0);
+    lab.session_up(2);
+    for number in 0..4 {
+        lab.announce(0, prefix(number), &path(&[64_600, 1 + u32::from(number)]));
+    }
+    lab.session_up(1);
+    lab.poll(1, 1);
+    lab.decide();
+    lab.rib.flush_exports();
+    while lab.poll(2, 10_000) {}
+    assert_eq!(lab.peers[2].heard.len(), 4);
+    while lab.peers[1].heard.len() < 4 {
+        assert!(!lab.peers[1].ends_of_rib.contains(&Family::Ipv4Unicast));
+        lab.poll(1, 1);
+    }
+    lab.settle();
+    assert!(lab.peers[1].ends_of_rib.contains(&Family::Ipv4Unicast));
 }
 
 /// End-of-RIB makes a peer drop what it kept of us and was not told again: it comes behind all there was, however long that
@@ -303,6 +376,9 @@ fn a_limit_that_only_warns_takes_all() {
     assert_eq!(flood(&mut lab, 0, 7), Ok(false));
     assert_eq!(flood(&mut lab, 7, 100), Ok(true), "said once");
     assert_eq!(flood(&mut lab, 107, 100), Ok(false));
+    lab.change_settings(0, |settings| settings.limits.ipv4.warning_percent = 0);
+    lab.session_up(0);
+    assert_eq!(flood(&mut lab, 0, 1), Ok(false), "0 per cent is no warning");
     assert_eq!(counts(&lab, 0).received, 207);
     lab.assert_leaves_nothing();
 }
@@ -351,6 +427,28 @@ fn paths_that_no_policy_can_allow_are_refused_by_name() {
         assert_eq!(standing(&lab, prefix(number), 0), Standing::Best);
     }
     lab.assert_leaves_nothing();
+}
+
+/// Inside of a confederation its identifier is a loop, and every path says where the confederation begins.
+#[test]
+fn what_comes_from_inside_of_a_confederation_is_checked_for_it() {
+    let mut config = RibConfig::new(Asn(65_001), OWN_ID, 3);
+    (config.confederation, config.next_hop_tracking) = (Some(OWN_AS), false);
+    let mut inside = Peer::of_as(0, Confederation, Asn(65_002));
+    inside.negotiated.local_as = Asn(65_001);
+    let mut lab = Lab::with(config, vec![inside]);
+    lab.session_up(0);
+    let with = |number: u32| {
+        let parts = [(SegmentKind::ConfedSequence, [Asn(65_002)].as_slice()), (SegmentKind::Sequence, &[Asn(number)])];
+        write_segments(parts)
+    };
+    lab.announce(0, prefix(0), path(&[]).set(code::AS_PATH, with(9)));
+    lab.announce(0, prefix(1), path(&[]).set(code::AS_PATH, with(OWN_AS.0)));
+    lab.announce(0, prefix(2), &path(&[65_002, 9]));
+    lab.settle();
+    assert_eq!(standing(&lab, prefix(0), 0), Standing::Best);
+    assert_eq!(standing(&lab, prefix(1), 0), Standing::Rejected(Rejection::AsLoop));
+    assert_eq!(standing(&lab, prefix(2), 0), Standing::Rejected(Rejection::Confederation));
 }
 
 #[test]

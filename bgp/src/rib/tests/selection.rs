@@ -4,9 +4,12 @@ use super::harness::{Lab, OWN_AS, OWN_ID, Peer, next_hop, path, v4};
 use crate::{
     Asn, NextHop, PathId, PeerId, Prefix as _,
     policy::LocalSource,
-    rib::{DecisionOptions, LocalRoute, Resolution, RibConfig, Scope, Standing, Step},
+    rib::{DecisionOptions, LocalRoute, Resolution, RibConfig, Scope, Standing, Step, decision::link_bandwidth},
     session::PeerKind,
-    wire::attributes::{Builder, Origin, code},
+    wire::{
+        as_path::{SegmentKind, write_segments},
+        attributes::{Builder, Origin, code},
+    },
 };
 
 const PREFIX: &str = "192.0.2.0/24";
@@ -174,6 +177,7 @@ fn news_of_many_next_hops_is_one_walk() {
     lab.rib.run(50);
     // Half of the table was walked when this comes.
     lab.rib.set_next_hop(next_hop(1), Scope::default(), Resolution::Unreachable);
+    assert_eq!(lab.rib.tables.ipv4.jobs.len(), 2, "for what was walked already");
     lab.settle();
     assert_eq!(lab.fib.len(), 99);
 }
@@ -252,6 +256,39 @@ fn packets_are_shared_by_link_bandwidth_when_everybody_says_one() {
     lab.announce(1, v4(PREFIX), &path(&[64_601]));
     lab.settle();
     assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(1), 1)]);
+}
+
+#[test]
+fn a_bandwidth_is_a_number_in_the_right_community() {
+    let of = |kind: u8, subtype: u8, rate: f32| {
+        let [a, b, c, d] = rate.to_be_bytes();
+        link_bandwidth([[kind, subtype, 0, 0, a, b, c, d]].into_iter())
+    };
+    assert_eq!((of(0x40, 4, 1e9), of(0x00, 4, 1e9)), (Some(1e9), Some(1e9)), "transitive or not");
+    let none = [of(0x80, 4, 1e9), of(0x40, 5, 1e9), of(0x40, 4, 0.0), of(0x40, 4, -1.0), of(0x40, 4, f32::INFINITY)];
+    assert_eq!(none, [None; 5]);
+}
+
+/// Two ways over one next hop are one, and a path of the AS is not as good as one of the confederation's next member.
+#[test]
+fn packets_go_to_a_next_hop_once() {
+    let options = DecisionOptions { multipath_internal: 4, multipath_relax: true, ..DecisionOptions::default() };
+    let mut peers = peers();
+    peers.push(Peer::new(5, PeerKind::Internal));
+    peers.push(Peer::of_as(6, PeerKind::Confederation, Asn(65_002)));
+    let mut lab = Lab::up(peers);
+    lab.rib.set_decision(options);
+    for (peer, via) in [(2, 2), (3, 3), (5, 3)] {
+        lab.announce_via(peer, v4(PREFIX), PathId(0), &path(&[5]), next_hop(via));
+    }
+    let inside = [(SegmentKind::ConfedSequence, [Asn(65_002)].as_slice()), (SegmentKind::Sequence, &[Asn(5)])];
+    lab.announce(6, v4(PREFIX), path(&[]).set(code::AS_PATH, write_segments(inside)));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(2), 1), (next_hop(3), 1)]);
+    // What nobody leads to any more is not looked at.
+    lab.withdraw(2, v4(PREFIX));
+    lab.settle();
+    assert!(lab.rib.next_hops_to_track().all(|it| it.references > 0 && it.next_hop != next_hop(2)));
 }
 
 #[test]

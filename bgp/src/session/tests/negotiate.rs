@@ -151,6 +151,19 @@ fn what_only_one_side_has_is_not_used() {
     }
 }
 
+/// IPv6 prefixes have IPv6 next hops anyway: the capability means nothing for them.
+#[test]
+fn extended_next_hops_are_for_ipv4() {
+    let both = |config| {
+        edit(config, |it| {
+            it.families.ipv6 = Some(FamilyConfig { extended_next_hop: true, ..FamilyConfig::default() });
+        })
+    };
+    let families = agreed(&both(config()), &both(their_config())).families;
+    let extended = |family: Option<NegotiatedFamily>| family.expect("agreed").extended_next_hop;
+    assert_eq!((extended(families.ipv4), extended(families.ipv6)), (true, false));
+}
+
 #[test]
 fn add_path_needs_one_who_sends_and_one_who_receives() {
     let with = |config, add_path_receive, add_path_send| {

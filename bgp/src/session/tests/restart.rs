@@ -78,7 +78,11 @@ fn a_peer_that_comes_back_is_swept_at_its_end_of_rib() {
     let mut session = long_lived_session();
     give(&mut session, at(2_000), closed());
     assert_eq!(come_back(&mut session, 2_060, returning(PerFamily { ipv4: true, ipv6: true })), "UP 1");
+    let over = give(&mut session.clone(), at(2_000 + RESTART_S), Event::Timers);
+    assert!(!over.contains(&Action::Fact(Fact::RestartTimeOver)), "{over:?}");
     let end = |session: &mut Session, family| words(&give(session, at(2_070), Event::EndOfRib(SLOT, family)));
+    let elsewhere = Event::EndOfRib(SLOT.other(), Family::Ipv6Unicast);
+    assert_eq!(words(&give(&mut session, at(2_069), elsewhere)), "-", "on a connection without a session");
     assert_eq!(end(&mut session, Family::Ipv6Unicast), "sweep 6");
     assert_eq!(end(&mut session, Family::Ipv6Unicast), "-", "once");
     assert_eq!(end(&mut session, Family::Ipv4Unicast), "sweep 4");

@@ -139,6 +139,18 @@ fn the_end_for_a_peer_that_does_not_read_says_nothing_to_it() {
     assert_eq!(words(&give(&mut session, at(1_001), Event::Timers)), "close 1, DOWN keep 4 6, (wait)");
 }
 
+/// The peer's KEEPALIVE starts the hold timer again, and the end of the session the time since when it was established.
+#[test]
+fn the_hold_time_runs_from_the_keepalive_that_established() {
+    let mut session = after(config(), [Event::Start, Event::Connected(SLOT), Event::Open(SLOT, their_open())]);
+    give(&mut session, at(1_050), Event::Keepalive(SLOT));
+    assert_eq!(session.established_since(), Some(at(1_050)));
+    run(&mut session, at(1_139));
+    assert_eq!(session.state(), State::Established);
+    run(&mut session, at(1_140));
+    assert_eq!((session.last_down().map(|(when, _)| *when), session.established_since()), (Some(at(1_140)), None));
+}
+
 #[test]
 fn an_open_is_awaited_for_four_minutes() {
     let mut session = after(config(), [Event::Start, Event::Connected(SLOT)]);
@@ -176,6 +188,28 @@ fn a_reset_is_given_time_to_be_read() {
     assert_eq!(done, [(seconds(2), "connect 1".to_owned())]);
     // Where nothing was said there is nothing to wait for.
     assert_eq!(words(&give(&mut session, at(1_002), reset())), "close 1, connect 1");
+}
+
+/// A connection that is further than another one takes all there is.
+#[test]
+fn whoever_is_established_ends_what_else_was_begun() {
+    let mut session = after(config(), [Event::Start, Event::Connected(SLOT), Event::Open(SLOT, their_open())]);
+    assert_eq!(words(&give(&mut session, at(1_001), Event::Accepted)), "accept 2, send 2 OPEN");
+    let actions = words(&give(&mut session, at(1_002), Event::Keepalive(SLOT)));
+    assert_eq!(actions, "send 2 NOTIFICATION 6/7, close 2, (failed), UP 1");
+    assert_eq!((session.has_connection(SLOT.other()), session.last_failure()), (false, None));
+
+    // A connection of the peer that has said OPEN is not disturbed by its next one.
+    let passive = SessionConfig { passive: true, ..config() };
+    let mut session = after(passive, [Event::Start, Event::Accepted, Event::Open(SLOT, their_open())]);
+    assert_eq!(words(&give(&mut session, at(1_001), Event::Accepted)), "refuse, (refused)");
+
+    // And to have lost against a better connection is no failure.
+    let theirs = Slot::Second;
+    let mut session = after(config(), [Event::Start, Event::Connected(SLOT), Event::Accepted]);
+    let actions = words(&give(&mut session, at(1_001), Event::Open(theirs, their_open())));
+    assert!(actions.contains("close 1") && actions.contains("send 2 KEEPALIVE"), "{actions}");
+    assert_eq!((session.state(), session.last_failure()), (State::OpenConfirm, None));
 }
 
 #[test]
@@ -225,8 +259,11 @@ fn failures_cost_more_and_more_and_a_start_forgives() {
     assert_eq!(session.failures(), 6);
     give(&mut session, now, Event::Connected(SLOT));
     give(&mut session, now, Event::Open(SLOT, wrong));
+    let mut reset = session.clone();
     assert_eq!(words(&give(&mut session, now, Event::Start)), "connect 1");
     assert_eq!(session.failures(), 0);
+    assert_eq!(words(&give(&mut reset, now, Event::Reset { communication: String::new() })), "connect 1");
+    assert_eq!(reset.failures(), 0, "who resets a session wants it at once");
 }
 
 #[test]
@@ -238,6 +275,9 @@ fn too_many_prefixes_keep_a_session_down_as_configured() {
     let inner = sent.hard_reset_cause().expect("a hard reset");
     assert_eq!((inner.code, inner.subcode, inner.data), (ErrorCode::Cease, 1, vec![0, 2, 1, 0, 0, 3, 232]));
     assert_eq!((session.state(), session.next_deadline()), (State::Idle, None), "until somebody starts it");
+    let other = SessionConfig { hold_time_s: 30, ..config() };
+    assert_eq!(words(&give(&mut session, at(2_000), Event::Reconfigure(Box::new(other)))), "-");
+    assert_eq!(session.state(), State::Idle, "another hold time sends no fewer prefixes");
     assert_eq!(words(&give(&mut session, at(9_000), Event::Start)), "connect 1");
 
     let wait = crate::PerFamily { ipv4: Some(seconds(20)), ipv6: Some(seconds(300)) };
@@ -301,7 +341,7 @@ fn a_peer_that_opens_connections_without_end_disturbs_nobody() {
     assert_eq!(accepted, 2, "the first, and one when that had been silent for 15 s");
     let plain = SessionConfig { graceful_restart: None, ..config() };
     let mut session = after(plain, established());
-    let probes = (0..10_000)
+    let probes = (0..=9_000)
         .map(|milli| give(&mut session, Moment(at(1_001).0 + milli * 1_000), Event::Accepted))
         .filter(|actions| actions.contains(&Action::Send(SLOT, Outgoing::Keepalive)))
         .count();
