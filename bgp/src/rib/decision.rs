@@ -178,7 +178,9 @@ pub(super) fn lost_at(best: &Contender, contender: &Contender, options: &Decisio
     }
 }
 
-/// May packets be sent along `contender` beside `best`? `same_path` compares the AS paths.
+/// May packets be sent along `contender` beside `best`? `same_path` compares the AS paths. A path that drops packets
+/// (RFC 7999) is used alone when it is best and not at all when it is not: a share of the traffic to be lost is nothing
+/// that anybody asks for.
 pub(super) fn is_equal_cost(
     best: &Contender,
     contender: &Contender,
@@ -186,6 +188,9 @@ pub(super) fn is_equal_cost(
     same_path: impl Fn() -> bool,
 ) -> bool {
     if best.from.kind.is_none() || best.from.kind != contender.from.kind || best.next_hop == contender.next_hop {
+        return false;
+    }
+    if [best, contender].iter().any(|path| path.next_hop == NextHopId::DISCARD) {
         return false;
     }
     compare_cost(best, contender, options).0.is_eq()

@@ -30,12 +30,32 @@ pub struct FibChange {
 /// How to forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FibRoute {
-    /// Where to; the best path first. None at all: packets are dropped (RFC 7999).
-    pub next_hops: Vec<FibNextHop>,
+    /// Where to.
+    pub to: FibTarget,
     /// The peer of the best path.
     pub peer: PeerId,
     /// How the peer of the best path is related to us.
     pub kind: PeerKind,
+}
+
+impl FibRoute {
+    /// The next hops; none when packets are dropped.
+    #[must_use]
+    pub fn next_hops(&self) -> &[FibNextHop] {
+        match &self.to {
+            FibTarget::Drop => &[],
+            FibTarget::Via(next_hops) => next_hops,
+        }
+    }
+}
+
+/// Where packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FibTarget {
+    /// Nowhere: the best path says that they are to be dropped (RFC 7999), and no other path is asked.
+    Drop,
+    /// To these next hops, at least one; that of the best path first.
+    Via(Vec<FibNextHop>),
 }
 
 /// One of the next hops of a route.
@@ -83,11 +103,19 @@ impl<P: Prefix> FamilyTable<P> {
     pub(super) fn fib_route(&self, core: &Core, at: u32) -> Option<FibRoute> {
         let (_, best) = self.table.best(at)?;
         let peer = core.peers.get(best.peer)?;
-        if best.next == NONE {
-            let next_hop = fib_next_hop(core, best.imported.attributes()?, 1);
-            let next_hops = next_hop?.into_iter().collect();
-            return Some(FibRoute { next_hops, peer: best.peer, kind: peer.kind });
-        }
+        let set = best.imported.attributes()?;
+        let to = if core.sets.next_hop(set) == NextHopId::DISCARD {
+            FibTarget::Drop
+        } else if best.next == NONE {
+            FibTarget::Via(vec![fib_next_hop(core, set, 1)?])
+        } else {
+            FibTarget::Via(self.fib_next_hops(core, at)?)
+        };
+        Some(FibRoute { to, peer: best.peer, kind: peer.kind })
+    }
+
+    /// The next hops of all paths that packets are sent along, with their shares.
+    fn fib_next_hops(&self, core: &Core, at: u32) -> Option<Vec<FibNextHop>> {
         let forwarded = self.table.paths_of(at).filter(|(_, path)| path.is(is::FORWARDED));
         let sets: Vec<_> = forwarded.filter_map(|(_, path)| path.imported.attributes()).collect();
         let bandwidths: Option<Vec<f32>> = sets
@@ -104,18 +132,12 @@ impl<P: Prefix> FamilyTable<P> {
             }
             None => 1,
         };
-        let mut next_hops = Vec::with_capacity(sets.len());
-        for (index, set) in sets.iter().enumerate() {
-            next_hops.extend(fib_next_hop(core, *set, weight(index))?);
-        }
-        Some(FibRoute { next_hops, peer: best.peer, kind: peer.kind })
+        sets.iter().enumerate().map(|(index, set)| fib_next_hop(core, *set, weight(index))).collect()
     }
 }
 
-/// The next hop of a set: `None` when that is ourselves, nothing in it when packets are to be dropped.
-fn fib_next_hop(core: &Core, set: AttrId, weight: u8) -> Option<Option<FibNextHop>> {
-    match core.sets.next_hop(set) {
-        NextHopId::OWN => None,
-        via => Some(core.next_hops.get(via).map(|(next_hop, scope)| FibNextHop { next_hop, scope, weight })),
-    }
+/// The next hop of a set; `None` when that is ourselves.
+fn fib_next_hop(core: &Core, set: AttrId, weight: u8) -> Option<FibNextHop> {
+    let (next_hop, scope) = core.next_hops.get(core.sets.next_hop(set))?;
+    Some(FibNextHop { next_hop, scope, weight })
 }

@@ -75,7 +75,7 @@ use attributes::AttributeSets;
 pub use decision::DecisionOptions;
 pub use explain::{AdvertisedView, BestPath, Cursor, PAGE_DESTINATIONS_MAX, Page, PathView, Totals};
 pub use explain_exports::{ExportsView, Withheld};
-pub use fib::{FibChange, FibNextHop, FibRoute};
+pub use fib::{FibChange, FibNextHop, FibRoute, FibTarget};
 use group::Group;
 pub use import::{AnnounceError, Announced, LimitKind, LimitReached};
 use jobs::Job;

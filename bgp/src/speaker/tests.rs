@@ -116,7 +116,7 @@ fn a_path_goes_from_one_speaker_to_the_other_and_back_out_again() {
     let changes = right.speaker.take_fib_changes(10);
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].prefix.to_string(), "10.0.0.0/24");
-    let hops = &changes[0].route.as_ref().expect("a route").next_hops;
+    let hops = changes[0].route.as_ref().expect("a route").next_hops();
     assert_eq!(hops[0].next_hop.to_string(), "192.0.2.1");
 
     left.speaker.rib_mut().withdraw_local(prefix("10.0.0.0/24"), LocalSource::Static);
@@ -177,7 +177,7 @@ fn another_configuration_another_address_and_a_soft_reset_are_told_at_once() {
     left.speaker.set_endpoints(left.peer, slot, left.endpoints());
     run(Moment(4), &mut left, &mut right);
     let changes = right.speaker.take_fib_changes(10);
-    let hops = &changes[0].route.as_ref().expect("a route").next_hops;
+    let hops = changes[0].route.as_ref().expect("a route").next_hops();
     assert_eq!(hops[0].next_hop.to_string(), "192.0.2.77");
 
     let before = updates(&left);

@@ -8,12 +8,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bgp::{
     NextHop,
-    rib::{FibChange, Resolution as Known, Scope},
+    rib::{FibChange, FibTarget, Resolution as Known, Scope},
 };
 use meshd_core::{
     desired::Resolution,
     id::IfIndex,
-    observed::{BgpChange, BgpHop, BgpHops, BgpNextHop, Change},
+    observed::{BgpChange, BgpHop, BgpNextHop, BgpTarget, Change},
     table::Table,
 };
 use tokio::sync::mpsc;
@@ -134,8 +134,11 @@ pub(super) fn next_hop(next_hop: NextHop, scope: Scope) -> BgpNextHop {
 pub(super) fn route(change: FibChange, shared: &mut BTreeMap<Vec<BgpHop>, Arc<[BgpHop]>>) -> BgpChange {
     let FibChange { prefix, route } = change;
     let Some(route) = route else { return BgpChange::Route(prefix, None) };
-    let mut hops: Vec<BgpHop> = route
-        .next_hops
+    let next_hops = match &route.to {
+        FibTarget::Drop => return BgpChange::Route(prefix, Some(BgpTarget::Drop)),
+        FibTarget::Via(next_hops) => next_hops,
+    };
+    let mut hops: Vec<BgpHop> = next_hops
         .iter()
         .map(|hop| BgpHop { next_hop: next_hop(hop.next_hop, hop.scope), weight: hop.weight.max(1) })
         .collect();
@@ -149,5 +152,5 @@ pub(super) fn route(change: FibChange, shared: &mut BTreeMap<Vec<BgpHop>, Arc<[B
             new
         }
     };
-    BgpChange::Route(prefix, Some(BgpHops { hops, ipv4: prefix.addr().is_ipv4() }))
+    BgpChange::Route(prefix, Some(BgpTarget::Via { hops, ipv4: prefix.addr().is_ipv4() }))
 }

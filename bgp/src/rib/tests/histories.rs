@@ -250,7 +250,8 @@ impl<P: Kind> History<P> {
                 P::numbered(number)
             );
             let forwarded = best.filter(|best| best.peer != PeerId::LOCAL).map(|best| best.next_hop);
-            let in_fib = lab.fib.get(&P::numbered(number).to_net()).map(|route| route.next_hops[0].next_hop);
+            let in_fib = lab.fib.get(&P::numbered(number).to_net()).and_then(|route| route.next_hops().first());
+            let in_fib = in_fib.map(|hop| hop.next_hop);
             assert_eq!(in_fib, forwarded, "forwarding to {}", P::numbered(number));
         }
         for peer in lab.peers.iter().filter(|peer| peer.is_up) {

@@ -1,10 +1,14 @@
 //! Best path selection through the front door: one row per step, MED in every order, several paths at once.
 
+use std::sync::Arc;
+
 use super::harness::{Lab, OWN_AS, OWN_ID, Peer, next_hop, path, v4};
 use crate::{
     Asn, NextHop, PathId, PeerId, Prefix as _,
-    policy::LocalSource,
-    rib::{DecisionOptions, LocalRoute, Resolution, RibConfig, Scope, Standing, Step, decision::link_bandwidth},
+    policy::{Community, GuardSettings, ImportGuard, LocalSource},
+    rib::{
+        DecisionOptions, FibTarget, LocalRoute, Resolution, RibConfig, Scope, Standing, Step, decision::link_bandwidth,
+    },
     session::PeerKind,
     wire::{
         as_path::{SegmentKind, write_segments},
@@ -204,7 +208,7 @@ fn a_path_without_a_way_to_its_next_hop_waits() {
 /// Next hops of the route and their weights.
 fn forwarded(lab: &Lab) -> Vec<(NextHop, u8)> {
     let route = lab.fib.get(&v4(PREFIX).to_net());
-    route.into_iter().flat_map(|route| &route.next_hops).map(|hop| (hop.next_hop, hop.weight)).collect()
+    route.into_iter().flat_map(|route| route.next_hops()).map(|hop| (hop.next_hop, hop.weight)).collect()
 }
 
 #[test]
@@ -234,6 +238,42 @@ fn several_paths_are_used_at_once_up_to_the_maximum() {
     lab.withdraw(4, v4(PREFIX));
     lab.settle();
     assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(1), 1)]);
+    lab.assert_leaves_nothing();
+}
+
+/// RFC 7999 with several paths of equal cost: the best one decides alone.
+#[test]
+fn a_path_that_drops_packets_is_never_used_beside_others() {
+    let options = DecisionOptions { multipath_external: 4, multipath_relax: true, ..DecisionOptions::default() };
+    let mut lab = Lab::up(peers());
+    lab.rib.set_decision(options);
+    for number in [0, 1, 4] {
+        lab.change_settings(number, |settings| {
+            let blackholes = GuardSettings { blackhole: true, ..GuardSettings::default() };
+            settings.import = settings.import.with_guard(Arc::new(ImportGuard::new([], blackholes)));
+        });
+    }
+    let plain = |number| path(&[if number == 1 { 64_601 } else { 64_600 }]);
+    for number in [0, 1, 4] {
+        lab.announce(number, v4(PREFIX), &plain(number));
+    }
+    lab.settle();
+    assert_eq!(forwarded(&lab).len(), 3);
+    lab.announce(1, v4(PREFIX), plain(1).communities([Community::BLACKHOLE]));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(4), 1)]);
+    lab.announce(0, v4(PREFIX), plain(0).communities([Community::BLACKHOLE]));
+    lab.settle();
+    let to = |lab: &Lab| lab.fib.get(&v4(PREFIX).to_net()).map(|route| route.to.clone());
+    assert_eq!(standing(&lab, 0, 0), Standing::Best);
+    assert_eq!(to(&lab), Some(FibTarget::Drop));
+    lab.announce(0, v4(PREFIX), &plain(0));
+    lab.settle();
+    assert_eq!(forwarded(&lab), [(next_hop(0), 1), (next_hop(4), 1)]);
+    lab.withdraw(0, v4(PREFIX));
+    lab.withdraw(4, v4(PREFIX));
+    lab.settle();
+    assert_eq!(to(&lab), Some(FibTarget::Drop), "the only path");
     lab.assert_leaves_nothing();
 }
 

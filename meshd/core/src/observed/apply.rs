@@ -163,10 +163,10 @@ impl Observed {
             {
                 self.bgp_refused += 1;
             }
-            BgpChange::Route(prefix, Some(hops)) => {
-                let (id, is_new) = self.bgp_references.refer(&hops);
+            BgpChange::Route(prefix, Some(target)) => {
+                let (id, is_new) = self.bgp_references.refer(&target);
                 if is_new {
-                    self.bgp_targets.upsert(id, hops);
+                    self.bgp_targets.upsert(id, target);
                 }
                 if let Some(old) = self.bgp.put(prefix, id) {
                     self.release_bgp_target(old);

@@ -34,7 +34,7 @@ pub struct BgpHop {
     pub weight: u8,
 }
 
-/// Number of a set of next hops. A table of routes holds a number for each prefix and nothing that is counted or shared, so
+/// Number of a [`BgpTarget`]. A table of routes holds a number for each prefix and nothing that is counted or shared, so
 /// that a copy of a part of it is a copy of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct BgpTargetId(pub u32);
@@ -45,21 +45,47 @@ impl fmt::Display for BgpTargetId {
     }
 }
 
-/// The next hops of the best paths to a prefix, sorted, each once; none at all when packets are to be dropped (RFC 7999). Shared by all prefixes that have the same.
+/// Where the best paths to a prefix lead. Shared by all prefixes that have the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct BgpHops {
-    /// The next hops.
-    pub hops: Arc<[BgpHop]>,
-    /// True when they are for IPv4 destinations.
-    pub ipv4: bool,
+#[serde(rename_all = "snake_case")]
+pub enum BgpTarget {
+    /// Nowhere: packets are dropped (RFC 7999).
+    Drop,
+    /// To next hops.
+    Via {
+        /// The next hops, sorted, each once.
+        hops: Arc<[BgpHop]>,
+        /// True when they are for IPv4 destinations.
+        ipv4: bool,
+    },
 }
 
-impl fmt::Display for BgpHops {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.hops.is_empty() {
-            return f.write_str("blackhole");
+impl BgpTarget {
+    /// The next hops; none when packets are dropped.
+    #[must_use]
+    pub fn hops(&self) -> &[BgpHop] {
+        match self {
+            Self::Drop => &[],
+            Self::Via { hops, .. } => hops,
         }
-        for (i, hop) in self.hops.iter().enumerate() {
+    }
+
+    /// Equality that is cheap for those that share their memory.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Via { hops: a, ipv4 }, Self::Via { hops: b, ipv4: other }) if Arc::ptr_eq(a, b) => ipv4 == other,
+            (a, b) => a == b,
+        }
+    }
+}
+
+impl fmt::Display for BgpTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hops = match self {
+            Self::Drop => return f.write_str("blackhole"),
+            Self::Via { hops, .. } => hops,
+        };
+        for (i, hop) in hops.iter().enumerate() {
             let space = if i == 0 { "" } else { " " };
             write!(f, "{space}{}", hop.next_hop)?;
         }
@@ -71,7 +97,7 @@ impl fmt::Display for BgpHops {
 #[derive(Debug, Clone)]
 pub enum BgpChange {
     /// The best paths to a prefix, or (`None`) there are none any more.
-    Route(IpNet, Option<BgpHops>),
+    Route(IpNet, Option<BgpTarget>),
     /// The next hop is used by a path: somebody wants to know how the kernel reaches it.
     Watch(BgpNextHop),
     /// No path uses it any more.
@@ -84,28 +110,27 @@ pub enum BgpChange {
     Complete,
 }
 
-/// Sets of next hops in use, with the number of prefixes that have each.
+/// Targets in use, with the number of prefixes that have each.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BgpTargets {
-    by_hops: BTreeMap<BgpHops, BgpTargetId>,
+    ids: BTreeMap<BgpTarget, BgpTargetId>,
     prefixes: BTreeMap<BgpTargetId, usize>,
-    /// What was asked for last: routes come in runs with the same next hops.
-    last: Option<(BgpHops, BgpTargetId)>,
+    /// What was asked for last: routes come in runs with the same target.
+    last: Option<(BgpTarget, BgpTargetId)>,
     next: u32,
 }
 
 impl BgpTargets {
-    /// The number for a set, for one more prefix; true when the set is new.
-    pub(super) fn refer(&mut self, hops: &BgpHops) -> (BgpTargetId, bool) {
+    /// The number of a target, for one more prefix; true when the target is new.
+    pub(super) fn refer(&mut self, target: &BgpTarget) -> (BgpTargetId, bool) {
         if let Some((known, id)) = &self.last
-            && (Arc::ptr_eq(&known.hops, &hops.hops) || known.hops == hops.hops)
-            && known.ipv4 == hops.ipv4
+            && known.is(target)
             && let Some(count) = self.prefixes.get_mut(id)
         {
             *count += 1;
             return (*id, false);
         }
-        let (id, is_new) = match self.by_hops.get(hops) {
+        let (id, is_new) = match self.ids.get(target) {
             Some(id) => (*id, false),
             None => {
                 while self.prefixes.contains_key(&BgpTargetId(self.next)) {
@@ -113,25 +138,25 @@ impl BgpTargets {
                 }
                 let id = BgpTargetId(self.next);
                 self.next = self.next.wrapping_add(1);
-                self.by_hops.insert(hops.clone(), id);
+                self.ids.insert(target.clone(), id);
                 (id, true)
             }
         };
         *self.prefixes.entry(id).or_default() += 1;
-        self.last = Some((hops.clone(), id));
+        self.last = Some((target.clone(), id));
         (id, is_new)
     }
 
-    /// One prefix fewer; true when it was the last. `hops` is what the number stands for.
-    pub(super) fn release(&mut self, id: BgpTargetId, hops: Option<&BgpHops>) -> bool {
+    /// One prefix fewer; true when it was the last. `target` is what the number stands for.
+    pub(super) fn release(&mut self, id: BgpTargetId, target: Option<&BgpTarget>) -> bool {
         let Some(count) = self.prefixes.get_mut(&id) else { return false };
         *count -= 1;
         if *count > 0 {
             return false;
         }
         self.prefixes.remove(&id);
-        if let Some(hops) = hops {
-            self.by_hops.remove(hops);
+        if let Some(target) = target {
+            self.ids.remove(target);
         }
         true
     }

@@ -17,7 +17,7 @@ mod rejected;
 mod service;
 
 pub use apply::{Change, ClusterChange, KernelChange, KernelKind, Touched};
-pub use bgp::{BgpChange, BgpHop, BgpHops, BgpNextHop, BgpTargetId};
+pub use bgp::{BgpChange, BgpHop, BgpNextHop, BgpTarget, BgpTargetId};
 pub use cluster::{ClusterTables, Kind, Limits};
 pub use endpoint::EndpointRow;
 pub use identity::{IdentityRow, Labels};
@@ -56,7 +56,7 @@ pub struct Observed {
     /// Best BGP paths of accepted prefixes.
     pub bgp: Table<IpNet, BgpTargetId>,
     /// What their numbers stand for.
-    pub bgp_targets: Table<BgpTargetId, BgpHops>,
+    pub bgp_targets: Table<BgpTargetId, BgpTarget>,
     /// BGP next hops in use, and whether each is known to be dead although the kernel has a route to it.
     pub bgp_next_hops: Table<BgpNextHop, bool>,
     bgp_limit: Option<usize>,

@@ -197,7 +197,8 @@ section! {
         refuse_as_sets: Option<bool> = "true",
         /// Let the graceful shutdown community lower LOCAL_PREF to 0 (RFC 8326).
         graceful_shutdown: Option<bool> = "true",
-        /// Let the blackhole community make a route that drops packets (RFC 7999).
+        /// Let the blackhole community make a route that drops packets (RFC 7999). What counts is the best path: with it, all
+        /// packets are dropped; a path with it that is not best is not used beside others (`bgp.multipath`).
         blackhole: Option<bool> = "false",
         /// Install accepted paths as routes of this node.
         install: Option<bool> = "true",

@@ -1,7 +1,7 @@
 //! The next hops of BGP paths, and the targets made of them.
 //!
 //! The speaker says which next hops it wants to know about; the answers go back to it ([`Desired::next_hops`]) and make
-//! the targets of the routes. A target is a set of next hops and not of a prefix: when one of them dies, the target loses
+//! the targets of the routes. A target belongs to a set of next hops and not to a prefix: when one of them dies, the target loses
 //! it, and the kernel's group with it, before any path has been chosen again. The routes themselves need no derivation:
 //! the desired table is the observed one.
 
@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::{
     desired::{Resolution, TargetKey},
-    observed::{BgpHops, BgpNextHop, BgpTargetId},
+    observed::{BgpHop, BgpNextHop, BgpTarget, BgpTargetId},
     table::{RowDiff, Table},
 };
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct BgpTargets {
     watched: Table<BgpNextHop, bool>,
-    targets: Table<BgpTargetId, BgpHops>,
+    targets: Table<BgpTargetId, BgpTarget>,
     by_next_hop: BTreeMap<BgpNextHop, BTreeSet<BgpTargetId>>,
     /// Next hops whose resolution is to be looked at.
     dirty: BTreeSet<BgpNextHop>,
@@ -63,21 +63,23 @@ impl BgpTargets {
             affected.extend(self.by_next_hop.get(&next_hop).into_iter().flatten());
         }
         for id in affected {
-            if let Some(hops) = self.targets.get(&id) {
-                let target = target(hops, desired);
-                desired.targets.upsert(TargetKey::Bgp(id), Arc::new(target));
-            }
+            let target = match self.targets.get(&id) {
+                Some(BgpTarget::Drop) => Target::blackhole(RouteMode::Bgp),
+                Some(BgpTarget::Via { hops, ipv4 }) => through(hops, *ipv4, desired),
+                None => continue,
+            };
+            desired.targets.upsert(TargetKey::Bgp(id), Arc::new(target));
         }
     }
 
-    /// Takes over the sets of next hops in use; returns those that are new or another.
+    /// Takes over the targets in use; returns those that are new or another.
     fn take_targets(&mut self, observed: &Observed, desired: &mut Desired) -> BTreeSet<BgpTargetId> {
         let mut affected = BTreeSet::new();
         let old = std::mem::replace(&mut self.targets, observed.bgp_targets.clone());
         for diff in observed.bgp_targets.diff(&old) {
             let id = *diff.key();
-            if let RowDiff::Removed(_, hops) | RowDiff::Changed(_, hops, _) = &diff {
-                for hop in &*hops.hops {
+            if let RowDiff::Removed(_, target) | RowDiff::Changed(_, target, _) = &diff {
+                for hop in target.hops() {
                     if let Some(targets) = self.by_next_hop.get_mut(&hop.next_hop) {
                         targets.remove(&id);
                         if targets.is_empty() {
@@ -86,8 +88,8 @@ impl BgpTargets {
                     }
                 }
             }
-            if let RowDiff::Added(_, hops) | RowDiff::Changed(_, _, hops) = &diff {
-                for hop in &*hops.hops {
+            if let RowDiff::Added(_, target) | RowDiff::Changed(_, _, target) = &diff {
+                for hop in target.hops() {
                     self.by_next_hop.entry(hop.next_hop).or_default().insert(id);
                 }
                 affected.insert(id);
@@ -120,15 +122,12 @@ fn resolve(next_hop: BgpNextHop, dead: bool, on_link: &OnLink, kernel_known: boo
 }
 
 /// Where routes over these next hops lead now: to those that can be reached.
-fn target(hops: &BgpHops, desired: &Desired) -> Target {
-    if hops.hops.is_empty() {
-        return Target::blackhole(RouteMode::Bgp);
-    }
+fn through(hops: &[BgpHop], ipv4: bool, desired: &Desired) -> Target {
     let mut usable: BTreeMap<Hop, (u8, u32)> = BTreeMap::new();
     let mut problem = None;
-    for hop in &*hops.hops {
+    for hop in hops {
         match desired.next_hops.get(&hop.next_hop) {
-            Some(Resolution::Reachable { hop: via, mtu, .. }) if hops.ipv4 || via.via.is_ipv6() => {
+            Some(Resolution::Reachable { hop: via, mtu, .. }) if ipv4 || via.via.is_ipv6() => {
                 let share = usable.entry(*via).or_insert((0, *mtu));
                 share.0 = share.0.saturating_add(hop.weight.max(1));
             }
@@ -155,7 +154,7 @@ fn target(hops: &BgpHops, desired: &Desired) -> Target {
         hops: usable.keys().copied().collect(),
         drops: false,
         weights: if equal { Box::default() } else { weights },
-        grouped: hops.hops.len() > 1,
+        grouped: hops.len() > 1,
         problem: None,
         mode: RouteMode::Bgp,
         mtu: usable.values().map(|(_, mtu)| *mtu).min().unwrap_or(0),

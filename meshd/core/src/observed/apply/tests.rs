@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     id::{ClusterId, MaxClusters},
-    observed::{BgpHop, BgpHops, BgpNextHop},
+    observed::{BgpHop, BgpNextHop, BgpTarget},
 };
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -160,7 +160,7 @@ fn marks_of_a_list_never_outgrow_the_table() {
 fn routes_learned_by_bgp_are_limited() {
     let hops = |last: u8| {
         let next_hop = BgpNextHop { address: std::net::Ipv4Addr::new(192, 0, 2, last).into(), link: None };
-        BgpHops { hops: [BgpHop { next_hop, weight: 1 }].into(), ipv4: true }
+        BgpTarget::Via { hops: [BgpHop { next_hop, weight: 1 }].into(), ipv4: true }
     };
     let prefix = |number: u8| -> IpNet { format!("10.0.{number}.0/24").parse().unwrap() };
     let mut observed = Observed::default();

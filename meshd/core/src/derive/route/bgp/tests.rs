@@ -15,16 +15,16 @@ fn next_hop(text: &str) -> BgpNextHop {
     }
 }
 
-fn hops(texts: &[&str]) -> BgpHops {
+fn hops(texts: &[&str]) -> BgpTarget {
     let hop = |text: &&str| {
         let (text, weight) = text.split_once('*').unwrap_or((text, "1"));
         BgpHop { next_hop: next_hop(text), weight: weight.parse().expect("a weight") }
     };
-    BgpHops { hops: texts.iter().map(hop).collect(), ipv4: true }
+    BgpTarget::Via { hops: texts.iter().map(hop).collect(), ipv4: true }
 }
 
 fn learn(world: &mut World, prefix: &str, via: &[&str]) {
-    let mut changes: Vec<BgpChange> = hops(via).hops.iter().map(|hop| BgpChange::Watch(hop.next_hop)).collect();
+    let mut changes: Vec<BgpChange> = hops(via).hops().iter().map(|hop| BgpChange::Watch(hop.next_hop)).collect();
     let hops = (!via.is_empty()).then(|| hops(via));
     changes.push(BgpChange::Route(prefix.parse().expect("a prefix"), hops));
     world.tell(Change::Bgp(changes));
@@ -41,7 +41,8 @@ fn routes(world: &World) -> Vec<String> {
         let hops: Vec<String> = target.hops.iter().enumerate().map(hop).collect();
         let problem = target.problem.as_ref().map(ToString::to_string).unwrap_or_default();
         let group = if target.uses_group() { " (group)" } else { "" };
-        format!("{prefix}: {}{problem}{group}", hops.join(" "))
+        let drops = if target.drops { "blackhole" } else { "" };
+        format!("{prefix}: {}{drops}{problem}{group}", hops.join(" "))
     };
     world.desired.all_routes().map(line).collect()
 }
@@ -112,4 +113,20 @@ fn a_next_hop_nobody_uses_is_forgotten() {
     learn(&mut world, "192.0.2.0/24", &[]);
     world.tell(Change::Bgp(vec![BgpChange::Unwatch(next_hop("172.18.0.9"))]));
     assert!(world.desired.next_hops.is_empty());
+}
+
+/// RFC 7999: nothing has to be reached for packets to be dropped, whatever becomes of the next hops of others.
+#[test]
+fn packets_are_dropped_for_both_families_without_a_next_hop() {
+    let mut world = World::new();
+    let drop = |prefix: &str| BgpChange::Route(prefix.parse().expect("a prefix"), Some(BgpTarget::Drop));
+    world.tell(Change::Bgp(vec![drop("192.0.2.7/32"), drop("2001:db8::7/128")]));
+    learn(&mut world, "192.0.2.0/24", &["172.18.0.9"]);
+    world.tell(Change::Bgp(vec![BgpChange::Dead(next_hop("172.18.0.9"), true)]));
+    let lines = routes(&world);
+    assert!(lines.contains(&"192.0.2.7/32: blackhole".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"2001:db8::7/128: blackhole".to_owned()), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("192.0.2.0/24: no next hop")), "{lines:?}");
+    learn(&mut world, "192.0.2.7/32", &["172.18.0.8"]);
+    assert!(routes(&world).contains(&"192.0.2.7/32: 172.18.0.8%2".to_owned()), "{:?}", routes(&world));
 }
