@@ -54,6 +54,14 @@ struct Inner {
     depends_on_rpki: bool,
 }
 
+impl Inner {
+    /// All but the guard. What it depends on follows from the steps.
+    fn rules(&self) -> (&[Step], &[Arc<str>], End, RuleId, bool) {
+        let Self { guard: _, steps, names, end, end_rule, graceful_shutdown, .. } = self;
+        (steps, names, *end, *end_rule, *graceful_shutdown)
+    }
+}
+
 /// A rule among those of all sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Step {
@@ -122,6 +130,14 @@ impl Policy {
     #[must_use]
     pub fn with_guard(&self, guard: Arc<ImportGuard>) -> Self {
         Self(Arc::new(Inner { guard: Some(guard), ..self.0.as_ref().clone() }))
+    }
+
+    /// Own prefixes that only one of the two policies refuses, when they differ in nothing else: only paths to what lies in
+    /// or around one of these can be decided about differently.
+    #[must_use]
+    pub fn own_difference(&self, other: &Self) -> Option<Vec<IpNet>> {
+        let (ours, theirs) = (self.0.guard.as_ref()?, other.0.guard.as_ref()?);
+        if self.0.rules() == other.0.rules() { ours.own_difference(theirs) } else { None }
     }
 
     /// The same, which also puts the community of RFC 8326 on everything it accepts: for export while this node drains.

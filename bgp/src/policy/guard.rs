@@ -1,6 +1,6 @@
 //! What is refused before any rule is asked, and what well-known communities do.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -123,6 +123,16 @@ impl ImportGuard {
     #[must_use]
     pub const fn settings(&self) -> GuardSettings {
         self.settings
+    }
+
+    /// Own prefixes that only one of the two has, when they differ in nothing else.
+    pub(super) fn own_difference(&self, other: &Self) -> Option<Vec<IpNet>> {
+        // What martians are follows from the settings, and the octets from both.
+        if self.settings != other.settings {
+            return None;
+        }
+        let [ours, theirs] = [self, other].map(|guard| guard.own.prefixes().collect::<BTreeSet<_>>());
+        Some(ours.symmetric_difference(&theirs).copied().collect())
     }
 
     /// The check that refuses this prefix, if one does. What is equal to, inside of or covers one of ours is refused;

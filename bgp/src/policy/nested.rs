@@ -4,7 +4,7 @@
 //! in the order of (address, length) lies inside the nearest of them, so that they are all on the way up from there. No
 //! allocation per question, one per family for all prefixes.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Prefixes of both families with a value each. Equal prefixes may be in it several times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,13 @@ impl<T> Nested<T> {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.v4.entries.len() + self.v6.entries.len()
+    }
+
+    /// Them, IPv4 first.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        let v4 = self.v4.entries.iter().filter_map(|it| Some(Ipv4Net::new(it.address.into(), it.length).ok()?.into()));
+        let v6 = self.v6.entries.iter().filter_map(|it| Some(Ipv6Net::new(it.address.into(), it.length).ok()?.into()));
+        v4.chain(v6)
     }
 
     /// How many there are of IPv4 and of IPv6.
@@ -179,7 +186,6 @@ impl<A: Bits, T> Level<A, T> {
 
 #[cfg(test)]
 mod tests {
-    use ipnet::{Ipv4Net, Ipv6Net};
     use proptest::prelude::*;
 
     use super::*;
@@ -204,6 +210,9 @@ mod tests {
             prop_assert_eq!(found, expected);
             prop_assert_eq!(nested.any_within(&asked), list.iter().any(|prefix| asked.contains(prefix)));
             prop_assert_eq!(nested.len(), list.len());
+            let mut sorted = list;
+            sorted.sort_by_key(|prefix| (prefix.addr().is_ipv6(), prefix.network(), prefix.prefix_len()));
+            prop_assert_eq!(nested.prefixes().collect::<Vec<_>>(), sorted);
         }
     }
 

@@ -1,5 +1,6 @@
 //! From a peer's UPDATE into the table.
 
+use ipnet::IpNet;
 use thiserror::Error;
 
 use super::{
@@ -249,6 +250,17 @@ impl<P: Prefix> FamilyTable<P> {
         release_imported(core, old.imported);
     }
 
+    /// Judges the paths of a peer to an address again, and to all that covers it.
+    pub(super) fn reimport_around(&mut self, core: &mut Core, peer: PeerId, address: IpNet) {
+        for prefix in std::iter::successors(Some(address), IpNet::supernet) {
+            let Some(at) = P::from_net(&prefix).and_then(|prefix| self.table.find(prefix)) else { continue };
+            let paths = self.table.paths_of(at).filter(|(_, path)| path.peer == peer).map(|(path, _)| path);
+            for path in paths.collect::<Vec<_>>() {
+                self.reimport(core, at, path);
+            }
+        }
+    }
+
     /// Puts what import makes of a path now in the place of what it made of it before.
     pub(super) fn reimport(&mut self, core: &mut Core, at: u32, path: u32) {
         let old = *self.table.path(path);
@@ -257,6 +269,7 @@ impl<P: Prefix> FamilyTable<P> {
             PeerId::LOCAL => return,
             peer => import(core, peer, old.received, prefix),
         };
+        core.judged_again += 1;
         if old.is(is::LONG_LIVED_STALE) {
             imported = mark_long_lived(core, imported);
         }

@@ -155,6 +155,8 @@ struct Core {
     sizes: sizes::Sizes,
     /// Attributes being edited; kept for its memory.
     scratch: Vec<u8>,
+    /// See [`Rib::judged_again`].
+    judged_again: u64,
 }
 
 impl Core {
@@ -296,6 +298,7 @@ impl Rib {
             vrps: None,
             sizes: sizes::Sizes::default(),
             scratch: Vec::new(),
+            judged_again: 0,
         };
         let tables =
             Tables { ipv4: FamilyTable::new(seed.rotate_left(31)), ipv6: FamilyTable::new(seed.rotate_left(47)) };
@@ -318,6 +321,12 @@ impl Rib {
     #[must_use]
     pub fn counts(&self, peer: crate::PeerId, family: Family) -> Counts {
         self.core.peers.get(peer).map_or_else(Counts::default, |peer| *peer.counts.get(family))
+    }
+
+    /// Paths that import judged again after they were received, because the configuration or the VRPs changed.
+    #[must_use]
+    pub const fn judged_again(&self) -> u64 {
+        self.core.judged_again
     }
 
     /// Next hops of all attribute sets. See [`Self::next_hops_version`].

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{
     DecisionOptions, Peer, PeerSettings, Rib,
     jobs::{Job, JobKind},
@@ -15,6 +17,35 @@ use crate::{
     policy::Vrps,
     session::Negotiated,
 };
+
+/// Addresses that may begin or cease to be our own at once before the whole table is walked for their sake.
+const ADDRESSES_CHANGED_MAX: usize = 1_024;
+
+/// Which paths of a peer a change of its settings may judge differently.
+enum JudgedAgain {
+    /// Any.
+    All,
+    /// Those to these addresses and to what covers them. Services come and go all the time, and a table is large: the few
+    /// prefixes that cover an address are asked for by name.
+    Around(Vec<IpNet>),
+}
+
+impl JudgedAgain {
+    fn after(old: &PeerSettings, new: &PeerSettings) -> Self {
+        let others = |it: &PeerSettings| (it.own_as_max, it.enforce_first_as, it.scope);
+        if others(old) != others(new) {
+            return Self::All;
+        }
+        if old.import == new.import {
+            return Self::Around(Vec::new());
+        }
+        let is_address = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+        match old.import.own_difference(&new.import) {
+            Some(own) if own.len() <= ADDRESSES_CHANGED_MAX && own.iter().all(is_address) => Self::Around(own),
+            Some(_) | None => Self::All,
+        }
+    }
+}
 
 impl Rib {
     /// Makes a peer known. Its paths come with its session.
@@ -30,13 +61,17 @@ impl Rib {
         let old = std::mem::replace(&mut peer.settings, settings.clone());
         peer.set_settings(settings);
         let new = &peer.settings;
-        let judges_alike = (&old.import, old.own_as_max, old.enforce_first_as, old.scope)
-            == (&new.import, new.own_as_max, new.enforce_first_as, new.scope);
+        let again = JudgedAgain::after(&old, new);
         let same_source = (old.reflector_client, old.address) == (new.reflector_client, new.address);
         for family in Family::ALL {
             with_table!(self.tables, family, table => {
-                if !judges_alike {
-                    table.add_job(Job::new(JobKind::Reimport(id)));
+                match &again {
+                    JudgedAgain::All => table.add_job(Job::new(JobKind::Reimport(id))),
+                    JudgedAgain::Around(addresses) => {
+                        for address in addresses {
+                            table.reimport_around(&mut self.core, id, *address);
+                        }
+                    }
                 }
                 if !same_source {
                     table.source_changed(None);

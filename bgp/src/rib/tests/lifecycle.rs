@@ -6,7 +6,7 @@ use super::harness::{Lab, Peer, next_hop, path, v4};
 use crate::{
     Asn, Family, Moment, PathId, PeerId, PerFamily, Prefix as _,
     family::V4,
-    policy::{Action, Community, End, Policy, Rule, RuleSet, Then},
+    policy::{Action, Community, End, GuardSettings, ImportGuard, Policy, Rule, RuleId, RuleSet, Then},
     rib::{
         AnnounceError, Counts, LimitKind, LimitReached, Limits, NotAdvertised, Rejection, RibConfig, Standing, Step,
         tests::harness::{OWN_AS, OWN_ID, OWN_V4},
@@ -449,6 +449,59 @@ fn what_comes_from_inside_of_a_confederation_is_checked_for_it() {
     assert_eq!(standing(&lab, prefix(0), 0), Standing::Best);
     assert_eq!(standing(&lab, prefix(1), 0), Standing::Rejected(Rejection::AsLoop));
     assert_eq!(standing(&lab, prefix(2), 0), Standing::Rejected(Rejection::Confederation));
+}
+
+/// Services come and go while the table is full: only what lies at or around their addresses is judged again.
+#[test]
+fn an_address_that_becomes_ours_has_only_paths_around_it_judged_again() {
+    let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
+    let guarded = |own: &[&str], settings| {
+        let own = own.iter().map(|prefix| prefix.parse().expect("a prefix"));
+        Policy::accept_all().with_guard(Arc::new(ImportGuard::new(own, settings)))
+    };
+    let strict = GuardSettings::default();
+    let change = |lab: &mut Lab, own: &[&str], settings| {
+        let before = lab.rib.judged_again();
+        for number in 0..2 {
+            lab.change_settings(number, |peer| peer.import = guarded(own, settings));
+        }
+        lab.settle();
+        lab.rib.judged_again() - before
+    };
+    assert_eq!(change(&mut lab, &["10.0.0.0/24"], strict), 0, "nothing is there yet");
+    for number in 1..=200 {
+        lab.announce(0, prefix(number), &path(&[64_600]));
+    }
+    let (address, around) = (v4("10.0.7.1/32"), [v4("10.0.0.0/16"), v4("10.0.7.1/32")]);
+    for number in 0..2 {
+        for one in around {
+            lab.announce(number, one, &path(&[if number == 0 { 64_600 } else { 64_601 }]));
+        }
+    }
+    lab.settle();
+    // It covers 10.0.0.0/24.
+    assert_eq!(standing(&lab, around[0], 0), Standing::Rejected(Rejection::Policy(RuleId::COVERS_OWN_PREFIX)));
+    assert_eq!(standing(&lab, address, 1), Standing::Lost(Step::RouterId));
+
+    // 10.0.7.1 and 10.0.0.0/16 of both, and 10.0.7.0/24 of the first.
+    assert_eq!(change(&mut lab, &["10.0.0.0/24", "10.0.7.1/32"], strict), 5);
+    assert_eq!(standing(&lab, address, 0), Standing::Rejected(Rejection::Policy(RuleId::OWN_PREFIX)));
+    assert_eq!(standing(&lab, address, 1), Standing::Rejected(Rejection::Policy(RuleId::OWN_PREFIX)));
+    assert_eq!(standing(&lab, prefix(7), 0), Standing::Rejected(Rejection::Policy(RuleId::COVERS_OWN_PREFIX)));
+    assert_eq!(standing(&lab, prefix(8), 0), Standing::Best);
+    assert_eq!(counts(&lab, 0).accepted, 199);
+    // One for another, and an address nobody tells.
+    assert_eq!(change(&mut lab, &["10.0.0.0/24", "10.0.8.8/32", "172.18.0.1/32"], strict), 5 + 3);
+    assert_eq!((standing(&lab, address, 0), standing(&lab, prefix(7), 0)), (Standing::Best, Standing::Best));
+    assert!(matches!(standing(&lab, prefix(8), 0), Standing::Rejected(_)));
+    // Whatever is no address, or no prefix of ours, concerns everything.
+    assert_eq!(change(&mut lab, &["10.0.7.0/24"], strict), 204);
+    assert_eq!(standing(&lab, around[0], 1), Standing::Rejected(Rejection::Policy(RuleId::COVERS_OWN_PREFIX)));
+    let loose = GuardSettings { covering_own: true, ..strict };
+    assert_eq!(change(&mut lab, &["10.0.7.0/24"], loose), 204);
+    assert_eq!(standing(&lab, around[0], 0), Standing::Best);
+    assert_eq!(change(&mut lab, &["10.0.7.0/24"], loose), 0);
+    lab.assert_leaves_nothing();
 }
 
 #[test]
