@@ -248,3 +248,31 @@ fn a_restarted_speaker_waits_only_for_peers_that_had_a_session() {
     assert!(!right.speaker.is_complete(second(9)), "the other one may still come");
     assert!(right.speaker.is_complete(second(10)), "but not for ever: what is not wanted any more has to go");
 }
+
+/// RFC 7606: what was only discarded from an UPDATE did not withdraw anything (statistic 11 of RFC 7854 counts what did).
+#[test]
+fn updates_treated_as_withdraw_are_counted_apart() {
+    let (mut left, mut right) = (node(65_001, 65_002, 1), node(65_002, 65_001, 2));
+    run(Moment(1), &mut left, &mut right);
+    let slot = right.speaker.session(right.peer).and_then(Session::established_slot).expect("a connection");
+    let path = [0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xe9, 0x40, 3, 4, 192, 0, 2, 1];
+    let mut receive = |extra: &[u8]| {
+        let attributes = [extra, &path].concat();
+        let mut message = vec![0xff; 16];
+        let octets = |length: usize| u16::try_from(length).expect("a short one").to_be_bytes();
+        message.extend(octets(23 + attributes.len() + 4));
+        message.extend([2, 0, 0]);
+        message.extend(octets(attributes.len()));
+        message.extend(attributes);
+        message.extend([24, 10, 0, 7]);
+        assert_eq!(right.speaker.receive(Moment(2), right.peer, slot, &message), message.len());
+        let status = right.speaker.status(right.peer).expect("a peer");
+        let received = right.speaker.rib().counts(right.peer, Family::Ipv4Unicast).received;
+        (status.malformed_updates, status.updates_treated_as_withdraw, received)
+    };
+    assert_eq!(receive(&[0x40, 1, 1, 0]), (0, 0, 1));
+    // ATOMIC_AGGREGATE has no value: it is discarded, and the path stays.
+    assert_eq!(receive(&[0x40, 1, 1, 0, 0x40, 6, 1, 0]), (1, 0, 1));
+    // There is no such ORIGIN: the path goes.
+    assert_eq!(receive(&[0x40, 1, 1, 7]), (2, 1, 0));
+}
