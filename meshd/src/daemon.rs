@@ -25,7 +25,7 @@ use meshd_core::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::spawn_blocking,
+    task::{JoinError, JoinHandle, spawn_blocking},
     time::{Instant, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ use crate::{
         view::DrainView,
     },
     config::{
-        self, Config, ConfigSource, host,
+        self, Config, ConfigErrors, ConfigSource, host,
         model::bgp::{BgpConfig, BgpImport},
     },
     kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
@@ -267,13 +267,20 @@ async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<
     tokio::pin!(stop);
     let mut watchdog = notify::watchdog_period().map(interval);
     let mut announced = false;
+    let mut reading = None;
     loop {
         tokio::select! {
             result = &mut stop => return result.context("failed to handle stop signals"),
             end = tasks.first_end() => anyhow::bail!("{end}"),
-            _ = hangups.recv() => {
+            // The files it names can be large, or on a disk that hangs. One reading at a time; a signal meanwhile is kept.
+            _ = hangups.recv(), if reading.is_none() => {
                 notify::reloading();
-                live.reload();
+                let source = live.source.clone();
+                reading = Some(spawn_blocking(move || source.load()));
+            }
+            new = read(&mut reading) => {
+                reading = None;
+                live.take_over(new.context("failed to read the configuration again")?);
                 notify::ready("running");
             }
             changed = settled.changed(), if !announced => {
@@ -293,6 +300,14 @@ async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<
     }
 }
 
+/// The end of a reading of the configuration, if there is one.
+async fn read<T>(reading: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
+    match reading {
+        Some(reading) => reading.await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
     match watchdog {
         Some(period) => drop::<Instant>(period.tick().await),
@@ -301,10 +316,10 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
 }
 
 impl Live {
-    /// Reads the configuration again. Peers, workloads, users and certificates change at once; the rest needs a restart
-    /// and says so.
-    fn reload(&self) {
-        let new = match self.source.load() {
+    /// Takes over a configuration that was read again. Peers, workloads, users and certificates change at once; the rest needs
+    /// a restart and says so.
+    fn take_over(&self, new: Result<Config, ConfigErrors>) {
+        let new = match new {
             Ok(new) => new,
             Err(errors) => {
                 self.problems.set("config", format!("the last good configuration stays in use: {errors}"));

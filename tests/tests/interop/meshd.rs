@@ -132,3 +132,42 @@ fn a_blackhole_community_drops_packets_where_that_is_wanted() {
         network.down().unwrap();
     }
 }
+
+/// A file that is read slowly, here for ever: neither answers nor sessions nor the end of the daemon wait for its reader,
+/// whether it is read because it is another one or because the configuration is read again.
+#[test]
+fn a_file_of_vrps_that_blocks_holds_up_nobody_else() {
+    tests::need_root();
+    const VRPS: &str = "/run/vrps.json";
+    let bird = Bird::USUAL.blueprint("bird");
+    let ours = ours(&["group: open, address: 192.0.2.1, remote_as: 4200000001"], "rpki: {vrps: /run/vrps.json}")
+        .file("/etc/meshd/vrps.json", r#"{"roas": []}"#)
+        .run(&format!("cp /etc/meshd/vrps.json {VRPS}"));
+    let network = Network::up(&[bird, ours]).unwrap();
+    let ours = network.router("ours").unwrap();
+    ours.wait_established("192.0.2.1").unwrap();
+    let pid = ours.pids()[0];
+    let wait_readers = |wanted: usize| {
+        let ask = || {
+            let mut readers = 0;
+            for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+                readers += usize::from(std::fs::read_link(entry?.path()).is_ok_and(|file| file.ends_with("vrps.json")));
+            }
+            anyhow::ensure!(readers == wanted, "{readers} of {wanted}");
+            Ok(())
+        };
+        ours.wait("the readers of the file", ask).unwrap();
+    };
+    // Somebody holds it open to write, and writes nothing.
+    ours.run(&["mkfifo", "/run/fifo"]).unwrap();
+    let hold = format!("exec 3<>/run/fifo; mv /run/fifo {VRPS}; exec sleep 600");
+    let holder = ours.node().spawn(&["sh", "-c", &hold]).unwrap();
+    wait_readers(1);
+    ours.node().daemon("meshd").unwrap().reload().unwrap();
+    wait_readers(2);
+    assert_eq!(ours.json("bgp summary").unwrap()["established"], 1);
+    wait_installed(&ours, "77", &["10.1.0.0/24 via 192.0.2.1", "fd10:1::/64 via fd00::1"]);
+    ours.stop().unwrap();
+    holder.stop(Signal::SIGKILL, Duration::from_secs(5)).unwrap();
+    network.down().unwrap();
+}
