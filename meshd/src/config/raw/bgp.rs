@@ -257,7 +257,8 @@ section! {
 section! {
     /// Writing tables and messages into files (RFC 6396).
     RawBgpMrt {
-        /// The folder.
+        /// The folder; it is made if it is missing, with mode 0750. Files have mode 0640: they say what the network looks
+        /// like.
         folder: Option<FilePath> = "none: nothing is written",
         /// Write the whole table every so many seconds; 0 for never. `meshd bgp dump` writes it at once.
         table_interval_s: Option<u32> = "7200",

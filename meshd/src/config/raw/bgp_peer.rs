@@ -76,7 +76,8 @@ macro_rules! peers_and_groups {
                 address: Option<Address> = "none",
                 /// A link on which the one router at the other end is the peer, found by its router advertisements (unnumbered).
                 interface: Option<Name> = "none",
-                /// Whoever connects from this prefix is a peer; this node does not connect.
+                /// Whoever connects from this prefix is a peer; this node does not connect. A reload gives the peers that are
+                /// there what the range says then, and a range that is taken out ends their sessions.
                 range: Option<PrefixText> = "none",
                 /// Peers from `range` at most.
                 limit: Option<u32> = "100",

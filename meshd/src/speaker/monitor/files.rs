@@ -31,7 +31,7 @@ use super::{
     },
     Described, Monitor, Seen, TYPE_AT, wall_clock,
 };
-use crate::config::model::bgp::MrtConfig;
+use crate::config::{error::chain, model::bgp::MrtConfig};
 
 /// A file of messages does not grow beyond this.
 const FILE_OCTETS_MAX: u64 = 256 * 1024 * 1024;
@@ -90,12 +90,8 @@ fn start_log(monitor: &mut Monitor, config: &MrtConfig) {
     // It waits for the one before it, so that both never write into one folder.
     match Log::start(settings, monitor.ending.take()) {
         Ok(log) => monitor.log = Some(log),
-        Err(error) => monitor.problems.set(COMPONENT, with_cause(&error)),
+        Err(error) => monitor.problems.set(COMPONENT, chain(&error)),
     }
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// Writes a table now and then, and says what keeps the log from being written.
@@ -119,7 +115,7 @@ async fn serve(core: Shared, config: MrtConfig) {
             () = table => {
                 table_problem = match dump(&core).await {
                     Ok(_) | Err(DumpError::Busy) => None,
-                    Err(error) => Some(with_cause(&error)),
+                    Err(error) => Some(chain(&error)),
                 };
             }
             _ = look.tick() => {}

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::{self, File},
-    io::{self, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -13,6 +13,7 @@ use std::{
 use serde::Serialize;
 
 use super::{MrtError, create, make_folder, name_now, prune};
+use crate::config::error::chain;
 
 /// The kind in names.
 const KIND: &str = "updates";
@@ -221,7 +222,7 @@ impl Writer {
             }
             Err(error) => {
                 inner.status.lost += records;
-                let problem = with_cause(&error);
+                let problem = chain(&error);
                 if inner.status.problem.as_deref() != Some(&problem) {
                     tracing::warn!(problem, "MRT log is not written");
                 }
@@ -307,10 +308,4 @@ impl Writer {
         self.shared.lock().status.files += 1;
         prune(&self.settings.folder, KIND, self.settings.files_max)
     }
-}
-
-/// An error with its causes in one line.
-fn with_cause(error: &MrtError) -> String {
-    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
