@@ -20,7 +20,6 @@ use bgp::{
     session::{Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
-use ipnet::IpNet;
 use meshd_core::{id::IfIndex, observed::BgpChange};
 use socket2::Socket;
 use tokio::{
@@ -36,6 +35,7 @@ use super::{
     connection::{self, Handle},
     fib::{self, Fib},
     host::Host,
+    listen,
     monitor::Monitor,
     nuisance::{Refusals, Seldom},
     paths::Paths,
@@ -82,8 +82,10 @@ pub(super) struct Core {
     pub(super) readings: u64,
     /// Connections of nobody we know.
     pub(super) strangers: Refusals,
-    /// Prefixes whose key some listener could not be given. A peer from there that is to be signed is not accepted.
-    pub(super) unsigned: Vec<IpNet>,
+    /// Keys that listeners have. A peer that is to be signed is accepted from where its key is among them.
+    pub(super) listener_keys: listen::Keys,
+    /// A peer that is configured by link has another address: listeners need its key.
+    pub(super) routers_changed: Rc<Notify>,
     /// This node is being drained: peers are asked to prefer others, and no session is started any more.
     pub(super) draining: bool,
     pub(super) paths: Paths,
@@ -127,7 +129,8 @@ impl Core {
             wake_at: None,
             readings: 0,
             strangers: Refusals::default(),
-            unsigned: Vec::new(),
+            listener_keys: listen::Keys::new(),
+            routers_changed: Rc::default(),
             draining: false,
             paths: Paths::new(path_events),
             vrps: None,
@@ -189,8 +192,8 @@ impl Core {
             PeerKey::Address(ip, Some(_)) => Ok(SocketAddr::new(*ip, port)),
             PeerKey::Interface(link) => {
                 let index = self.host.index(link.as_str()).ok_or_else(|| format!("there is no link {link}"))?;
-                let router =
-                    self.host.router(index).ok_or_else(|| format!("no router was heard on link {link} yet"))?;
+                let router = self.host.router_on(link.as_str());
+                let router = router.ok_or_else(|| format!("no router was heard on link {link} yet"))?;
                 Ok(SocketAddrV6::new(router, port, 0, index.0).into())
             }
         }

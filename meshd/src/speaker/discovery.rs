@@ -41,7 +41,9 @@ impl Discovery {
             let keep = wanted.get(link) == Some(index) && !task.is_finished();
             if !keep {
                 task.abort();
-                core.borrow_mut().host.set_router(*index, None);
+                let mut core = core.borrow_mut();
+                core.host.set_router(*index, None);
+                core.routers_changed.notify_one();
             }
             keep
         });
@@ -60,6 +62,7 @@ async fn follow(core: Shared, link: IfName, index: IfIndex) {
         if !news {
             return;
         }
+        core.borrow().routers_changed.notify_one();
         match router {
             Some(router) => info!(link = link.as_str(), %router, "heard a router on the link of a BGP peer"),
             None => info!(link = link.as_str(), "the router on the link of a BGP peer has fallen silent"),

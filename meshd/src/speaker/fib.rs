@@ -154,3 +154,87 @@ pub(super) fn route(change: FibChange, shared: &mut BTreeMap<Vec<BgpHop>, Arc<[B
     };
     BgpChange::Route(prefix, Some(BgpTarget::Via { hops, ipv4: prefix.addr().is_ipv4() }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use bgp::{
+        PerFamily,
+        family::{Prefix as _, V6},
+        id::{Asn, Moment, PathId, PeerId, RouterId},
+        policy::Policy,
+        rib::{PeerSettings, Rib, RibConfig},
+        session::{LocalRestart, RemoteAs, SessionConfig, negotiate, our_open},
+        wire::attributes::{Builder, Origin, code},
+    };
+    use ipnet::IpNet;
+
+    use super::*;
+
+    const PEER: PeerId = PeerId(0);
+
+    fn session(router_id: u32) -> SessionConfig {
+        SessionConfig::new(Asn(65_001), RemoteAs::Number(Asn(65_001)), RouterId(router_id))
+    }
+
+    /// Tables with one internal peer.
+    fn tables() -> Rib {
+        let mut rib = Rib::new(RibConfig::new(Asn(65_001), RouterId(1), 7));
+        let all = Policy::accept_all();
+        rib.add_peer(PEER, PeerSettings::new("192.0.2.2".parse().expect("an address"), all.clone(), all));
+        let open = our_open(&session(2), &LocalRestart::default());
+        let negotiated = negotiate(&session(1), &open).expect("an internal peer");
+        rib.peer_up(PEER, &negotiated, PerFamily::default());
+        rib
+    }
+
+    fn prefix(last: u16) -> V6 {
+        let address = Ipv6Addr::from([0x2001, 0xdb8, last, 0, 0, 0, 0, 0]);
+        V6::from_net(&IpNet::from(std::net::IpAddr::V6(address))).expect("IPv6")
+    }
+
+    fn announce(rib: &mut Rib, last: u16, next_hop: NextHop) {
+        let attributes =
+            Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).number(code::LOCAL_PREF, 100).build();
+        rib.announce(PEER, &attributes, next_hop, [(PathId(0), prefix(last))], Moment(0)).expect("taken");
+        while rib.run(100) {}
+    }
+
+    fn is_forwarded(rib: &mut Rib, last: u16) -> bool {
+        while rib.run(100) {}
+        let changes = rib.take_fib_changes(usize::MAX);
+        changes.iter().any(|it| it.prefix == prefix(last).to_net() && it.route.is_some())
+    }
+
+    /// The pipeline hears nothing of a next hop that goes and comes back between two looks, and says nothing of it either.
+    #[test]
+    fn a_next_hop_that_went_and_came_back_unseen_is_told_what_is_known_of_it() {
+        let (mut rib, mut fib) = (tables(), Fib::default());
+        let global: Ipv6Addr = "2001:db8:ffff::1".parse().expect("an address");
+        let via = BgpNextHop { address: global.into(), link: None };
+        announce(&mut rib, 1, NextHop::V6(global));
+        assert!(matches!(*fib.watch(&mut rib), [BgpChange::Watch(watched)] if watched == via));
+        assert!(!is_forwarded(&mut rib, 1), "nothing is known of it");
+        let mut known = Table::default();
+        let hop = meshd_core::desired::Hop { via: global.into(), dev: IfIndex(2) };
+        known.upsert(via, Resolution::Reachable { hop, mtu: 1500, metric: 5 });
+        assert!(fib.resolve(&mut rib, &known));
+        assert!(is_forwarded(&mut rib, 1));
+
+        rib.withdraw(PEER, [(PathId(0), prefix(1))]);
+        while rib.run(100) {}
+        assert_eq!(rib.next_hops_to_track().count(), 0, "it went");
+        announce(&mut rib, 2, NextHop::V6(global));
+        assert!(fib.is_behind(&rib));
+        assert!(fib.watch(&mut rib).is_empty(), "it is watched already");
+        assert!(!fib.resolve(&mut rib, &known), "and there is no news of it");
+        assert!(is_forwarded(&mut rib, 2));
+
+        // The pair is reached at its global address when the peer is on no link.
+        let link_local = "fe80::1".parse().expect("an address");
+        announce(&mut rib, 3, NextHop::V6Pair { global, link_local });
+        assert!(fib.watch(&mut rib).is_empty(), "it is the same for the kernel");
+        assert!(is_forwarded(&mut rib, 3));
+    }
+}

@@ -62,8 +62,8 @@ impl Host {
     }
 
     /// The router heard on a link.
-    pub(super) fn router(&self, link: IfIndex) -> Option<Ipv6Addr> {
-        self.routers.get(&link).copied()
+    pub(super) fn router_on(&self, link: &str) -> Option<Ipv6Addr> {
+        self.routers.get(&self.index(link)?).copied()
     }
 
     /// A router was heard, or (`None`) has not been heard for too long. True when that is news.

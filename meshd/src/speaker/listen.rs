@@ -2,6 +2,11 @@
 //!
 //! A connection from somebody who is no peer is closed before a byte of it is read. Accepting costs a few microseconds and
 //! keeps nothing, so a source that opens connections without end is only counted.
+//!
+//! A listener has the keys of all peers before it listens. The key of a peer that is configured by link follows when the link's
+//! router has said its address. The kernel knows keys by address alone (it takes the number of a VRF beside it, but not that
+//! of a link), so where routers on several links have one address and not one key, the listener has none of them: these
+//! peers are connected to, and not accepted from.
 
 use std::{
     collections::BTreeMap,
@@ -36,9 +41,10 @@ const LISTEN_RETRY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Listeners {
     running: BTreeMap<SocketAddr, (Rc<socket2::Socket>, JoinHandle<()>)>,
-    /// Keys that listeners have.
-    keys: BTreeMap<(SocketAddr, IpNet), Key>,
 }
+
+/// Keys that listeners have, by the address of the listener and those of the peers.
+pub(super) type Keys = BTreeMap<(SocketAddr, IpNet), Key>;
 
 impl Drop for Listeners {
     fn drop(&mut self) {
@@ -59,14 +65,13 @@ impl Listeners {
             }
             keep
         });
-        let running = &self.running;
-        self.keys.retain(|(address, _), _| running.contains_key(address));
+        let mut keys = std::mem::take(&mut core.borrow_mut().listener_keys);
+        keys.retain(|(address, _), _| self.running.contains_key(address));
         let mut failures = Vec::new();
-        let mut unsigned = Vec::new();
+        let mut outdated = Vec::new();
         for address in wanted {
             let known = self.running.get(&address).map(|(socket, _)| socket.clone());
             let is_open = known.is_some();
-            let before = self.keys.clone();
             let socket = match known.map_or_else(|| transport::listener(address, None).map(Rc::new), Ok) {
                 Ok(socket) => socket,
                 Err(error) => {
@@ -74,16 +79,12 @@ impl Listeners {
                     continue;
                 }
             };
-            unsigned.extend(set_keys(core, address, &socket, &mut self.keys, &mut failures));
-            // Who was there before its key was set is not signed, and must not be taken for one that is.
-            if is_open
-                && before != self.keys
-                && let Err(error) = transport::close_waiting(&socket)
-            {
-                failures.push(format!("{address}: {error}"));
+            let changed = set_keys(&core.borrow(), address, &socket, &mut keys, &mut failures);
+            if is_open && !changed.is_empty() {
+                outdated.push((address, socket.clone(), changed));
             }
             if let std::collections::btree_map::Entry::Vacant(entry) = self.running.entry(address) {
-                match start(core, &socket) {
+                match start(core, address, &socket) {
                     Ok(task) => {
                         entry.insert((socket, task));
                     }
@@ -91,7 +92,12 @@ impl Listeners {
                 }
             }
         }
-        core.borrow_mut().unsigned = unsigned;
+        core.borrow_mut().listener_keys = keys;
+        for (address, socket, changed) in outdated {
+            if let Err(error) = sort_out(core, address, &socket, &changed) {
+                failures.push(format!("{address}: {error}"));
+            }
+        }
         let message = (!failures.is_empty()).then(|| failures.join("; "));
         let retry = message.is_some().then_some(LISTEN_RETRY);
         problems.report("bgp/listen", message);
@@ -99,59 +105,105 @@ impl Listeners {
     }
 }
 
-/// Gives a listener the key of every peer that has one; returns the prefixes for which that failed.
+/// Gives a listener the key of every peer that has one; returns the prefixes for which it has another one than before.
 fn set_keys(
-    core: &Shared,
+    core: &Core,
     address: SocketAddr,
     socket: &socket2::Socket,
-    keys: &mut BTreeMap<(SocketAddr, IpNet), Key>,
+    keys: &mut Keys,
     failures: &mut Vec<String>,
 ) -> Vec<IpNet> {
-    let core = core.borrow();
-    let peers = core.known.values().filter(|known| known.range.is_none()).filter_map(|known| match &known.key {
-        PeerKey::Address(ip, _) => Some((IpNet::from(*ip), known.settings.transport.key.as_ref())),
-        // Its address is not known before it speaks; it is connected to, with its key, and not accepted from.
-        PeerKey::Interface(_) => None,
-    });
-    let ranges = core.settings.ranges.iter().map(|range| (range.prefix, range.template.transport.key.as_ref()));
-    let mut unsigned = Vec::new();
-    let wanted: Vec<(IpNet, Option<&Key>)> =
-        peers.chain(ranges).filter(|(prefix, _)| prefix.addr().is_ipv4() == address.is_ipv4()).collect();
-    let gone = |(of, prefix): &(SocketAddr, IpNet)| *of == address && wanted.iter().all(|(known, _)| known != prefix);
-    for place in keys.keys().filter(|place| gone(place)).copied().collect::<Vec<_>>() {
-        match transport::set_key(socket, place.1, keys.get(&place), None) {
+    let wanted = wanted_keys(core, address.is_ipv4());
+    let mut changed = Vec::new();
+    let has = keys.keys().filter(|(of, _)| *of == address).map(|(_, prefix)| *prefix);
+    let gone: Vec<IpNet> = has.filter(|prefix| !wanted.contains_key(prefix)).collect();
+    for prefix in gone {
+        let place = (address, prefix);
+        changed.push(prefix);
+        match transport::set_key(socket, prefix, keys.get(&place), None) {
             Ok(()) => drop(keys.remove(&place)),
             Err(error) => failures.push(error.to_string()),
         }
     }
     for (prefix, key) in wanted {
-        // The others get theirs: one peer must not open the door for all.
         let place = (address, prefix);
-        match (transport::set_key(socket, prefix, keys.get(&place), key), key) {
-            (Ok(()), Some(key)) => drop(keys.insert(place, key.clone())),
-            (Ok(()), None) => drop(keys.remove(&place)),
-            (Err(error), _) => {
+        if keys.get(&place) == Some(key) {
+            continue;
+        }
+        changed.push(prefix);
+        // The others get theirs: one peer must not open the door for all.
+        match transport::set_key(socket, prefix, keys.get(&place), Some(key)) {
+            Ok(()) => drop(keys.insert(place, key.clone())),
+            Err(error) => {
                 keys.remove(&place);
                 failures.push(error.to_string());
-                unsigned.push(prefix);
             }
         }
     }
-    unsigned
+    changed
 }
 
-fn start(core: &Shared, socket: &socket2::Socket) -> Result<JoinHandle<()>, String> {
+/// The keys that listeners of a family are to have.
+fn wanted_keys(core: &Core, ipv4: bool) -> BTreeMap<IpNet, &Key> {
+    let ranges = core.settings.ranges.iter().map(|range| (range.prefix, range.template.transport.key.as_ref()));
+    let mut wanted: BTreeMap<IpNet, Option<&Key>> = ranges.collect();
+    let mut of_peers: BTreeMap<IpNet, Option<&Key>> = BTreeMap::new();
+    for known in core.known.values().filter(|known| known.range.is_none()) {
+        let address = match &known.key {
+            PeerKey::Address(ip, _) => Some(*ip),
+            PeerKey::Interface(link) => core.host.router_on(link.as_str()).map(IpAddr::V6),
+        };
+        let Some(address) = address else { continue };
+        let key = known.settings.transport.key.as_ref();
+        let place = of_peers.entry(address.into()).or_insert(key);
+        if *place != key {
+            *place = None;
+        }
+    }
+    // A single address is more than a range of one.
+    wanted.extend(of_peers);
+    let of_family = wanted.into_iter().filter(|(prefix, _)| prefix.addr().is_ipv4() == ipv4);
+    of_family.filter_map(|(prefix, key)| Some((prefix, key?))).collect()
+}
+
+/// The key with which the kernel has judged what came to a listener from an address: that of the longest prefix.
+fn key_for(keys: &Keys, listener: SocketAddr, ip: IpAddr) -> Option<&Key> {
+    let here = keys.iter().filter(|((of, prefix), _)| *of == listener && prefix.contains(&ip));
+    here.max_by_key(|((_, prefix), _)| prefix.prefix_len()).map(|(_, key)| key)
+}
+
+/// Keys have changed. Connections that wait to be accepted were judged by those of before, or by none, and must not be taken for
+/// signed: those from addresses whose key has changed are closed. The others are taken as if nothing had happened.
+fn sort_out(
+    core: &Shared,
+    address: SocketAddr,
+    socket: &socket2::Socket,
+    changed: &[IpNet],
+) -> Result<(), transport::TransportError> {
+    for _ in 0..transport::WAITING_MAX {
+        let Some((stream, remote)) = transport::next_waiting(socket)? else { return Ok(()) };
+        let ip = remote.ip().to_canonical();
+        if changed.iter().any(|prefix| prefix.contains(&ip)) {
+            debug!(%ip, "closed a BGP connection that was opened before its key was set");
+            continue;
+        }
+        take(core, address, stream, remote);
+    }
+    Ok(())
+}
+
+fn start(core: &Shared, address: SocketAddr, socket: &socket2::Socket) -> Result<JoinHandle<()>, String> {
     transport::listen(socket).map_err(|error| error.to_string())?;
     let second = socket.try_clone().map_err(|error| format!("failed to share a socket: {error}"))?;
     let listener = TcpListener::from_std(second.into()).map_err(|error| format!("failed to listen: {error}"))?;
-    Ok(spawn_local(accept(core.clone(), listener)))
+    Ok(spawn_local(accept(core.clone(), address, listener)))
 }
 
-async fn accept(core: Shared, listener: TcpListener) {
+async fn accept(core: Shared, address: SocketAddr, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {
-                take(&core, stream, remote);
+                take(&core, address, stream, remote);
                 // A flood of connections must not keep the others of this thread waiting.
                 yield_now().await;
             }
@@ -173,18 +225,17 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-fn take(core: &Shared, stream: TcpStream, remote: SocketAddr) {
+/// Takes a connection that came to the listener at `listener`.
+fn take(core: &Shared, listener: SocketAddr, stream: TcpStream, remote: SocketAddr) {
     let Some(id) = peer_of(core, remote) else {
         return;
     };
     let refused = {
         let core = core.borrow();
         let transport = core.known.get(&id).map(|known| known.settings.transport.clone()).unwrap_or_default();
-        let ip = remote.ip().to_canonical();
-        let has_address = core.known.get(&id).is_some_and(|known| matches!(known.key, PeerKey::Address(..)));
-        let is_unsigned = !has_address || core.unsigned.iter().any(|prefix| prefix.contains(&ip));
-        if transport.key.is_some() && is_unsigned {
-            Err("the peer has a key, and the listener could not be given it".to_owned())
+        let has = key_for(&core.listener_keys, listener, remote.ip().to_canonical());
+        if transport.key.is_some() && transport.key.as_ref() != has {
+            Err("the peer has a key, and the listener could not be given it for this address".to_owned())
         } else {
             transport::accepted(&SockRef::from(&stream), remote.ip(), &transport).map_err(|error| error.to_string())
         }
@@ -240,4 +291,135 @@ pub(super) fn admit(core: &Shared, ip: IpAddr) -> Option<PeerId> {
     };
     Core::add(core, key.clone(), settings, Some(number));
     core.borrow().ids.get(&key).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use meshd_core::{
+        id::IfIndex,
+        observed::{LinkRow, Observed},
+    };
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::speaker::{
+        settings::Settings,
+        testing::{connect, core, key, read_until, settings, until, waiting_at},
+        transport::Secret,
+    };
+
+    fn secret(text: &str) -> Key {
+        Key::Md5(Secret::new(text.as_bytes().to_vec()))
+    }
+
+    /// Whoever was let in by the keys of before is shut out again; the others do not notice.
+    #[tokio::test]
+    async fn a_connection_that_waits_while_its_key_changes_is_closed_and_no_other() {
+        let peer = |last: u8| format!("{{address: 127.0.0.{last}, remote_as: 6500{last}, passive: true}}");
+        let mut settings = settings(&format!("{}, {}", peer(2), peer(3)));
+        let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        settings.listen = vec![address];
+        let test = async {
+            let core = core(settings.clone());
+            let mut listeners = Listeners::default();
+            assert_eq!(listeners.update(&core, &Problems::default()), None);
+            let (socket, accepting) = &listeners.running[&address];
+            // Nobody is accepted meanwhile: both wait, as they do while this thread is busy.
+            accepting.abort();
+            until("the end of the task", || accepting.is_finished()).await;
+            let at = socket.local_addr().expect("an address").as_socket().expect("of IP");
+            let (mut signed, mut other) = (connect("127.0.0.2", at).await, connect("127.0.0.3", at).await);
+            until("both to wait", || waiting_at(at) == 2).await;
+            let socket = socket.clone();
+
+            let changed = settings.peers.get_mut(&key("127.0.0.2")).expect("a peer");
+            changed.transport.key = Some(secret("hush"));
+            Core::settle(&core, settings);
+            let (mut keys, mut failures) = (Keys::new(), Vec::new());
+            let changed = set_keys(&core.borrow(), address, &socket, &mut keys, &mut failures);
+            assert_eq!((changed.len(), failures), (1, Vec::<String>::new()));
+            core.borrow_mut().listener_keys = keys;
+            sort_out(&core, address, &socket, &changed).expect("sorted out");
+
+            // An OPEN: somebody has taken it.
+            read_until(&mut other, 1).await;
+            let mut octet = [0; 1];
+            let end = tokio::io::AsyncReadExt::read(&mut signed, &mut octet).await;
+            assert!(!matches!(end, Ok(1)), "{end:?}");
+            let core = core.borrow();
+            let is_taken = |name: &str| core.any_ends(core.ids[&key(name)]).is_some();
+            assert!(is_taken("127.0.0.3") && !is_taken("127.0.0.2"));
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    /// The kernel judges by the longest prefix, and by the address of the listener alone.
+    #[test]
+    fn a_connection_is_signed_with_the_key_of_the_longest_prefix() {
+        let listener = |last: u8| SocketAddr::from(([192, 0, 2, last], 179));
+        let place = |last, prefix: &str| (listener(last), prefix.parse::<IpNet>().expect("a prefix"));
+        let keys = Keys::from([
+            (place(1, "10.0.0.0/8"), secret("range")),
+            (place(1, "10.1.0.0/16"), secret("inner range")),
+            (place(1, "10.1.0.7/32"), secret("peer")),
+            (place(2, "10.9.0.0/16"), secret("another listener")),
+        ]);
+        for (last, ip, expected) in [
+            (1, "10.1.0.7", Some("peer")),
+            (1, "10.1.0.8", Some("inner range")),
+            (1, "10.9.0.1", Some("range")),
+            (2, "10.9.0.1", Some("another listener")),
+            (2, "10.1.0.7", None),
+            (1, "192.0.2.9", None),
+        ] {
+            let found = key_for(&keys, listener(last), ip.parse().expect("an address"));
+            assert_eq!(found, expected.map(secret).as_ref(), "{ip} at {last}");
+        }
+    }
+
+    /// The key of a peer that is configured by link belongs to the router that is heard there, while it is heard.
+    #[tokio::test]
+    async fn the_key_of_a_link_is_that_of_its_router() {
+        let link = |name: &str| format!("{{interface: {name}, remote_as: external}}");
+        let mut settings = settings(&format!("{}, {}", link("one"), link("two")));
+        let router: Ipv6Addr = "fe80::7".parse().expect("an address");
+        let listeners_have = |core: &Shared| -> Vec<(String, Key)> {
+            let core = core.borrow();
+            let keys = wanted_keys(&core, false);
+            keys.into_iter().map(|(prefix, key)| (prefix.to_string(), key.clone())).collect()
+        };
+        let test = async {
+            let core = core(settings.clone());
+            let mut observed = Observed::default();
+            for (index, name) in [(1, "one"), (2, "two")] {
+                let name = name.into();
+                let row = LinkRow { name, up: true, running: true, loopback: false, mtu: 1500, kind: None };
+                observed.links.upsert(IfIndex(index), row);
+            }
+            core.borrow_mut().host.update(&observed);
+            let has_key = |settings: &mut Settings, name: &str, text: &str| {
+                settings.peers.get_mut(&key(name)).expect("a peer").transport.key = Some(secret(text));
+            };
+            has_key(&mut settings, "one", "hush");
+            Core::settle(&core, settings.clone());
+            assert_eq!(listeners_have(&core), [], "nobody was heard");
+            core.borrow_mut().host.set_router(IfIndex(1), Some(router));
+            assert_eq!(listeners_have(&core), [("fe80::7/128".to_owned(), secret("hush"))]);
+            // The same address on the other link, where nobody signs: the kernel cannot tell them apart.
+            core.borrow_mut().host.set_router(IfIndex(2), Some(router));
+            assert_eq!(listeners_have(&core), []);
+            has_key(&mut settings, "two", "another");
+            Core::settle(&core, settings.clone());
+            assert_eq!(listeners_have(&core), []);
+            has_key(&mut settings, "two", "hush");
+            Core::settle(&core, settings);
+            assert_eq!(listeners_have(&core), [("fe80::7/128".to_owned(), secret("hush"))]);
+            core.borrow_mut().host.set_router(IfIndex(1), None);
+            core.borrow_mut().host.set_router(IfIndex(2), None);
+            assert_eq!(listeners_have(&core), []);
+        };
+        LocalSet::new().run_until(test).await;
+    }
 }

@@ -39,6 +39,10 @@ mod paths;
 mod restart;
 mod services;
 pub mod settings;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 pub mod unnumbered;
 
@@ -169,6 +173,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
         Core::begin_restart(&core, &established);
     }
     discovery.update(&core);
+    let routers_changed = core.borrow().routers_changed.clone();
     let mut retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after);
     loop {
         let again = async {
@@ -200,6 +205,9 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
                 let Some(QuestionBox(question)) = question else { break };
                 question(&core);
                 Core::run_commands(&core);
+            }
+            () = routers_changed.notified() => {
+                retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after);
             }
             () = again => retry = listeners.update(&core, &around.problems).map(|after| Instant::now() + after),
         }

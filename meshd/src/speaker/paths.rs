@@ -233,7 +233,48 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{io::AsyncWriteExt as _, task::LocalSet};
+
     use super::*;
+    use crate::speaker::testing::{connection, core, key, message, open, read_until, settings, until};
+
+    /// The peer's operator has taken BFD out before the session begins: it says so once, and the session that waits for BFD
+    /// must not wait for it.
+    #[tokio::test]
+    async fn a_strict_session_does_not_wait_for_bfd_that_was_taken_out_before() {
+        let test = async {
+            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {strict: true}}"));
+            let id = core.borrow().ids[&key("127.0.0.2")];
+            let (mut client, server) = connection("127.0.0.2").await;
+            {
+                let mut core = core.borrow_mut();
+                let settings = core.known[&id].settings.bfd.clone().expect("BFD");
+                let (local, remote) = (server.local_addr().expect("ours"), server.peer_addr().expect("theirs"));
+                let running = Running { local, remote, settings, state: State::Down, remote_admin_down: false };
+                core.paths.sessions.insert(id, running);
+            }
+            let diagnostic = Diagnostic::None;
+            let said = BfdEvent {
+                id: session_id(id),
+                state: State::Down,
+                diagnostic,
+                failed: false,
+                remote_admin_down: true,
+                remote_control_plane_independent: false,
+            };
+            changed(&core, &said);
+            Core::accept(&core, id, server);
+            client.write_all(&open(65_002, true)).await.expect("sent");
+            read_until(&mut client, 4).await;
+            client.write_all(&message(4)).await.expect("sent");
+            until("the session", || core.borrow().speaker.established() == 1).await;
+            changed(&core, &BfdEvent { remote_admin_down: false, ..said.clone() });
+            assert_eq!(core.borrow().paths.verdict(id), None, "it runs again, and is not up yet");
+            changed(&core, &BfdEvent { remote_admin_down: false, state: State::Up, ..said });
+            assert_eq!(core.borrow().paths.verdict(id), Some(BfdChange::Up));
+        };
+        LocalSet::new().run_until(test).await;
+    }
 
     #[test]
     fn bfd_that_ends_with_a_restarting_control_plane_says_nothing_about_the_path() {

@@ -17,13 +17,14 @@ use std::{
 pub use ao::{AoKey, NoTcpAo};
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use tokio::net::TcpStream;
 
 /// Longest key of TCP-MD5 (`TCP_MD5SIG_MAXKEYLEN`).
 pub const MD5_KEY_MAX: usize = 80;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 /// The kernel lets one more wait.
-const WAITING_MAX: i32 = BACKLOG + 1;
+pub(super) const WAITING_MAX: i32 = BACKLOG + 1;
 /// Internetwork control: what routers send their routing protocols with.
 const TOS_INTERNETWORK_CONTROL: u32 = 0xc0;
 
@@ -156,21 +157,24 @@ pub fn listen(listener: &Socket) -> Result<(), TransportError> {
     listener.listen(BACKLOG).map_err(failed("listen"))
 }
 
-/// Closes the connections that wait to be accepted: when keys have changed, some of them may have been opened unsigned. Those
-/// that are opened meanwhile are judged by the new keys; closing a few of them too is no harm.
+/// The next connection that waits to be accepted, if one does.
 ///
 /// # Errors
 /// Whatever the kernel refuses.
-pub fn close_waiting(listener: &Socket) -> Result<(), TransportError> {
-    for _ in 0..WAITING_MAX {
+pub fn next_waiting(listener: &Socket) -> Result<Option<(TcpStream, SocketAddr)>, TransportError> {
+    let (socket, remote) = loop {
         match listener.accept() {
-            Ok((connection, _)) => drop(connection),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Ok(accepted) => break accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-            Err(error) => return Err(failed("close the connections that were opened with earlier keys")(error)),
+            Err(error) => return Err(failed("accept a connection that waits")(error)),
         }
-    }
-    Ok(())
+    };
+    socket.set_nonblocking(true).map_err(failed("make the connection non-blocking"))?;
+    let stream = TcpStream::from_std(socket.into()).map_err(failed("follow a connection"))?;
+    let no_address = || io::Error::new(io::ErrorKind::InvalidData, "its address is none of IP");
+    let remote = remote.as_socket().ok_or_else(no_address).map_err(failed("accept a connection that waits"))?;
+    Ok(Some((stream, remote)))
 }
 
 /// Demands of an accepted connection what its session demands. What was received before is not undone by it: nobody has
@@ -322,29 +326,6 @@ mod tests {
     #[test]
     fn a_secret_is_never_printed() {
         assert_eq!(format!("{:?}", Secret::new(b"hush".to_vec())), "(secret)");
-    }
-
-    #[test]
-    fn connections_that_wait_are_closed() {
-        let listening = listener("127.0.0.1:0".parse().expect("an address"), None).expect("a listener");
-        listen(&listening).expect("it listens");
-        let address = listening.local_addr().expect("an address").as_socket().expect("of IP");
-        let connect = || std::net::TcpStream::connect(address).expect("a connection");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        for mut connection in [connect(), connect()] {
-            connection.set_nonblocking(true).expect("non-blocking");
-            // The kernel may take a moment to put it where it waits.
-            let closed = loop {
-                close_waiting(&listening).expect("closed");
-                match io::Read::read(&mut connection, &mut [0; 1]) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
-                    closed => break closed,
-                }
-                assert!(std::time::Instant::now() < deadline, "waited for a connection to be closed");
-            };
-            assert!(!matches!(closed, Ok(1)), "{closed:?}");
-        }
-        assert_eq!(listening.accept().expect_err("nobody waits").kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

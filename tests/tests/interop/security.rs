@@ -61,6 +61,36 @@ fn a_key_opens_sessions_in_both_directions_and_on_a_link() {
     network.down().unwrap();
 }
 
+/// The key of a peer that is configured by link is known to the listener as soon as the link's router is: whoever has it may
+/// connect to us, and whoever has another one or none may not.
+#[test]
+fn a_peer_on_a_link_connects_to_us_with_its_key() {
+    tests::need_root();
+    let on_link = |link: &str| {
+        format!("group: open, interface: {link}, remote_as: external, passive: true, password_file: {KEY_FILE}")
+    };
+    let ours = with_key(ours(&[&on_link("eth1"), &on_link("eth2"), &on_link("eth3")], ""), "hush");
+    let zebra = "interface eth1\n no ipv6 nd suppress-ra\n ipv6 nd ra-interval 1\n";
+    let frr = |name: &str, number: u8, session: &[&str]| {
+        Frr { number, peer: ("eth1", 4_200_000_000), session, ..Frr::USUAL }.blueprint(name).zebra(zebra)
+    };
+    let network = Network::with_links(
+        &[frr("right", 2, &["password hush"]), frr("wrong", 3, &["password push"]), frr("none", 4, &[]), ours],
+        &[("right:eth1", "ours:eth1"), ("wrong:eth1", "ours:eth2"), ("none:eth1", "ours:eth3")],
+    )
+    .unwrap();
+    let ours = network.router("ours").unwrap();
+    ours.wait_established("eth1").unwrap();
+    let view = neighbor(&ours, "eth1").unwrap();
+    assert!(view["local_address"].as_str().unwrap().ends_with(":179"), "who connected? {view}");
+    assert_eq!(view["authentication"], "tcp-md5", "{view}");
+    wait_counted(&ours, "TcpExtTCPMD5Failure");
+    wait_counted(&ours, "TcpExtTCPMD5NotFound");
+    assert_never_up(&ours, "eth2");
+    assert_never_up(&ours, "eth3");
+    network.down().unwrap();
+}
+
 #[test]
 fn a_wrong_key_or_none_opens_nothing_and_is_named() {
     tests::need_root();

@@ -12,8 +12,8 @@
 //! when its buffer has room, and meanwhile what happens. What a walk says is what the table holds at that moment, so whatever
 //! comes later is newer. Nothing here waits for a station or a disk ([`super::bmp`], [`super::mrt`]).
 //!
-//! What is ugly: after a change of an import policy the paths of the peer are told again to stations that watch what was
-//! accepted, also those that are judged as before.
+//! What is ugly: after a change of an import policy or of our own prefixes the paths of the peer are told again to stations that
+//! watch what was accepted, also those that are judged as before.
 
 mod files;
 mod station;
@@ -354,3 +354,6 @@ impl Core {
         self.monitor.down(cause.as_ref(), peer);
     }
 }
+
+#[cfg(test)]
+mod tests;
