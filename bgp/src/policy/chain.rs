@@ -342,8 +342,12 @@ fn reachable(mut steps: Vec<Step>, family: Option<Family>) -> Vec<Step> {
         kept.push(is_reached && can_hold && !does_nothing);
     }
     // Where a set begins now: as many steps as are kept in front of where it began.
-    let in_front = |index: usize| kept.iter().take(index).filter(|kept| **kept).count();
-    let moved: Vec<usize> = steps.iter().map(|step| in_front(step.next_set)).collect();
+    let mut in_front = vec![0_usize];
+    in_front.extend(kept.iter().scan(0, |count, kept| {
+        *count += usize::from(*kept);
+        Some(*count)
+    }));
+    let moved: Vec<usize> = steps.iter().map(|step| in_front.get(step.next_set).copied().unwrap_or_default()).collect();
     let all = steps.into_iter().zip(moved).zip(kept);
     all.filter(|(_, kept)| *kept).map(|((step, next_set), _)| Step { next_set, ..step }).collect()
 }

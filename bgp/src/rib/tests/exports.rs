@@ -624,6 +624,38 @@ fn with_add_path_too_what_goes_while_a_peer_moves_is_withdrawn() {
     }
 }
 
+/// What a stuck peer has yet to hear of several paths stays known, also when the log has gone on without it and somebody
+/// who came later has been told.
+#[test]
+fn with_add_path_too_a_stuck_peer_hears_what_went() {
+    for moves in [false, true] {
+        let mut peers = vec![Peer::new(0, External)];
+        peers.extend((1..4).map(|number| Peer::new(number, External).hears_several(0)));
+        let mut lab = Lab::up(peers);
+        if moves {
+            lab.change_settings(3, |settings| settings.graceful_shutdown = true);
+        }
+        let prefix = |number: u8| V4::from_wire(24, &[10, 0, number]).expect("a prefix");
+        lab.announce(0, v4(PREFIX), &path(&[64_600]));
+        lab.settle();
+        lab.withdraw(0, v4(PREFIX));
+        lab.settle_but(1);
+        if moves {
+            lab.change_settings(3, |settings| settings.graceful_shutdown = false);
+            lab.settle_but(1);
+        }
+        for round in 0..20_u32 {
+            for number in 0..10 {
+                lab.announce(0, prefix(number), &path(&[64_600, 1_000 + round, 1 + u32::from(number)]));
+            }
+            lab.settle_but(1);
+        }
+        lab.settle();
+        assert_eq!(lab.peers[1].heard, lab.peers[2].heard, "{moves}");
+        lab.assert_leaves_nothing();
+    }
+}
+
 /// An address that becomes usable after the session did: paths that waited for it are told, and others again.
 #[test]
 fn own_next_hops_may_change_while_a_session_is_up() {

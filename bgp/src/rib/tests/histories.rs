@@ -39,7 +39,7 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let peer = || 0..9_u8;
+    let peer = || 0..10_u8;
     let prefix = || 0..PREFIXES;
     prop_oneof![
         12 => (peer(), prefix(), 0..24_u8).prop_map(|(peer, prefix, kind)| Event::Announce { peer, prefix, kind }),
@@ -51,7 +51,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => prefix().prop_map(Event::Originate),
         1 => prefix().prop_map(Event::WithdrawLocal),
         1 => (peer(), 0..4_u8).prop_map(|(peer, state)| Event::NextHop { peer, state }),
-        1 => (3..8_u8, any::<bool>()).prop_map(|(peer, client)| Event::Client { peer, client }),
+        1 => (3..10_u8, any::<bool>()).prop_map(|(peer, client)| Event::Client { peer, client }),
         1 => peer().prop_map(Event::Refresh),
         6 => (1..30_u8).prop_map(Event::Run),
         4 => Just(Event::Flush),
@@ -60,8 +60,8 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Three external peers of one group, two of them of one AS; three internal ones, two of them clients; one each that
-/// hears all paths and the best two; one with two-octet AS numbers.
+/// Three external peers of one group, two of them of one AS; three internal ones, two of them clients; two that hear all
+/// paths and one that hears the best two; one with two-octet AS numbers.
 fn peers() -> Vec<Peer> {
     let mut narrow = Peer::new(8, PeerKind::External).knows_llgr();
     narrow.negotiated.asn4 = false;
@@ -75,6 +75,7 @@ fn peers() -> Vec<Peer> {
         Peer::new(6, PeerKind::External).hears_several(0).knows_llgr(),
         Peer::new(7, PeerKind::External).hears_several(2),
         narrow,
+        Peer::new(9, PeerKind::External).hears_several(0).knows_llgr(),
     ]
 }
 
