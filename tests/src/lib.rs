@@ -1,6 +1,7 @@
 //! What the tests of several levels share.
 
 pub mod bgp;
+pub mod links;
 pub mod routers;
 pub mod traffic;
 pub mod usage;

@@ -158,6 +158,11 @@ pub fn metrics_router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// Whether the kernel tells about routes when the nexthop object changes that they use.
+const NEXTHOP_COMPAT: &str = "/proc/sys/net/ipv4/nexthop_compat_mode";
+/// Below so many routes nobody notices.
+const NEXTHOP_COMPAT_ROUTES: usize = 10_000;
+
 impl Api {
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshots.borrow().clone()
@@ -172,6 +177,13 @@ impl Api {
         problems.extend(self.table_problems(&snapshot, &peers, counts.errors));
         let bgp = self.bgp_summary().await;
         problems.extend(bgp.iter().flat_map(|bgp| self.bgp_problems(bgp)));
+        let compat = fs::read_to_string(NEXTHOP_COMPAT).unwrap_or_default();
+        let message = compat_problem(counts.learned_installed, &compat);
+        problems.extend(message.map(|message| ProblemView {
+            component: "bgp/kernel".to_owned(),
+            message,
+            since: self.started,
+        }));
         problems.sort_by(|a, b| (a.since, &a.component).cmp(&(b.since, &b.component)));
         let health = if !*self.ready.borrow() {
             Health::Failed
@@ -275,6 +287,18 @@ impl Api {
     }
 }
 
+/// What `status` says when the kernel writes out every route of a nexthop object with each change of it. With 100,000 routes that
+/// takes a processor more than 100 ms, in which nothing else runs on it: neither the traffic is moved, nor does BFD send.
+fn compat_problem(routes: usize, compat: &str) -> Option<String> {
+    let is_on = compat.trim() == "1";
+    (is_on && routes >= NEXTHOP_COMPAT_ROUTES).then(|| {
+        format!(
+            "each change of a next hop makes the kernel write out its routes, of which there are {routes}, and holds up a processor meanwhile; \
+             set net.ipv4.nexthop_compat_mode=0 (configs/sysctl.d/meshd.conf)"
+        )
+    })
+}
+
 /// What `status` says about a peer. One that is read completely can have a problem too: a cluster-config that has become
 /// impossible, for instance, while what was read under the old one is kept.
 fn peer_problem(peer: &super::view::PeerView) -> Option<String> {
@@ -342,6 +366,19 @@ async fn metrics_text(State(api): State<Api>) -> Result<impl IntoResponse, Refus
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_routes_that_the_kernel_writes_out_are_a_problem() {
+        for (routes, compat, is_problem) in [
+            (100_000, "1\n", true),
+            (10_000, "1\n", true),
+            (9_999, "1\n", false),
+            (100_000, "0\n", false),
+            (100_000, "", false),
+        ] {
+            assert_eq!(compat_problem(routes, compat).is_some(), is_problem, "{routes} {compat:?}");
+        }
+    }
 
     #[test]
     fn a_ready_peer_can_have_a_problem() {

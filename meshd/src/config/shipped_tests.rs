@@ -36,6 +36,7 @@ fn every_shipped_file_is_read() {
             Some("examples") => read_example(&path, &text, pki.path()),
             Some("systemd") => check_unit(&text),
             Some("rt_protos.d") => check_protocol(&text),
+            Some("sysctl.d") => check_sysctl(&text),
             Some(_) | None => panic!("nothing reads configs/{relative}: add a check for it"),
         }
     }
@@ -69,6 +70,13 @@ fn read_example(path: &Path, text: &str, pki: &Path) {
     fs::write(&copy, text.replace(EXAMPLE_INCLUDE, include.to_str().unwrap())).unwrap();
     let config = Config::load(&copy, &Environment::new(), &Overrides::new()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.warnings, Vec::new(), "{}", path.display());
+}
+
+/// Settings that this kernel has, as `sysctl` reads them.
+fn check_sysctl(text: &str) {
+    let settings: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    assert_eq!(settings, ["net.ipv4.nexthop_compat_mode = 0"]);
+    assert!(Path::new("/proc/sys/net/ipv4/nexthop_compat_mode").exists(), "the kernel has no such setting");
 }
 
 fn check_unit(text: &str) {

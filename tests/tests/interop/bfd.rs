@@ -16,24 +16,27 @@ use lab::Node;
 use meshd::speaker::bfd::{
     Bfd, BfdEvent, Device, Diagnostic, Hops, Interval, NewSession, SessionId, SessionStatus, Settings, State, Status,
 };
-use tests::routers::{Blueprint, DEADLINE, FABRIC, Network, Router, until};
+use tests::{
+    links::set_link,
+    routers::{Blueprint, DEADLINE, FABRIC, Network, Router, until},
+};
 use tokio::sync::mpsc;
 
 /// What a path may take to be declared dead at 50 ms times 3.
-const DETECTION_MAX: Duration = Duration::from_millis(200);
+pub(super) const DETECTION_MAX: Duration = Duration::from_millis(200);
 
 /// FRR sends over several hops with a TTL of 255, BIRD with the kernel's 64; the RFC leaves it open.
 const MULTIHOP_TTL_MIN: u8 = 64;
 
 /// Our BFD in a node, with every event and when it came.
-struct Ours {
+pub(super) struct Ours {
     bfd: Bfd,
     events: Arc<Mutex<Vec<(Instant, BfdEvent)>>>,
     device: Device,
 }
 
 impl Ours {
-    fn start(node: &Node) -> Self {
+    pub(super) fn start(node: &Node) -> Self {
         let (sender, mut receiver) = mpsc::channel(16);
         let (bfd, index) = node
             .within(|| (Bfd::start(sender, 7), nix::net::if_::if_nametoindex(FABRIC)))
@@ -50,32 +53,28 @@ impl Ours {
     }
 
     /// Runs a session; the odd ones are bound to no link where they need not be.
-    fn add(&self, id: u64, local: &str, remote: &str, hops: Hops) {
+    pub(super) fn add(&self, id: u64, local: &str, remote: &str, hops: Hops) {
+        self.add_with(id, local, remote, hops, settings());
+    }
+
+    pub(super) fn add_with(&self, id: u64, local: &str, remote: &str, hops: Hops, settings: Settings) {
         let (local, remote): (IpAddr, IpAddr) = (local.parse().unwrap(), remote.parse().unwrap());
         let link_local = matches!(remote, IpAddr::V6(address) if address.is_unicast_link_local());
         let device = (hops == Hops::Single && (link_local || id.is_multiple_of(2))).then(|| self.device.clone());
-        let new = NewSession {
-            id: SessionId(id),
-            hops,
-            remote,
-            local,
-            device,
-            ttl_min: MULTIHOP_TTL_MIN,
-            settings: settings(),
-        };
+        let new = NewSession { id: SessionId(id), hops, remote, local, device, ttl_min: MULTIHOP_TTL_MIN, settings };
         self.bfd.add(new).unwrap();
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(self.bfd.status()).unwrap()
     }
 
-    fn session(&self, id: u64) -> anyhow::Result<SessionStatus> {
+    pub(super) fn session(&self, id: u64) -> anyhow::Result<SessionStatus> {
         self.status().sessions.into_iter().find(|session| session.id == SessionId(id)).context("no such session")
     }
 
-    fn wait_state(&self, id: u64, state: State) {
+    pub(super) fn wait_state(&self, id: u64, state: State) {
         until(&format!("session {id} {state}"), DEADLINE, || {
             let session = self.session(id)?;
             if session.state == state { Ok(()) } else { bail!("{session:?}") }
@@ -84,13 +83,13 @@ impl Ours {
     }
 
     /// Events of a session since `from`, with how much later they came.
-    fn events(&self, id: u64, from: Instant) -> Vec<(Duration, BfdEvent)> {
+    pub(super) fn events(&self, id: u64, from: Instant) -> Vec<(Duration, BfdEvent)> {
         let events = self.events.lock().expect("no panic");
         let of_session = events.iter().filter(|(at, event)| event.id == SessionId(id) && *at >= from);
         of_session.map(|(at, event)| (*at - from, event.clone())).collect()
     }
 
-    fn wait_failure(&self, id: u64, from: Instant) -> (Duration, BfdEvent) {
+    pub(super) fn wait_failure(&self, id: u64, from: Instant) -> (Duration, BfdEvent) {
         until(&format!("the failure of session {id}"), DEADLINE, || {
             let events = self.events(id, from);
             events.iter().find(|(_, event)| event.failed).cloned().with_context(|| format!("{events:?}"))
@@ -99,7 +98,7 @@ impl Ours {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         min_transmit: Interval::from_millis(50),
         min_receive: Interval::from_millis(50),
@@ -169,15 +168,14 @@ fn bird_state(bird: &Router, address: &str) -> anyhow::Result<String> {
 }
 
 /// The other end of a cable is pulled: our link stays up, nothing comes any more.
-fn cut(network: &Network) -> Instant {
-    let switch = network.switch().unwrap();
+pub(super) fn cut(network: &Network) -> Instant {
     let before = Instant::now();
-    switch.exec(&["ip", "link", "set", "port1", "down"]).unwrap().ok().unwrap();
+    network.switch().unwrap().within(|| set_link("port1", false)).unwrap().unwrap();
     before
 }
 
-fn mend(network: &Network) {
-    network.switch().unwrap().exec(&["ip", "link", "set", "port1", "up"]).unwrap().ok().unwrap();
+pub(super) fn mend(network: &Network) {
+    network.switch().unwrap().within(|| set_link("port1", true)).unwrap().unwrap();
 }
 
 fn assert_noticed_in_time(ours: &Ours, sessions: impl IntoIterator<Item = u64>, cut_at: Instant) {

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
-use tests::routers::{Blueprint, DEADLINE, Network, Path, Router};
+use tests::{
+    links::set_link,
+    routers::{Blueprint, DEADLINE, Network, Path, Router},
+};
 
 /// What a path may take to be declared dead at 50 ms times 3.
 const DETECTION_MAX: Duration = Duration::from_millis(200);
@@ -147,7 +150,7 @@ fn wait_moved(ours: &Router, prefix: [u8; 4], gateway: [u8; 4]) -> Instant {
 
 /// The other end of a cable is pulled: our link stays up, nothing comes any more.
 fn set_port(network: &Network, port: &str, state: &str) {
-    network.switch().unwrap().exec(&["ip", "link", "set", port, state]).unwrap().ok().unwrap();
+    network.switch().unwrap().within(|| set_link(port, state == "up")).unwrap().unwrap();
 }
 
 /// When our log says that a path died.
