@@ -6,7 +6,7 @@
 //! `refresh`, `limits` of prefixes and peers, `roles`, `shutdown` with words and drain, `policy` where there is none.
 //! They share `configurations`. `hostile` peers send too much, read nothing, or knock without end.
 //!
-//! `bfd` is our BFD with FRR's, with BIRD's, and with itself. `exports` lets tshark and bgpdump read what we tell monitoring
+//! `bfd` is our BFD with FRR's, with BIRD's, and with itself, `echo` its packets that FRR's node sends back. `exports` lets tshark and bgpdump read what we tell monitoring
 //! stations and write into files. `failover` cuts the cable of a node with two and measures what its traffic misses.
 //! `labs` runs the topologies of `lab/topologies` and shows what their rows in `lab/README.md` say.
 //! `sessions` is what ours may demand of a peer, `watching` what it tells stations and files. `restart` is about
@@ -17,6 +17,7 @@ mod interop {
     mod add_path;
     mod bfd;
     mod configurations;
+    mod echo;
     mod exabgp;
     mod exports;
     mod failover;

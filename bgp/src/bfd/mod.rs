@@ -25,12 +25,16 @@
 //!
 //! # What is ugly
 //!
+//! An echo function that was active, failed, and does not come back leaves a session that is up without it: from here a
+//! forwarding plane that died cannot be told from one that was told not to forward, and a session that is held down for it
+//! would never come back. [`EchoState`] says so.
+//!
 //! The other side's values are taken over before the session knows whether it wants the packet at all, because section
 //! 6.8.6 does it in that order. And demand mode is only answered, never asked for: with hardware that sends for free
 //! nowhere in reach, it would save nothing.
 
 pub mod authentication;
-mod echo;
+pub mod echo;
 mod jitter;
 pub mod packet;
 mod session;
@@ -38,9 +42,10 @@ mod sessions;
 mod settings;
 
 pub use authentication::{Authentication, Key};
+pub use echo::{ECHO_LEN, ECHO_PORT, EchoPacket, EchoState};
 pub use packet::{Diagnostic, Discriminator, Encoded, Interval, Packet, Received, State};
 pub use session::{Discard, Event, Remote, Session, next_state};
-pub use sessions::{Arrival, Hops, Member, Path, PathTaken, Sessions, TTL_UNFORWARDED, Unselected};
+pub use sessions::{Arrival, Hops, Member, Path, PathTaken, Sessions, TTL_LOOPED, TTL_UNFORWARDED, Unselected};
 pub use settings::{Action, Change, Settings};
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{
     authentication::{Authentication, Sequences},
-    echo::Echo,
+    echo::{Echo, EchoState},
     jitter::Jitter,
     packet::{Diagnostic, Discriminator, Interval, Packet, Received, State},
     settings::{Action, Change, Settings},
@@ -194,7 +194,7 @@ impl Session {
             Event::Packet(received) => self.receive(now, received, &mut answer),
             Event::Echo { sequence } => {
                 if let Some(echo) = &mut self.echo {
-                    echo.returned(sequence, now);
+                    echo.returned(sequence, now, self.settings.multiplier);
                 }
                 Ok(())
             }
@@ -286,6 +286,24 @@ impl Session {
         self.remote.discriminator?;
         let interval = self.in_use.receive.max(self.remote.min_transmit);
         Some(interval.duration().saturating_mul(u32::from(self.remote.multiplier)))
+    }
+
+    /// How the echo function does.
+    #[must_use]
+    pub fn echo_state(&self) -> EchoState {
+        match &self.echo {
+            _ if self.settings.min_echo_transmit == Interval::NONE => EchoState::Off,
+            _ if self.state != State::Up => EchoState::Waiting,
+            _ if self.remote.min_echo_receive == Interval::NONE => EchoState::NotPermitted,
+            Some(echo) if echo.is_proven() => EchoState::Active,
+            Some(_) | None => EchoState::Unanswered,
+        }
+    }
+
+    /// The interval at which echo packets go out, before jitter; `None` while none do.
+    #[must_use]
+    pub fn echo_interval(&self) -> Option<Interval> {
+        self.echo.as_ref().map(Echo::pace)
     }
 
     /// How long a session that is to vanish must go on telling that it is administratively down, so that the other side
@@ -402,7 +420,10 @@ impl Session {
         let wanted = Intervals {
             transmit: slow(self.settings.min_transmit, !up),
             // With echoes the control packets only keep the session, section 6.8.9.
-            receive: slow(self.settings.min_receive, self.wants_echo() && self.settings.min_receive != Interval::NONE),
+            receive: slow(
+                self.settings.min_receive,
+                self.echo_is_active() && self.settings.min_receive != Interval::NONE,
+            ),
         };
         let changed = wanted != self.advertised;
         self.advertised = wanted;
@@ -417,14 +438,19 @@ impl Session {
         }
     }
 
-    fn wants_echo(&self) -> bool {
+    /// Echo packets may be sent (section 6.8.9).
+    fn may_echo(&self) -> bool {
         self.state == State::Up
             && self.settings.min_echo_transmit != Interval::NONE
             && self.remote.min_echo_receive != Interval::NONE
     }
 
+    fn echo_is_active(&self) -> bool {
+        self.may_echo() && self.echo.as_ref().is_some_and(Echo::is_proven)
+    }
+
     fn switch_echo(&mut self, now: Moment) {
-        if !self.wants_echo() {
+        if !self.may_echo() {
             self.echo = None;
             return;
         }

@@ -15,6 +15,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    echo::EchoPacket,
     jitter::Jitter,
     packet::{Discriminator, Packet},
     session::Session,
@@ -23,6 +24,8 @@ use super::{
 
 /// The TTL of a packet that no router has forwarded.
 pub const TTL_UNFORWARDED: u8 = 255;
+/// The TTL of a packet that one router has sent back, and nobody farther can give.
+pub const TTL_LOOPED: u8 = TTL_UNFORWARDED - 1;
 
 /// How far the other side is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -186,6 +189,20 @@ impl Sessions {
             return Err(Unselected::Ttl { ttl: arrival.ttl, least: member.ttl_min });
         }
         Ok(discriminator)
+    }
+
+    /// The session whose echo packet came back. It was addressed to our end of the session, and went no farther than the
+    /// other.
+    pub fn select_echo(&self, arrival: &Arrival, packet: EchoPacket) -> Result<Discriminator, Unselected> {
+        let member = self.members.get(&packet.discriminator).ok_or(Unselected::Discriminator(packet.discriminator))?;
+        let other_device = member.path.device.is_some_and(|device| device != arrival.device);
+        if member.path.hops != Hops::Single || other_device || arrival.destination != member.path.local {
+            return Err(Unselected::Path);
+        }
+        if arrival.ttl < TTL_LOOPED {
+            return Err(Unselected::Ttl { ttl: arrival.ttl, least: TTL_LOOPED });
+        }
+        Ok(packet.discriminator)
     }
 
     fn by_addresses(&self, arrival: &Arrival) -> Option<Discriminator> {

@@ -23,7 +23,8 @@ pub struct Settings {
     pub control_plane_independent: bool,
     /// How often the forwarding plane loops echo packets back; none by default.
     pub min_echo_receive: Interval,
-    /// How often we would like to send echo packets; none by default. Needs somebody who can send them.
+    /// How often we would like to send echo packets; none by default. Only over a single hop, and by somebody who can send
+    /// them.
     pub min_echo_transmit: Interval,
     /// Signing and checking of packets.
     pub authentication: Option<Authentication>,

@@ -13,6 +13,7 @@ use super::bgp_view::{
 };
 use crate::speaker::{
     answers::{PeerReport, SpeakerReport},
+    bfd::{Echo, EchoState},
     bmp::StationStatus,
 };
 
@@ -96,6 +97,20 @@ pub fn neighbor(peer: &PeerReport, now: Timestamp) -> BgpNeighborView {
             (None, true) => Some("waiting".to_owned()),
             (None, false) => None,
         },
+        bfd_echo: peer.bfd_echo.as_ref().map(bfd_echo),
+    }
+}
+
+/// The echo function in words.
+fn bfd_echo(echo: &Echo) -> String {
+    let interval = || echo.interval.map(|interval| format!(", every {interval:?}")).unwrap_or_default();
+    let source = || echo.source.map(|source| format!(" from {source}")).unwrap_or_default();
+    match (&echo.problem, echo.state) {
+        (Some(problem), _) => format!("not sent: {problem}"),
+        (None, EchoState::Off | EchoState::Waiting) => "waiting".to_owned(),
+        (None, EchoState::NotPermitted) => "not sent: the peer does not permit them".to_owned(),
+        (None, EchoState::Unanswered) => format!("unanswered{}{}", interval(), source()),
+        (None, EchoState::Active) => format!("active{}{}", interval(), source()),
     }
 }
 

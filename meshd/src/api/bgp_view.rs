@@ -229,6 +229,9 @@ pub struct BgpNeighborView {
     pub last_malformed: Option<String>,
     /// `up`, `init`, `down`, `admin down`, or `waiting` for the first BGP session; `null` where BFD is not configured.
     pub bfd: Option<String>,
+    /// Echo packets of BFD: `active` with their interval and source address, `unanswered` while none has come back, `waiting`, or why none
+    /// are sent; `null` where they are not wanted.
+    pub bfd_echo: Option<String>,
 }
 
 /// Timers of a session.

@@ -121,6 +121,9 @@ fn neighbor(view: &BgpNeighborView) -> String {
     if let Some(bfd) = &view.bfd {
         line("BFD", bfd);
     }
+    if let Some(echo) = &view.bfd_echo {
+        line("BFD echo", echo);
+    }
     if let Some(restart_time_s) = view.restart_time_s {
         line("Graceful restart", &format!("the neighbor may be away for {restart_time_s} s"));
     }
@@ -317,7 +320,7 @@ mod tests {
                 "received": {"open": 1, "update": 4, "notification": 0, "keepalive": 65, "route_refresh": 0},
                 "sent": {"open": 1, "update": 5, "notification": 0, "keepalive": 65, "route_refresh": 0},
             },
-            "malformed_updates": 1, "last_malformed": "MED of 3 octets", "bfd": "up",
+            "malformed_updates": 1, "last_malformed": "MED of 3 octets", "bfd": "up", "bfd_echo": "active, every 50ms from 10.255.1.1",
         });
         let mut view: BgpNeighborView = serde_json::from_value(value).expect("a neighbor");
         view.row.authentication = Some("tcp-md5".to_owned());

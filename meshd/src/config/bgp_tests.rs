@@ -141,6 +141,7 @@ fn a_peer_has_everything_that_is_said() {
     let bfd = first.bfd.expect("BFD");
     assert_eq!((bfd.transmit.as_millis(), bfd.receive.as_millis(), bfd.multiplier), (50, 60, 4));
     assert_eq!((bfd.echo, bfd.passive, bfd.strict), (Some(Duration::from_millis(20)), true, true));
+    assert_eq!(bfd.echo_transmit, None);
     let ipv4 = first.families.ipv4.expect("IPv4");
     assert_eq!((ipv4.add_path_send, ipv4.add_path_receive, ipv4.extended_next_hop), (Some(0), true, true));
     let limit = ipv4.prefixes_max.expect("a limit");
@@ -181,7 +182,7 @@ fn a_peer_has_of_its_group_what_it_does_not_say_itself() {
     tor:
       remote_as: 65001
       ttl_security: 1
-      bfd: {transmit_ms: 50, receive_ms: 50}
+      bfd: {transmit_ms: 50, receive_ms: 50, echo_transmit_ms: 30}
       timers: {hold_time_s: 30}
       families: {ipv4: {max_prefixes: {limit: 1000}, next_hop: self}, ipv6: {}}
       import: [a, b]
@@ -200,6 +201,7 @@ fn a_peer_has_of_its_group_what_it_does_not_say_itself() {
     assert_eq!((first.distance, second.distance), (PeerDistance::Secured(1), PeerDistance::Secured(1)));
     let bfd = second.bfd.expect("BFD");
     assert_eq!((bfd.transmit.as_millis(), bfd.multiplier), (50, 5));
+    assert_eq!(bfd.echo_transmit, Some(Duration::from_millis(30)));
     let limit = |peer: &super::model::bgp::BgpPeer| peer.families.ipv4.expect("IPv4").prefixes_max.expect("a limit");
     assert_eq!((limit(first).limit, limit(first).warn_percent), (1000, 75));
     assert_eq!((limit(second).limit, limit(second).warn_percent), (1000, 50));
@@ -275,6 +277,12 @@ fn every_kind_of_mistake_is_named_with_line_key_and_hint() {
         (peer("remote_as: internal, timers: {keepalive_s: 90}"), vec!["do not keep a hold time of 90"]),
         (peer("remote_as: internal, bfd: {transmit_ms: 1}"), vec!["bfd.transmit_ms", "10 or more"]),
         (peer("remote_as: internal, bfd: {echo_ms: 50}"), vec!["bfd.echo_ms", "several hops"]),
+        (peer("remote_as: internal, bfd: {echo_transmit_ms: 50}"), vec!["bfd.echo_transmit_ms", "several hops"]),
+        (peer("remote_as: 7, bfd: {echo_transmit_ms: 5}"), vec!["bfd.echo_transmit_ms", "10 or more"]),
+        (
+            whole("peers: [{interface: eth1, remote_as: 7, bfd: {echo_transmit_ms: 50}}]"),
+            vec!["bfd.echo_transmit_ms", "link-local"],
+        ),
         (peer("remote_as: internal, families: {ipv4: {enabled: false}}"), vec!["no address family is left"]),
         (peer("remote_as: internal, families: {ipv6: {extended_next_hop: true}}"), vec!["IPv6 prefixes always"]),
         (peer("remote_as: internal, families: {ipv4: {max_prefixes: {}}}"), vec!["max_prefixes.limit: required key"]),

@@ -91,6 +91,8 @@ pub struct PeerReport {
     pub bfd: Option<bfd::State>,
     /// BFD is configured.
     pub wants_bfd: bool,
+    /// Its echo function, where that is wanted and BFD watches the path.
+    pub bfd_echo: Option<bfd::Echo>,
     /// Its connections that were not taken.
     pub refused: u64,
     /// Why the last of them was not.
@@ -287,6 +289,7 @@ fn peer(core: &Core, clock: Clock, id: PeerId, known: &Known) -> PeerReport {
         families: PerFamily { ipv4, ipv6 },
         bfd: core.paths.state(id),
         wants_bfd: known.settings.bfd.is_some(),
+        bfd_echo: core.paths.echo(id).cloned(),
         refused: known.refused.count(),
         refused_why: known.refused.why().map(str::to_owned),
         send_blocked: core.send_blocked_since(id).map(|since| since.elapsed()),

@@ -312,6 +312,7 @@ fn bfd_settings(peer: &PeerBfd) -> bfd::Settings {
         multiplier: NonZeroU8::new(peer.multiplier).unwrap_or(NonZeroU8::MIN),
         passive: peer.passive,
         min_echo_receive: peer.echo.map_or(bfd::Interval::NONE, millis),
+        min_echo_transmit: peer.echo_transmit.map_or(bfd::Interval::NONE, millis),
         ..bfd::Settings::default()
     }
 }

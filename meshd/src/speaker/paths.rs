@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    bfd::{Bfd, BfdError, BfdEvent, Device, Diagnostic, Hops, NewSession, SessionId, Settings, State},
+    bfd::{Bfd, BfdError, BfdEvent, Device, Diagnostic, Echo, Hops, Interval, NewSession, SessionId, Settings, State},
     core::{Core, Shared},
     transport::Distance,
 };
@@ -51,6 +51,7 @@ struct Running {
     state: State,
     /// The peer's operator has taken BFD out: it says nothing about the path.
     remote_admin_down: bool,
+    echo: Echo,
 }
 
 impl Paths {
@@ -67,20 +68,20 @@ impl Paths {
         distance: Distance,
         settings: &Settings,
     ) -> Result<(), BfdError> {
+        let (hops, ttl_min) = match distance {
+            Distance::Adjacent | Distance::Secured(1) | Distance::Multihop(1) => (Hops::Single, 255),
+            Distance::Secured(hops) | Distance::Multihop(hops) => (Hops::Multi, 255 - hops.saturating_sub(1)),
+        };
         if let Some(running) = self.sessions.get_mut(&id)
             && running.local.ip() == local.ip()
             && running.remote.ip() == remote.ip()
         {
             if running.settings != *settings {
                 running.settings = settings.clone();
-                self.started()?.configure(session_id(id), remote.ip(), settings.clone())?;
+                self.started()?.configure(session_id(id), remote.ip(), hops, settings.clone())?;
             }
             return Ok(());
         }
-        let (hops, ttl_min) = match distance {
-            Distance::Adjacent | Distance::Secured(1) => (Hops::Single, 255),
-            Distance::Secured(hops) | Distance::Multihop(hops) => (Hops::Multi, 255 - hops.saturating_sub(1)),
-        };
         let session = NewSession {
             id: session_id(id),
             hops,
@@ -92,7 +93,8 @@ impl Paths {
         };
         self.started()?.add(session)?;
         let (settings, state) = (settings.clone(), State::Down);
-        self.sessions.insert(id, Running { local, remote, settings, state, remote_admin_down: false });
+        let echo = Echo::default();
+        self.sessions.insert(id, Running { local, remote, settings, state, remote_admin_down: false, echo });
         Ok(())
     }
 
@@ -118,6 +120,12 @@ impl Paths {
     /// What BFD says of a path, where it watches it.
     pub(super) fn state(&self, id: PeerId) -> Option<State> {
         self.sessions.get(&id).map(|running| running.state)
+    }
+
+    /// What BFD's echo function does on a path, where it is wanted.
+    pub(super) fn echo(&self, id: PeerId) -> Option<&Echo> {
+        let running = self.sessions.get(&id)?;
+        (running.settings.min_echo_transmit != Interval::NONE).then_some(&running.echo)
     }
 
     /// What a session that waits for the path is told at once, where that is known.
@@ -201,8 +209,14 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
     let said = {
         let mut core = core.borrow_mut();
         let Some(running) = core.paths.sessions.get_mut(&id) else { return };
+        let is_news =
+            event.failed || (running.state, running.remote_admin_down) != (event.state, event.remote_admin_down);
         running.state = event.state;
         running.remote_admin_down = event.remote_admin_down;
+        running.echo.clone_from(&event.echo);
+        if !is_news {
+            return;
+        }
         let (next_hop, is_up) = (next_hop(running.remote), event.state == State::Up);
         let peer = core.name(id);
         let restart = core.speaker.session(id).map_or(Restart::None, Restart::of);
@@ -250,7 +264,8 @@ mod tests {
                 let mut core = core.borrow_mut();
                 let settings = core.known[&id].settings.bfd.clone().expect("BFD");
                 let (local, remote) = (server.local_addr().expect("ours"), server.peer_addr().expect("theirs"));
-                let running = Running { local, remote, settings, state: State::Down, remote_admin_down: false };
+                let (state, echo) = (State::Down, Echo::default());
+                let running = Running { local, remote, settings, state, remote_admin_down: false, echo };
                 core.paths.sessions.insert(id, running);
             }
             let diagnostic = Diagnostic::None;
@@ -261,6 +276,7 @@ mod tests {
                 failed: false,
                 remote_admin_down: true,
                 remote_control_plane_independent: false,
+                echo: Echo::default(),
             };
             changed(&core, &said);
             Core::accept(&core, id, server);
@@ -285,6 +301,7 @@ mod tests {
             failed: true,
             remote_admin_down: false,
             remote_control_plane_independent,
+            echo: Echo::default(),
         };
         let (silence, word) = (Diagnostic::DetectionTimeExpired, Diagnostic::NeighborSignaledDown);
         for (restart, independent, diagnostic, explained) in [

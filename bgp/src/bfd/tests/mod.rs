@@ -2,6 +2,7 @@
 
 mod authentication;
 mod channel;
+mod echo;
 mod machine;
 mod packets;
 mod selection;

@@ -195,36 +195,6 @@ fn a_new_multiplier_is_told_without_a_poll() {
 }
 
 #[test]
-fn echoes_run_while_both_want_them_and_their_loss_is_a_failure() {
-    let mut session = up(Settings { min_echo_transmit: Interval::from_millis(20), ..settings(50, 50, 3) });
-    let loops = Packet { required_min_echo_receive: Interval::from_millis(10), ..packet(State::Up) };
-    let outcome = hear(&mut session, millis(10), loops);
-    // Control packets only keep the session now (section 6.8.9).
-    assert_eq!(outcome.sent.iter().map(|p| p.required_min_receive).collect::<Vec<_>>(), [Interval::SLOW]);
-    let (mut now, mut echoes, mut failed) = (millis(10), Vec::new(), None);
-    while now < millis(2_000) && failed.is_none() {
-        now = session.next_deadline().expect("an echo is due");
-        let outcome = give(&mut session, now, Event::Tick);
-        for sequence in outcome.echoes {
-            echoes.push(now);
-            if now < millis(500) {
-                give(&mut session, Moment(now.0 + 1), Event::Echo { sequence });
-            }
-        }
-        failed = outcome.changes.first().copied();
-        hear(&mut session, now, loops);
-    }
-    let failed = failed.expect("missing echoes are noticed");
-    assert_eq!((failed.to, failed.diagnostic), (State::Down, Diagnostic::EchoFailed));
-    assert!(now >= millis(560) && now <= millis(600), "three times 20 ms after 500 ms: {now:?}");
-    assert!(echoes.len() >= 24, "{echoes:?}");
-
-    // Without the other side's wish there are none.
-    let mut session = up(Settings { min_echo_transmit: Interval::from_millis(20), ..settings(50, 50, 3) });
-    assert!(give(&mut session, millis(20), Event::Tick).echoes.is_empty());
-}
-
-#[test]
 fn a_farewell_is_as_long_as_the_other_sides_detection_time() {
     let mut session = up(settings(50, 50, 4));
     give(&mut session, millis(10), Event::AdminDown);

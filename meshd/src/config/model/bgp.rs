@@ -277,8 +277,10 @@ pub struct PeerBfd {
     pub receive: Duration,
     /// Intervals without a packet.
     pub multiplier: u8,
-    /// Echo packets.
+    /// Echo packets of the peer that are permitted.
     pub echo: Option<Duration>,
+    /// Echo packets of our own.
+    pub echo_transmit: Option<Duration>,
     /// Wait for the other side.
     pub passive: bool,
     /// No BGP session without.

@@ -202,8 +202,13 @@ section! {
         /// After how many intervals without a packet the way is dead.
         multiplier: Option<u16> = "3",
         /// Let the peer send echo packets so often, in milliseconds, which the kernel of this node sends back if it forwards; 0 for
-        /// none. Not over several hops. This node sends none itself.
+        /// none. Not over several hops.
         echo_ms: Option<u32> = "0",
+        /// Send echo packets so often, in milliseconds, where the peer permits that; 0 for none. The peer's kernel or hardware sends them back
+        /// if it forwards, and when `multiplier` of them are missing the way is dead. Once they come back control packets are
+        /// asked for only once a second. Not over several hops, and not to link-local addresses. Needs an address of this node
+        /// outside the subnets of the link, best on `lo`.
+        echo_transmit_ms: Option<u32> = "0",
         /// Wait for the other side to begin.
         passive: Option<bool> = "false",
         /// Bring the BGP session up only when BFD is up (draft-ietf-idr-bgp-bfd-strict-mode), also where the

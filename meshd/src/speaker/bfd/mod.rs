@@ -23,10 +23,14 @@
 //! bound to no address, so that addresses may come and go; what they hear is told apart by the kernel's packet
 //! information. Where links belong to a VRF, `net.ipv4.udp_l3mdev_accept` must be set for that.
 //!
-//! Echo packets of the other side are looped by the kernel if it forwards; sending our own would need raw frames, and is
-//! refused.
+//! Echo packets of the other side are looped by the kernel if it forwards. Our own ([`echo`]) need sockets that ordinary
+//! processes may not have, and an address outside the subnets of the link to come from. Without those a session runs as if none were
+//! wanted, says why, and tries again later.
 
+mod datagram;
+mod echo;
 mod priority;
+mod runtime;
 mod sockets;
 mod thread;
 mod timers;
@@ -47,7 +51,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-pub use bgp::bfd::{Authentication, Diagnostic, Hops, Interval, Key, Settings, State};
+pub use bgp::bfd::{Authentication, Diagnostic, EchoState, Hops, Interval, Key, Settings, State};
 pub use priority::Priority;
 pub use sockets::source_address;
 
@@ -101,6 +105,21 @@ pub struct BfdEvent {
     pub remote_admin_down: bool,
     /// The other side's BFD outlives its control plane.
     pub remote_control_plane_independent: bool,
+    /// How the echo function does.
+    pub echo: Echo,
+}
+
+/// The echo function of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Echo {
+    /// How it does.
+    pub state: EchoState,
+    /// How often packets go out, before jitter; none while none do.
+    pub interval: Option<Duration>,
+    /// Where they come from.
+    pub source: Option<IpAddr>,
+    /// Why none can be sent although they are wanted.
+    pub problem: Option<String>,
 }
 
 /// A session for people and metrics.
@@ -144,6 +163,12 @@ pub struct SessionStatus {
     pub dropped: u64,
     /// What keeps packets from being sent, or why the last one was dropped.
     pub problem: Option<String>,
+    /// The echo function.
+    pub echo: Echo,
+    /// Echo packets sent.
+    pub echoes_sent: u64,
+    /// Echo packets that came back.
+    pub echoes_received: u64,
 }
 
 /// Everything about the thread.
@@ -172,8 +197,8 @@ pub enum BfdError {
     /// It has ended.
     #[error("the BFD thread has ended")]
     Ended,
-    /// Echo packets cannot be sent.
-    #[error("sending BFD echo packets to {0} is not supported: set the echo transmit interval to 0")]
+    /// Echo packets do not come back over several hops (RFC 5883 section 3).
+    #[error("BFD echo packets cannot be sent to {0} over several hops: set the echo transmit interval to 0")]
     Echo(IpAddr),
     /// A link-local address means nothing without a link.
     #[error("a BFD session with {0} needs a link, because the address is link-local")]
@@ -230,7 +255,7 @@ impl Bfd {
 
     /// Runs a session.
     pub fn add(&self, session: NewSession) -> Result<(), BfdError> {
-        check_settings(session.remote, &session.settings)?;
+        check_settings(session.remote, session.hops, &session.settings)?;
         let link_local = match session.remote {
             IpAddr::V4(address) => address.is_link_local(),
             IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -245,8 +270,8 @@ impl Bfd {
     }
 
     /// Changes how a session behaves, without taking it down.
-    pub fn configure(&self, id: SessionId, remote: IpAddr, settings: Settings) -> Result<(), BfdError> {
-        check_settings(remote, &settings)?;
+    pub fn configure(&self, id: SessionId, remote: IpAddr, hops: Hops, settings: Settings) -> Result<(), BfdError> {
+        check_settings(remote, hops, &settings)?;
         self.ask(Command::Configure(id, Box::new(settings)))
     }
 
@@ -291,8 +316,8 @@ impl Drop for Bfd {
     }
 }
 
-fn check_settings(remote: IpAddr, settings: &Settings) -> Result<(), BfdError> {
-    if settings.min_echo_transmit != Interval::NONE {
+fn check_settings(remote: IpAddr, hops: Hops, settings: &Settings) -> Result<(), BfdError> {
+    if settings.min_echo_transmit != Interval::NONE && hops == Hops::Multi {
         return Err(BfdError::Echo(remote));
     }
     if settings.min_transmit == Interval::NONE || settings.min_receive == Interval::NONE {

@@ -38,7 +38,9 @@ const BATCH_LEN: usize = 32;
 /// Batches read before timers get their turn.
 const BATCHES_MAX: usize = 64;
 /// Octets of a packet that are read; the longest that any RFC describes has 52.
-const PACKET_LEN_MAX: usize = 128;
+pub(super) const PACKET_LEN_MAX: usize = 128;
+/// Packets that are read at most from one socket before timers get their turn.
+pub(super) const PACKETS_MAX: usize = BATCH_LEN * BATCHES_MAX;
 
 const fn port(hops: Hops) -> u16 {
     match hops {
@@ -64,14 +66,14 @@ pub fn source_address(remote: IpAddr, device: Option<&Device>) -> io::Result<IpA
     UdpSocket::from(socket).local_addr().map(|address| address.ip())
 }
 
-fn bind_to_device(socket: &Socket, device: Option<&Device>) -> io::Result<()> {
+pub(super) fn bind_to_device(socket: &Socket, device: Option<&Device>) -> io::Result<()> {
     match device {
         Some(device) => Ok(setsockopt(socket, sockopt::BindToDevice, &OsString::from(&device.name))?),
         None => Ok(()),
     }
 }
 
-fn destination(address: IpAddr, port: u16, device: Option<&Device>) -> SockAddr {
+pub(super) fn destination(address: IpAddr, port: u16, device: Option<&Device>) -> SockAddr {
     match address {
         IpAddr::V6(address) if address.is_unicast_link_local() => {
             SocketAddrV6::new(address, port, 0, device.map_or(0, |device| device.index)).into()
@@ -151,6 +153,11 @@ fn headers() -> MultiHeaders<SockaddrStorage> {
 
 impl Receiver {
     pub(super) fn open(hops: Hops, is_v4: bool) -> io::Result<Self> {
+        Self::open_at(port(hops), hops, is_v4)
+    }
+
+    /// Opens it at another port than the one of control packets.
+    pub(super) fn open_at(port: u16, hops: Hops, is_v4: bool) -> io::Result<Self> {
         let socket = udp(is_v4)?;
         let any = if is_v4 {
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -161,7 +168,7 @@ impl Receiver {
             setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
             IpAddr::V6(Ipv6Addr::UNSPECIFIED)
         };
-        socket.bind(&SocketAddr::new(any, port(hops)).into())?;
+        socket.bind(&SocketAddr::new(any, port).into())?;
         Ok(Self { socket, hops, headers: headers(), buffers: Box::new([[0; PACKET_LEN_MAX]; BATCH_LEN]) })
     }
 

@@ -1,8 +1,7 @@
 //! The thread: reads, looks at its timers, tells, sleeps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     os::fd::AsFd as _,
     sync::{
         Arc,
@@ -14,7 +13,10 @@ use std::{
 
 use bgp::{
     Moment,
-    bfd::{Action, Arrival, Change, Discard, Discriminator, Event, Hops, Packet, Path, Sessions, State},
+    bfd::{
+        Action, Arrival, Diagnostic, Discriminator, EchoPacket, Event, Hops, Interval, Packet, Path, Sessions,
+        Settings, State,
+    },
 };
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
@@ -23,8 +25,11 @@ use nix::{
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
-    BfdEvent, Command, Device, NewSession, Priority, SessionId, SessionStatus, Status, priority,
-    sockets::{Receiver, Transmitter},
+    BfdEvent, Command, Device, NewSession, Priority, SessionId, SessionStatus, Status,
+    echo::{EarKey, EchoEar, EchoError, EchoSender},
+    priority,
+    runtime::Runtime,
+    sockets::Receiver,
     timers::Timers,
 };
 
@@ -32,31 +37,12 @@ use super::{
 const SLEEP_MIN: Duration = Duration::from_micros(500);
 /// While events wait for room, or a socket for being opened, it looks again this often.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// A session whose socket failed gets a new one this much later.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+/// A session whose echo packets cannot be sent looks this much later whether they can.
+const ECHO_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Packets that each session says goodbye with when the process ends.
 const FAREWELL_COPIES: usize = 3;
 /// Time between them.
 const FAREWELL_INTERVAL: Duration = Duration::from_millis(5);
-
-/// What the thread knows of a session beside its state machine.
-#[derive(Debug)]
-struct Runtime {
-    id: SessionId,
-    device: Option<Device>,
-    transmitter: Option<Transmitter>,
-    reopen_at: Moment,
-    /// It was removed, and says so until then.
-    leaves_at: Option<Moment>,
-    since: Moment,
-    /// Failed since the last event.
-    failed: bool,
-    failures: u64,
-    sent: u64,
-    received: u64,
-    dropped: u64,
-    problem: Option<String>,
-}
 
 /// Everything the thread owns.
 #[derive(Debug)]
@@ -67,6 +53,7 @@ pub(super) struct Thread {
     origin: Instant,
     priority: Priority,
     receivers: BTreeMap<(Hops, bool), Receiver>,
+    ears: BTreeMap<EarKey, EchoEar>,
     sessions: Sessions,
     runtimes: BTreeMap<Discriminator, Runtime>,
     by_id: BTreeMap<SessionId, Discriminator>,
@@ -90,6 +77,7 @@ impl Thread {
             origin: Instant::now(),
             priority: Priority::Ordinary,
             receivers: BTreeMap::new(),
+            ears: BTreeMap::new(),
             sessions: Sessions::new(seed),
             runtimes: BTreeMap::new(),
             by_id: BTreeMap::new(),
@@ -107,12 +95,13 @@ impl Thread {
         self.priority = priority::raise();
         loop {
             self.wait();
-            // Packets before timers: see the essay.
+            // Packets before timers: see the essay. What comes while they are read is not taken for missing either.
+            let read_from = self.now();
             self.read();
             if !self.obey() {
                 break;
             }
-            self.run_timers();
+            self.run_timers(read_from);
             self.tell();
         }
         self.say_goodbye();
@@ -128,8 +117,13 @@ impl Thread {
         let timeout =
             if retry { Some(deadline.map_or(RETRY_INTERVAL, |wait| wait.min(RETRY_INTERVAL))) } else { deadline };
         let sockets = self.receivers.values().map(|receiver| receiver.as_fd());
-        let mut waiting: Vec<PollFd<'_>> =
-            [self.wake.as_fd()].into_iter().chain(sockets).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let ears = self.ears.values().map(|ear| ear.as_fd());
+        let mut waiting: Vec<PollFd<'_>> = [self.wake.as_fd()]
+            .into_iter()
+            .chain(sockets)
+            .chain(ears)
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
         // Whatever it returns, and be it EINTR, the loop looks at everything.
         if let Err(errno) = ppoll(&mut waiting, timeout.map(TimeSpec::from), None)
             && errno != nix::errno::Errno::EINTR
@@ -146,7 +140,7 @@ impl Thread {
         loop {
             match self.queue.try_recv() {
                 Ok(Command::Add(session)) => self.add(*session),
-                Ok(Command::Configure(id, settings)) => self.give_by_id(id, Event::Configure(&settings)),
+                Ok(Command::Configure(id, settings)) => self.configure(id, *settings),
                 Ok(Command::AdminDown(id)) => self.give_by_id(id, Event::AdminDown),
                 Ok(Command::AdminUp(id)) => self.give_by_id(id, Event::AdminUp),
                 Ok(Command::Remove(id)) => self.leave(id),
@@ -171,32 +165,61 @@ impl Thread {
         if let Some(old) = leaving.filter(|old| self.runtimes.get(old).is_some_and(|r| r.leaves_at.is_some())) {
             self.remove(old);
         }
-        let number = match self.sessions.insert(path, ttl_min, settings) {
+        let number = match self.sessions.insert(path, ttl_min, without_echo(&settings)) {
             Ok(number) => number,
             Err(error) => {
                 tracing::warn!(%error, "BFD session is not run");
                 return;
             }
         };
-        let now = self.now();
-        let runtime = Runtime {
-            id,
-            device,
-            transmitter: None,
-            reopen_at: now,
-            leaves_at: None,
-            since: now,
-            failed: false,
-            failures: 0,
-            sent: 0,
-            received: 0,
-            dropped: 0,
-            problem: None,
-        };
+        let runtime = Runtime::new(id, device, settings, self.now());
         self.runtimes.insert(number, runtime);
         self.by_id.insert(id, number);
         self.open_receiver(hops, remote.is_ipv4());
+        self.prepare_echo(number);
         self.give(number, Event::Tick);
+    }
+
+    fn configure(&mut self, id: SessionId, settings: Settings) {
+        let Some(number) = self.by_id.get(&id).copied() else { return };
+        if let Some(runtime) = self.runtimes.get_mut(&number) {
+            runtime.settings = settings;
+        }
+        self.prepare_echo(number);
+    }
+
+    /// Opens what a session needs to send echo packets and to hear them, or closes it, and tells the session what it may do.
+    fn prepare_echo(&mut self, number: Discriminator) {
+        let now = self.now();
+        let Some(member) = self.sessions.get(number) else { return };
+        let Some(runtime) = self.runtimes.get_mut(&number) else { return };
+        runtime.echo_retry_at = None;
+        let is_wanted = runtime.settings.min_echo_transmit != Interval::NONE;
+        if !is_wanted {
+            (runtime.echo, runtime.echo_problem) = (None, None);
+        } else if runtime.echo.is_none() {
+            match open_echo(&mut self.ears, &member.path, runtime.device.as_ref()) {
+                Ok(sender) => (runtime.echo, runtime.echo_problem) = (Some(sender), None),
+                Err(error) => {
+                    let (remote, problem) = (member.path.remote, error.to_string());
+                    if runtime.echo_problem.as_ref() != Some(&problem) {
+                        tracing::warn!(%remote, problem, "BFD sends no echo packets");
+                    }
+                    runtime.echo_problem = Some(problem);
+                    runtime.echo_retry_at = Some(now.after(ECHO_RETRY_INTERVAL));
+                }
+            }
+        }
+        let settings = if runtime.echo.is_some() { runtime.settings.clone() } else { without_echo(&runtime.settings) };
+        self.close_ears();
+        self.give(number, Event::Configure(&settings));
+    }
+
+    /// Closes the ears that nobody needs.
+    fn close_ears(&mut self) {
+        let senders = self.runtimes.values().filter_map(|runtime| runtime.echo.as_ref());
+        let needed: BTreeSet<EarKey> = senders.map(EchoSender::ear).collect();
+        self.ears.retain(|key, _| needed.contains(key));
     }
 
     fn open_receiver(&mut self, hops: Hops, is_v4: bool) {
@@ -228,6 +251,7 @@ impl Thread {
         {
             self.by_id.remove(&runtime.id);
         }
+        self.close_ears();
     }
 
     /// Begins the farewell of a session.
@@ -251,10 +275,13 @@ impl Thread {
 
     /// Hands an event to a session and does what it says.
     fn give(&mut self, number: Discriminator, event: Event<'_>) {
-        let now = self.now();
+        self.give_at(self.now(), number, event);
+    }
+
+    fn give_at(&mut self, now: Moment, number: Discriminator, event: Event<'_>) {
         let Some(member) = self.sessions.get_mut(number) else { return };
         let Some(runtime) = self.runtimes.get_mut(&number) else { return };
-        let mut actions = Vec::new();
+        let (mut actions, mut echo_failed) = (Vec::new(), false);
         match (member.session.handle(now, event, &mut actions), event) {
             (Ok(()), Event::Packet(_)) => runtime.received += 1,
             (Err(discard), _) => runtime.drop_packet(discard),
@@ -264,16 +291,27 @@ impl Thread {
             match action {
                 Action::Send(packet) => runtime.send(now, &member.path, packet.as_ref()),
                 Action::Changed(change) => {
-                    runtime.change(now, &change, &member.path);
+                    runtime.change(now, &change, &member.path, self.latest);
+                    echo_failed |= change.diagnostic == Diagnostic::EchoFailed;
                     if runtime.leaves_at.is_none() {
                         self.untold.insert(number);
                     }
                 }
-                // Sessions that want echoes are refused at the door.
-                Action::SendEcho { .. } => {}
+                Action::SendEcho { sequence } => runtime.send_echo(EchoPacket { discriminator: number, sequence }),
             }
         }
-        self.timers.set(number, [member.session.next_deadline(), runtime.leaves_at].into_iter().flatten().min());
+        let echo = runtime.echo_report(&member.session);
+        if echo != runtime.echo_told && runtime.leaves_at.is_none() {
+            runtime.echo_told = echo;
+            self.untold.insert(number);
+        }
+        let deadlines = [member.session.next_deadline(), runtime.leaves_at, runtime.echo_retry_at];
+        self.timers.set(number, deadlines.into_iter().flatten().min());
+        if echo_failed {
+            // Addresses and links may be others by now.
+            runtime.echo = None;
+            self.prepare_echo(number);
+        }
     }
 
     fn read(&mut self) {
@@ -294,6 +332,46 @@ impl Thread {
             }
         });
         self.receivers = receivers;
+        let mut ears = std::mem::take(&mut self.ears);
+        let mut deaf = BTreeSet::new();
+        ears.retain(|key, ear| match ear.read(|arrival, octets| self.hear_echo(arrival, octets)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "failed to read BFD echo packets");
+                deaf.insert(*key);
+                false
+            }
+        });
+        self.ears = ears;
+        if !deaf.is_empty() {
+            self.open_anew(&deaf);
+        }
+    }
+
+    /// Gives the sessions that hear with these ears others.
+    fn open_anew(&mut self, deaf: &BTreeSet<EarKey>) {
+        let is_deaf = |runtime: &Runtime| runtime.echo.as_ref().is_some_and(|sender| deaf.contains(&sender.ear()));
+        let affected = self.runtimes.iter_mut().filter(|(_, runtime)| is_deaf(runtime));
+        let affected: Vec<Discriminator> = affected
+            .map(|(number, runtime)| {
+                runtime.echo = None;
+                *number
+            })
+            .collect();
+        for number in affected {
+            self.prepare_echo(number);
+        }
+    }
+
+    /// An echo packet came, perhaps one of ours: those of the other side are the kernel's to forward.
+    fn hear_echo(&mut self, arrival: &Arrival, octets: &[u8]) {
+        let Some(echo) = EchoPacket::decode(octets) else { return };
+        let Ok(number) = self.sessions.select_echo(arrival, echo) else { return };
+        let Some(runtime) = self.runtimes.get_mut(&number) else { return };
+        if runtime.echo.as_ref().is_some_and(|sender| sender.source() == arrival.source) {
+            runtime.echoes_received += 1;
+            self.give(number, Event::Echo { sequence: echo.sequence });
+        }
     }
 
     fn hear(&mut self, arrival: &Arrival, octets: &[u8]) {
@@ -308,19 +386,23 @@ impl Thread {
         self.last_strange = Some(format!("from {}: {stranger}", arrival.source));
     }
 
-    fn run_timers(&mut self) {
-        let now = self.now();
+    /// Runs what was due at `now`, and nothing that became due since.
+    fn run_timers(&mut self, now: Moment) {
         while let Some((due, number)) = self.timers.pop_due(now) {
             let Some(member) = self.sessions.get(number) else { continue };
-            let leaves_at = self.runtimes.get(&number).and_then(|runtime| runtime.leaves_at);
-            if leaves_at.is_some_and(|at| at <= now) {
+            let runtime = self.runtimes.get(&number);
+            if runtime.and_then(|runtime| runtime.leaves_at).is_some_and(|at| at <= now) {
                 self.remove(number);
+                continue;
+            }
+            if runtime.and_then(|runtime| runtime.echo_retry_at).is_some_and(|at| at <= now) {
+                self.prepare_echo(number);
                 continue;
             }
             if member.session.next_deadline().is_some_and(|deadline| deadline <= now) {
                 self.latest = self.latest.max(now.since(due));
             }
-            self.give(number, Event::Tick);
+            self.give_at(now, number, Event::Tick);
         }
     }
 
@@ -335,6 +417,7 @@ impl Thread {
                     failed: runtime.failed,
                     remote_admin_down: member.session.remote().state == State::AdminDown,
                     remote_control_plane_independent: member.session.remote().control_plane_independent,
+                    echo: runtime.echo_told.clone(),
                 };
                 match self.events.try_send(event) {
                     // Nobody wants to know any more: the owner is about to drop us.
@@ -402,6 +485,9 @@ impl Thread {
                 received: runtime.received,
                 dropped: runtime.dropped,
                 problem: runtime.problem.clone(),
+                echo: runtime.echo_report(session),
+                echoes_sent: runtime.echoes_sent,
+                echoes_received: runtime.echoes_received,
             })
         });
         Status {
@@ -415,59 +501,19 @@ impl Thread {
     }
 }
 
-impl Runtime {
-    fn drop_packet(&mut self, discard: Discard) {
-        self.dropped += 1;
-        // Dropping what comes while we are held down is as it should be.
-        if discard != Discard::AdminDown {
-            self.problem = Some(discard.to_string());
-        }
-    }
+/// Settings for as long as echo packets cannot be sent.
+fn without_echo(settings: &Settings) -> Settings {
+    Settings { min_echo_transmit: Interval::NONE, ..settings.clone() }
+}
 
-    fn change(&mut self, now: Moment, change: &Change, path: &Path) {
-        self.since = now;
-        let failed = change.is_failure();
-        self.failed |= failed;
-        self.failures += u64::from(failed);
-        let (remote, state) = (path.remote, change.to);
-        tracing::info!(%remote, %state, diagnostic = %change.diagnostic, failed, "BFD session changed");
+fn open_echo(
+    ears: &mut BTreeMap<EarKey, EchoEar>,
+    path: &Path,
+    device: Option<&Device>,
+) -> Result<EchoSender, EchoError> {
+    let sender = EchoSender::open(path, device)?;
+    if let Entry::Vacant(ear) = ears.entry(sender.ear()) {
+        ear.insert(EchoEar::open(sender.ear())?);
     }
-
-    fn send(&mut self, now: Moment, path: &Path, octets: &[u8]) {
-        match self.try_send(now, path, octets) {
-            Ok(true) => {
-                self.sent += 1;
-                self.problem = None;
-            }
-            Ok(false) => {}
-            Err(error) => {
-                let problem = format!("failed to send to {}: {error}", path.remote);
-                if self.problem.as_deref() != Some(&problem) {
-                    tracing::debug!(problem, "BFD packet was not sent");
-                }
-                self.problem = Some(problem);
-                // A path without a route, or a link without a carrier, does not need another socket, and the source port
-                // should stay.
-                let gone = [libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL, libc::EINVAL];
-                if self.transmitter.is_none() || error.raw_os_error().is_some_and(|code| gone.contains(&code)) {
-                    self.transmitter = None;
-                    self.reopen_at = now.after(REOPEN_INTERVAL);
-                }
-            }
-        }
-    }
-
-    /// False while a new socket is not to be opened yet. Addresses and links come and go, so one that fails is replaced.
-    fn try_send(&mut self, now: Moment, path: &Path, octets: &[u8]) -> io::Result<bool> {
-        let transmitter = match &mut self.transmitter {
-            Some(transmitter) => transmitter,
-            None if now < self.reopen_at => return Ok(false),
-            none => {
-                // Spreads sessions over the ports; what is taken is passed by.
-                let hint = u32::try_from(now.0 % u64::from(u32::MAX)).unwrap_or_default();
-                none.insert(Transmitter::open(path.hops, path.local, path.remote, self.device.as_ref(), hint)?)
-            }
-        };
-        transmitter.send(octets).map(|()| true)
-    }
+    Ok(sender)
 }

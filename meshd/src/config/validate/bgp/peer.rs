@@ -112,7 +112,7 @@ impl Validator<'_> {
             authentication: self.authentication(key, raw.password_file.as_ref(), raw.tcp_ao.as_ref()),
             distance,
             timers: self.timers(&at("timers"), &raw.timers, context),
-            bfd: raw.bfd.as_ref().and_then(|raw| self.bfd(&at("bfd"), raw, distance)),
+            bfd: raw.bfd.as_ref().and_then(|raw| self.bfd(&at("bfd"), raw, distance, &place)),
             families: self.families(&at("families"), &raw.families, &place),
             role: raw.role.map(|role| (role_of(role), raw.role_strict.unwrap_or(false))),
             import,
@@ -304,7 +304,7 @@ impl Validator<'_> {
         }
     }
 
-    fn bfd(&mut self, key: &str, raw: &RawBfd, distance: PeerDistance) -> Option<PeerBfd> {
+    fn bfd(&mut self, key: &str, raw: &RawBfd, distance: PeerDistance, place: &PeerPlace) -> Option<PeerBfd> {
         let mut interval = |field: &str, ms: u32, may_be_0: bool| {
             if ms < BFD_INTERVAL_MS_MIN && !(may_be_0 && ms == 0) {
                 let hint = "write 10 or more; 50 finds a dead link in 150 milliseconds";
@@ -315,20 +315,36 @@ impl Validator<'_> {
         let transmit = interval("transmit_ms", raw.transmit_ms.unwrap_or(300), false);
         let receive = interval("receive_ms", raw.receive_ms.unwrap_or(300), false);
         let echo = interval("echo_ms", raw.echo_ms.unwrap_or(0), true);
+        let echo_transmit = interval("echo_transmit_ms", raw.echo_transmit_ms.unwrap_or(0), true);
         let multiplier = self.octet(&format!("{key}.multiplier"), raw.multiplier.unwrap_or(3), 1, 255);
         let is_far = match distance {
             PeerDistance::Adjacent => false,
             PeerDistance::Secured(hops) | PeerDistance::Multihop(hops) => hops > 1,
         };
-        if !echo.is_zero() && is_far {
-            let hint = "remove echo_ms, or write ttl_security: 1 for a direct neighbor";
-            self.error(&format!("{key}.echo_ms"), "echo packets do not come back over several hops (RFC 5883)", hint);
+        for (field, interval) in [("echo_ms", echo), ("echo_transmit_ms", echo_transmit)] {
+            if !interval.is_zero() && is_far {
+                let hint = format!("remove {field}, or write ttl_security: 1 for a direct neighbor");
+                let problem = "echo packets do not come back over several hops (RFC 5883)";
+                self.error(&format!("{key}.{field}"), problem, &hint);
+            }
+        }
+        let is_link_local = match place {
+            PeerPlace::Address(IpAddr::V6(address)) => address.is_unicast_link_local(),
+            // A group has no place, which is written as a link without a name.
+            PeerPlace::Interface(name) => !name.is_empty(),
+            PeerPlace::Address(IpAddr::V4(_)) | PeerPlace::Range(..) => false,
+        };
+        if !echo_transmit.is_zero() && is_link_local {
+            let hint = "remove echo_transmit_ms, or name the peer by an address that is routed";
+            let problem = "echo packets cannot be addressed to link-local addresses, which nobody forwards";
+            self.error(&format!("{key}.echo_transmit_ms"), problem, hint);
         }
         raw.enabled.unwrap_or(true).then_some(PeerBfd {
             transmit,
             receive,
             multiplier,
             echo: (!echo.is_zero()).then_some(echo),
+            echo_transmit: (!echo_transmit.is_zero()).then_some(echo_transmit),
             passive: raw.passive.unwrap_or(false),
             strict: raw.strict.unwrap_or(false),
         })
