@@ -5,6 +5,7 @@
 //! a session that was configured with a key never runs without one.
 
 pub mod ao;
+mod syn;
 
 use std::{
     ffi::c_int,
@@ -17,6 +18,7 @@ use std::{
 pub use ao::{AoKey, NoTcpAo};
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+pub use syn::AcceptError;
 use tokio::net::TcpStream;
 
 /// Longest key of TCP-MD5 (`TCP_MD5SIG_MAXKEYLEN`).
@@ -144,6 +146,7 @@ pub fn listener(local: SocketAddr, device: Option<&str>) -> Result<Socket, Trans
     // An answer has to reach peers that demand the hop limit of a neighbor. What arrives is judged when it is known whose
     // it is.
     set_hop_limit(&socket, local.ip(), 255)?;
+    syn::keep(&socket)?;
     socket.bind(&SockAddr::from(local)).map_err(failed(format!("listen at {local}")))?;
     Ok(socket)
 }
@@ -177,15 +180,19 @@ pub fn next_waiting(listener: &Socket) -> Result<Option<(TcpStream, SocketAddr)>
     Ok(Some((stream, remote)))
 }
 
-/// Demands of an accepted connection what its session demands. What was received before is not undone by it: nobody has
-/// read from the connection yet, and a segment with a wrong hop limit is dropped from now on.
+/// Demands of an accepted connection what its session demands: a segment with a wrong hop limit is dropped from now on, and
+/// the first one, which opened the connection, must have had a right one.
 ///
 /// # Errors
-/// Whatever the kernel refuses.
-pub fn accepted(socket: &Socket, remote: IpAddr, transport: &Transport) -> Result<(), TransportError> {
+/// Whatever the kernel refuses, and a peer that is too far away.
+pub fn accepted(socket: &Socket, remote: IpAddr, transport: &Transport) -> Result<(), AcceptError> {
     socket.set_nonblocking(true).map_err(failed("make the connection non-blocking"))?;
     socket.set_tcp_nodelay(true).map_err(failed("send without delay"))?;
-    set_distance(socket, remote, transport.distance)
+    set_distance(socket, remote, transport.distance)?;
+    match transport.distance {
+        Distance::Secured(hops) => syn::check(socket, least_hop_limit(hops)),
+        Distance::Adjacent | Distance::Multihop(_) => Ok(()),
+    }
 }
 
 /// Gives a socket the key of a peer, or of all addresses of a prefix, in place of the one it had, or (`None`) takes that away.
@@ -245,7 +252,7 @@ fn set_distance(socket: &Socket, remote: IpAddr, distance: Distance) -> Result<(
         Distance::Multihop(hops) => set_hop_limit(socket, remote, hops),
         Distance::Secured(hops) => {
             set_hop_limit(socket, remote, 255)?;
-            let least = c_int::from(255 - hops.saturating_sub(1));
+            let least = c_int::from(least_hop_limit(hops));
             let (level, name) = match remote {
                 IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MINTTL),
                 IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
@@ -254,6 +261,11 @@ fn set_distance(socket: &Socket, remote: IpAddr, distance: Distance) -> Result<(
                 .map_err(failed(format!("demand a hop limit of {least} (GTSM)")))
         }
     }
+}
+
+/// With what hop limit arrives what was sent with the greatest from so many hops away.
+const fn least_hop_limit(hops: u8) -> u8 {
+    255 - hops.saturating_sub(1)
 }
 
 fn set_hop_limit(socket: &Socket, ip: IpAddr, hops: u8) -> Result<(), TransportError> {

@@ -1,6 +1,7 @@
 //! Sessions that are signed (TCP-MD5, RFC 2385) or demand a distance (GTSM, RFC 5082): the right ones come up, and the
 //! others do not. That something does not happen is said by the kernels, which count what they drop.
 
+use anyhow::ensure;
 use tests::routers::{Blueprint, Network, Router};
 
 use super::configurations::{
@@ -135,9 +136,13 @@ fn neighbors_prove_that_they_are_near() {
         ],
         "",
     );
-    let network =
-        Network::up(&[frr.blueprint("frr"), careless.blueprint("careless"), demanding.blueprint("demanding"), ours])
-            .unwrap();
+    let network = Network::up(&[
+        frr.blueprint("frr"),
+        careless.blueprint("careless"),
+        demanding.blueprint("demanding").ahead(),
+        ours,
+    ])
+    .unwrap();
     let ours = network.router("ours").unwrap();
     network.router("frr").unwrap().wait_established(OURS).unwrap();
     ours.wait_established("192.0.2.2").unwrap();
@@ -180,5 +185,51 @@ protocol bgp toward { local 198.51.100.2 as 4200000007; neighbor 192.0.2.10 as 4
     reconfigure(&ours, "ttl_security: 1", "ttl_security: 2");
     ours.wait_established("198.51.100.2").unwrap();
     network.router("far").unwrap().wait_path("10.0.1.0/24").unwrap();
+    network.down().unwrap();
+}
+
+/// The peer speaks first, and what it says comes before anything can be demanded of its connection: its first packet is looked at.
+#[test]
+fn a_connection_from_too_far_away_is_closed_before_anything_is_said() {
+    tests::need_root();
+    let far = "
+router id 198.51.100.2;
+protocol bgp toward { local 198.51.100.2 as 4200000007; neighbor 192.0.2.10 as 4200000000; multihop 2; ttl security on;
+  connect delay time 1; connect retry time 1; error wait time 1, 2; ipv4 { import all; export all; }; }
+";
+    let network = Network::with_links(
+        &[
+            Blueprint::bird("far", far)
+                .run("ip address add 198.51.100.2/24 dev eth1")
+                .run("ip route add 192.0.2.0/24 via 198.51.100.1"),
+            Blueprint::plain("between")
+                .address("192.0.2.20/24")
+                .run("ip address add 198.51.100.1/24 dev eth1")
+                .run("sysctl -qw net.ipv4.ip_forward=1"),
+            ours(&["group: open, address: 198.51.100.2, remote_as: 4200000007, passive: true, ttl_security: 1"], "")
+                .run("ip route add 198.51.100.0/24 via 192.0.2.20"),
+        ],
+        &[("far:eth1", "between:eth1")],
+    )
+    .unwrap();
+    let ours = network.router("ours").unwrap();
+    let refused = |least: u64| {
+        ours.wait("refused connections", || {
+            let view = neighbor(&ours, "198.51.100.2")?;
+            let why = view["last_refusal"].as_str().unwrap_or_default();
+            ensure!(why.contains("hop limit of 254") && why.contains("prove with 255"), "{view}");
+            ensure!(view["connections_refused"].as_u64().is_some_and(|count| count >= least), "{view}");
+            Ok(view)
+        })
+        .unwrap()
+    };
+    // Each time it says OPEN, and is not answered.
+    let view = refused(3);
+    for direction in ["received", "sent"] {
+        assert_eq!(view["messages"][direction]["open"], 0, "{view}");
+    }
+    assert_never_up(&ours, "198.51.100.2");
+    reconfigure(&ours, "ttl_security: 1", "ttl_security: 2");
+    ours.wait_established("198.51.100.2").unwrap();
     network.down().unwrap();
 }
