@@ -36,6 +36,8 @@ pub struct FibRoute {
     pub peer: PeerId,
     /// How the peer of the best path is related to us.
     pub kind: PeerKind,
+    /// What the best path is marked with, when marks are asked for ([`Rib::set_mark`]).
+    pub mark: Option<u32>,
 }
 
 impl FibRoute {
@@ -109,15 +111,17 @@ impl<P: Prefix> FamilyTable<P> {
         } else if best.next == NONE {
             FibTarget::Via(vec![fib_next_hop(core, set, 1)?])
         } else {
-            FibTarget::Via(self.fib_next_hops(core, at)?)
+            FibTarget::Via(self.fib_next_hops(core, at, mark(core, set))?)
         };
-        Some(FibRoute { to, peer: best.peer, kind: peer.kind })
+        Some(FibRoute { to, peer: best.peer, kind: peer.kind, mark: mark(core, set) })
     }
 
-    /// The next hops of all paths that packets are sent along, with their shares.
-    fn fib_next_hops(&self, core: &Core, at: u32) -> Option<Vec<FibNextHop>> {
+    /// The next hops of all paths that packets are sent along, with their shares, as far as they are marked like the best one.
+    fn fib_next_hops(&self, core: &Core, at: u32, mark: Option<u32>) -> Option<Vec<FibNextHop>> {
         let forwarded = self.table.paths_of(at).filter(|(_, path)| path.is(is::FORWARDED));
-        let sets: Vec<_> = forwarded.filter_map(|(_, path)| path.imported.attributes()).collect();
+        let sets = forwarded.filter_map(|(_, path)| path.imported.attributes());
+        // Those with another mark lead elsewhere.
+        let sets: Vec<_> = sets.filter(|set| core.mark.is_none() || self::mark(core, *set) == mark).collect();
         let bandwidths: Option<Vec<f32>> = sets
             .iter()
             .map(|set| link_bandwidth(core.sets.attributes(*set).extended_communities()))
@@ -134,6 +138,13 @@ impl<P: Prefix> FamilyTable<P> {
         };
         sets.iter().enumerate().map(|(index, set)| fib_next_hop(core, *set, weight(index))).collect()
     }
+}
+
+/// What a set is marked with, when marks are asked for.
+pub(super) fn mark(core: &Core, set: AttrId) -> Option<u32> {
+    let function = core.mark?;
+    let marks = core.sets.attributes(set).large_communities().filter(|community| community.local_1 == function);
+    marks.map(|community| community.local_2).next()
 }
 
 /// The next hop of a set; `None` when that is ourselves.

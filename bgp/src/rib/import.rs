@@ -361,6 +361,7 @@ fn is_forwarded_alike(core: &Core, a: Imported, b: Imported) -> bool {
             let bandwidth = |id| super::decision::link_bandwidth(core.sets.attributes(id).extended_communities());
             core.sets.next_hop(a) == core.sets.next_hop(b)
                 && (!core.config.decision.weighted || bandwidth(a) == bandwidth(b))
+                && super::fib::mark(core, a) == super::fib::mark(core, b)
         }
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,

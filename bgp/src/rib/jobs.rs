@@ -46,6 +46,8 @@ pub(super) enum JobKind {
     Redecide,
     /// Look again what is told of everything.
     Reexport,
+    /// Say again how everything is forwarded.
+    Reforward,
 }
 
 impl JobKind {
@@ -58,7 +60,7 @@ impl JobKind {
             | Self::BeginRefresh(peer)
             | Self::EndRefresh(peer)
             | Self::Reimport(peer) => Some(peer),
-            Self::NextHops(_) | Self::Redecide | Self::Reexport => None,
+            Self::NextHops(_) | Self::Redecide | Self::Reexport | Self::Reforward => None,
         }
     }
 }
@@ -136,7 +138,7 @@ impl<P: Prefix> FamilyTable<P> {
             JobKind::SweepStale(peer) | JobKind::MarkLongLived(peer) | JobKind::EndRefresh(peer) => {
                 counts(peer).stale == 0
             }
-            JobKind::NextHops(_) | JobKind::Redecide | JobKind::Reexport => false,
+            JobKind::NextHops(_) | JobKind::Redecide | JobKind::Reexport | JobKind::Reforward => false,
         }
     }
 
@@ -144,9 +146,10 @@ impl<P: Prefix> FamilyTable<P> {
         if self.table.get_destination(at).is_none() {
             return;
         }
-        if kind == JobKind::Reexport {
-            self.touch(at, mark::BEST_TOUCHED);
-            return;
+        match kind {
+            JobKind::Reexport => return self.touch(at, mark::BEST_TOUCHED),
+            JobKind::Reforward => return self.touch(at, mark::FORWARDING_TOUCHED),
+            _ => {}
         }
         let mut next = self.table.destination(at).head;
         while next != NONE {
@@ -191,7 +194,7 @@ impl<P: Prefix> FamilyTable<P> {
                 let is_news = |set| core.next_hops.is_resolved_since(core.sets.next_hop(set), stamp);
                 if path.imported.attributes().is_some_and(is_news) { Step::Decide } else { Step::Keep }
             }
-            JobKind::Redecide | JobKind::Reexport => Step::Decide,
+            JobKind::Redecide | JobKind::Reexport | JobKind::Reforward => Step::Decide,
             JobKind::SweepStale(_) | JobKind::MarkLongLived(_) | JobKind::EndRefresh(_) => Step::Keep,
         }
     }

@@ -152,6 +152,8 @@ struct Core {
     peers: Peers,
     /// Who may originate what.
     vrps: Option<Arc<Vrps>>,
+    /// See [`Rib::set_mark`].
+    mark: Option<u32>,
     sizes: sizes::Sizes,
     /// Attributes being edited; kept for its memory.
     scratch: Vec<u8>,
@@ -296,6 +298,7 @@ impl Rib {
             next_hops,
             peers: Peers::default(),
             vrps: None,
+            mark: None,
             sizes: sizes::Sizes::default(),
             scratch: Vec::new(),
             judged_again: 0,

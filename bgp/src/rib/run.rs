@@ -71,7 +71,8 @@ impl<P: Prefix> FamilyTable<P> {
             self.select_among(core, at)
         };
         let best_changed = changed.0 || touched & mark::BEST_TOUCHED != 0;
-        let forwarding_changed = changed.1 || touched & mark::FORWARDING_TOUCHED != 0;
+        let mark_may_differ = core.mark.is_some() && changed.0;
+        let forwarding_changed = changed.1 || mark_may_differ || touched & mark::FORWARDING_TOUCHED != 0;
         if forwarding_changed && core.config.forwarding && touched & mark::FORWARDING_LISTED == 0 {
             self.table.destination_mut(at).flags |= mark::FORWARDING_LISTED;
             self.forwarding.push_back(at);

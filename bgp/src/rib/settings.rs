@@ -207,6 +207,22 @@ impl Rib {
         }
     }
 
+    /// Changes which large communities are marks for whoever forwards: those with this number in the middle; the last number of
+    /// the first one is [`FibRoute::mark`](super::FibRoute::mark). How everything is forwarded is told again.
+    pub fn set_mark(&mut self, function: Option<u32>) {
+        if self.core.mark != function {
+            self.core.mark = function;
+            self.tell_forwarding_again();
+        }
+    }
+
+    /// Tells again how everything is forwarded.
+    pub fn tell_forwarding_again(&mut self) {
+        for family in Family::ALL {
+            with_table!(self.tables, family, table => table.add_job(Job::new(JobKind::Reforward)));
+        }
+    }
+
     /// Changes who may originate what. What policies decided with it is decided again.
     pub fn set_vrps(&mut self, vrps: Option<Arc<Vrps>>) {
         self.core.vrps = vrps;

@@ -12,7 +12,7 @@ use crate::{
     session::PeerKind,
     wire::{
         as_path::{SegmentKind, write_segments},
-        attributes::{Builder, Origin, code},
+        attributes::{Builder, LargeCommunity, Origin, code},
     },
 };
 
@@ -342,4 +342,50 @@ fn attributes_that_do_not_change_forwarding_do_not_touch_it() {
     lab.announce_via(0, v4(PREFIX), PathId(0), &path(&[64_600]), next_hop(77));
     while lab.rib.run(100) {}
     assert_eq!(lab.rib.fib_changes(), 1);
+}
+
+#[test]
+fn marks_are_told_with_forwarding_and_only_equal_ones_share_it() {
+    let mut lab = Lab::up(peers());
+    lab.rib.set_decision(DecisionOptions {
+        multipath_external: 8,
+        multipath_relax: true,
+        ..DecisionOptions::default()
+    });
+    let mark = |numbers: &[u32], function, mark| {
+        let mut builder = path(numbers);
+        builder.large_communities([
+            LargeCommunity { global: 1, local_1: 5, local_2: 6 },
+            LargeCommunity { global: 65_010, local_1: function, local_2: mark },
+            LargeCommunity { global: 65_010, local_1: function, local_2: 1_000 },
+        ]);
+        builder
+    };
+    let told = |lab: &Lab| lab.fib.get(&v4(PREFIX).to_net()).map(|route| (route.mark, route.next_hops().len()));
+    lab.announce(0, v4(PREFIX), &mark(&[64_600], 77, 2));
+    lab.announce(1, v4(PREFIX), &mark(&[64_601], 77, 2));
+    lab.settle();
+    assert_eq!(told(&lab), Some((None, 2)), "nobody asked for marks");
+    lab.rib.set_mark(Some(77));
+    lab.settle();
+    assert_eq!(told(&lab), Some((Some(2), 2)));
+    // The same next hop, another mark.
+    lab.announce(1, v4(PREFIX), &mark(&[64_601], 77, 3));
+    lab.settle();
+    assert_eq!(told(&lab), Some((Some(2), 1)), "they lead to different places");
+    // The better one goes: the forwarded set loses it, and the mark is that of the other.
+    lab.withdraw(0, v4(PREFIX));
+    lab.settle();
+    assert_eq!(told(&lab), Some((Some(3), 1)));
+    lab.announce(1, v4(PREFIX), &mark(&[64_601], 78, 3));
+    lab.settle();
+    assert_eq!(told(&lab), Some((None, 1)), "another function");
+    // Which of both is best changes, and nothing else.
+    lab.announce(0, v4(PREFIX), &mark(&[64_600], 77, 2));
+    lab.announce(1, v4(PREFIX), mark(&[64_601], 77, 3).number(code::LOCAL_PREF, 100));
+    lab.settle();
+    assert_eq!(told(&lab), Some((Some(2), 1)));
+    lab.rib.set_mark(None);
+    lab.settle();
+    assert_eq!(told(&lab), Some((None, 2)));
 }
