@@ -20,7 +20,7 @@ pub struct Accept {
 }
 
 /// Everything the checks of one cluster's records need; built once per connection, when its cluster-config is accepted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerContext {
     /// Name of the cluster whose store it is.
     pub cluster: ClusterName,

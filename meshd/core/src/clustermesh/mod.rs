@@ -7,6 +7,8 @@
 //! In the other direction each record has an `encode` that writes what readers of release 1.20 expect, byte for byte as
 //! Go would: field order, `null`, `""`, omitted fields and escapes.
 //!
+//! [`over_bgp`] is for clusters without a store, whose prefixes BGP tells.
+//!
 //! One file per record: [`cluster_config`], [`node`], [`ip`], [`identity`], [`service`], [`service_export`],
 //! [`endpointslice`], [`heartbeat`]; [`keys`] for the keyspace. [`context`](PeerContext) knows what a cluster may claim.
 //!
@@ -27,6 +29,7 @@ pub mod ip;
 pub mod keys;
 mod labels;
 pub mod node;
+pub mod over_bgp;
 pub mod reader;
 mod record;
 mod rejection;
