@@ -53,7 +53,7 @@ use crate::{
         etcd::{self, EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
-    speaker::{self, SpeakerHandle, Surroundings, boot::Mark, settings::Settings},
+    speaker::{self, SpeakerHandle, Surroundings, boot::Mark, convert::SpeakerConfig, settings::Settings},
     state::{State, StateError},
     store::own::OwnStore,
 };
@@ -250,7 +250,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 /// What the main loop needs to reload the configuration and to tell that the daemon lives.
 struct Live {
     /// Where the speaker's configuration goes, if there is a speaker.
-    bgp: Option<watch::Sender<BgpConfig>>,
+    bgp: Option<watch::Sender<SpeakerConfig>>,
     config: Config,
     source: ConfigSource,
     local: Arc<LocalNode>,
@@ -327,8 +327,9 @@ impl Live {
             }
         };
         self.own_store.reload(&new, &self.problems);
-        if let (Some(speaker), Some(bgp)) = (&self.bgp, &new.bgp) {
-            speaker.send_replace(bgp.clone());
+        if let (Some(speaker), Some(wanted)) = (&self.bgp, SpeakerConfig::of(&new)) {
+            // The name and the number of the own cluster are those of the start.
+            speaker.send_replace(SpeakerConfig { cluster: self.config.cluster.clone(), ..wanted });
         }
         self.peer_sources.send_replace(PeerSources::from(&new));
         let unchanged = self.config.clone();
@@ -362,7 +363,7 @@ impl Live {
 
 /// A speaker that runs.
 struct RunningSpeaker {
-    config: watch::Sender<BgpConfig>,
+    config: watch::Sender<SpeakerConfig>,
     handle: SpeakerHandle,
 }
 
@@ -376,10 +377,10 @@ fn start_speaker(
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<RunningSpeaker>> {
-    let Some(bgp) = &config.bgp else { return Ok(None) };
+    let Some(wanted) = SpeakerConfig::of(config) else { return Ok(None) };
     let (mark, predecessor) = Mark::take_over(&config.state_dir).context("failed to remember that BGP is spoken")?;
-    let stamp = vrps_stamp(bgp);
-    let (settings, settings_rx) = watch::channel(speaker_settings(bgp, local, problems, None)?);
+    let stamp = vrps_stamp(&wanted.bgp);
+    let (settings, settings_rx) = watch::channel(speaker_settings(&wanted, local, problems, None)?);
     let around =
         Surroundings { settings: settings_rx, changes, snapshots, problems: problems.clone(), mark, predecessor };
     let (handle, ended) = speaker::start(around, stop.clone()).context("failed to start the BGP speaker")?;
@@ -387,7 +388,7 @@ fn start_speaker(
         // The end of the thread, whatever ended it, is the end of the task.
         let _ended = ended.await;
     });
-    let (config, config_rx) = watch::channel(bgp.clone());
+    let (config, config_rx) = watch::channel(wanted);
     tasks.spawn("bgp-settings", tell_speaker(config_rx, settings, local.clone(), problems.clone(), stamp));
     Ok(Some(RunningSpeaker { config, handle }))
 }
@@ -403,7 +404,7 @@ fn vrps_stamp(bgp: &BgpConfig) -> Stamp {
 /// Tells the speaker what it is to be whenever its configuration is another one, or the file of VRPs. That file can be large, so
 /// it is read where nobody else waits for it.
 async fn tell_speaker(
-    mut configs: watch::Receiver<BgpConfig>,
+    mut configs: watch::Receiver<SpeakerConfig>,
     settings: watch::Sender<Settings>,
     local: LocalNode,
     problems: Problems,
@@ -421,12 +422,12 @@ async fn tell_speaker(
             }
             _ = ticks.tick() => false,
         };
-        let bgp = if is_new { configs.borrow_and_update().clone() } else { configs.borrow().clone() };
+        let wanted = if is_new { configs.borrow_and_update().clone() } else { configs.borrow().clone() };
         let known = settings.borrow().vrps.clone();
         let (local, reported) = (local.clone(), problems.clone());
         let made = spawn_blocking(move || {
-            let now = vrps_stamp(&bgp);
-            (is_new || now != stamp).then(|| (now, speaker_settings(&bgp, &local, &reported, known)))
+            let now = vrps_stamp(&wanted.bgp);
+            (is_new || now != stamp).then(|| (now, speaker_settings(&wanted, &local, &reported, known)))
         });
         let message = match made.await {
             Ok(None) => continue,
@@ -442,12 +443,12 @@ async fn tell_speaker(
 
 /// What the speaker is told; peers that had to be kept down become a problem.
 fn speaker_settings(
-    bgp: &BgpConfig,
+    wanted: &SpeakerConfig,
     local: &LocalNode,
     problems: &Problems,
     known: Option<Arc<Vrps>>,
 ) -> anyhow::Result<Settings> {
-    let (settings, refused) = speaker::convert::settings(bgp, local, known)?;
+    let (settings, refused) = speaker::convert::settings(wanted, local, known)?;
     let lines: Vec<String> = refused.iter().map(|it| format!("{}: {}", it.peer, it.reason)).collect();
     problems.report("bgp/config", (!lines.is_empty()).then(|| lines.join("; ")));
     Ok(settings)

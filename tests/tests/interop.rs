@@ -9,13 +9,14 @@
 //! `bfd` is our BFD with FRR's, with BIRD's, and with itself, `echo` its packets that FRR's node sends back. `exports` lets tshark and bgpdump read what we tell monitoring
 //! stations and write into files. `failover` cuts the cable of a node with two and measures what its traffic misses.
 //! `labs` runs the topologies of `lab/topologies` and shows what their rows in `lab/README.md` say.
-//! `sessions` is what ours may demand of a peer, `watching` what it tells stations and files. `restart` is about
+//! `clusters` joins two of ours without a store between them. `sessions` is what ours may demand of a peer, `watching` what it tells stations and files. `restart` is about
 //! what a restart of us or of them does to traffic, `liveness` about a path that dies, `full_table` about a whole table that goes through
 //! us.
 
 mod interop {
     mod add_path;
     mod bfd;
+    mod clusters;
     mod configurations;
     mod echo;
     mod exabgp;

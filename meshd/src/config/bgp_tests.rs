@@ -499,3 +499,28 @@ fn files_of_the_include_folder_add_peers() {
     let config = Config::load(&path, &environment, &Overrides::new()).unwrap().bgp.unwrap();
     assert_eq!((config.asn, config.listen.len()), (Asn(64_600), 0));
 }
+
+#[test]
+fn a_cluster_over_bgp_has_a_number_and_nothing_of_a_store() {
+    let mesh = "bgp: {asn: 65001, mesh: {enabled: true}}\n";
+    let accept = "accept: {pod_cidrs: [10.2.0.0/16], node_cidrs: [192.0.2.0/24]}";
+    let (_folder, config) = load(&format!("{mesh}peers: [{{cluster: east, id: 2, {accept}}}]\n"));
+    let config = config.unwrap();
+    assert_eq!(config.peers[0].over_bgp.map(|id| id.get()), Some(2));
+    assert_eq!(config.bgp.unwrap().mesh_function, Some(77));
+
+    let found = |section: &str, words: &[&str]| {
+        let findings = findings(section).join("\n");
+        assert!(words.iter().all(|word| findings.contains(word)), "{words:?}: {findings}");
+    };
+    let entry = format!("peers: [{{cluster: east, id: 2, {accept}}}]\n");
+    found(&format!("bgp: {{asn: 65001}}\n{entry}"), &["peers[0].id", "the mesh over BGP is off"]);
+    found(&entry, &["peers[0].id", "the mesh over BGP is off"]);
+    found(&format!("{mesh}{}", entry.replace("id: 2", "id: 1")), &["this cluster has the id 1 already"]);
+    found(&format!("{mesh}{}", entry.replace("id: 2", "id: 300")), &["peers[0].id", "outside 1 to 255"]);
+    let twins = format!("{mesh}peers: [{{cluster: east, id: 2, {accept}}}, {{cluster: north, id: 2, {accept}}}]\n");
+    found(&twins, &["peers[1].id", "cluster east has the id 2 already"]);
+    let both = entry.replace("id: 2", "id: 2, endpoints: [\"http://127.0.0.1:2379\"]");
+    found(&format!("{mesh}{both}"), &["peers[0].id", "says its id there"]);
+    found(&format!("{mesh}{}", entry.replace("id: 2, ", "")), &["peers[0].endpoints", "required key is missing"]);
+}

@@ -125,6 +125,8 @@ pub struct Peer {
     pub cluster: ClusterName,
     /// The members of its store.
     pub endpoints: Vec<Endpoint>,
+    /// Its number, when BGP tells its prefixes and there is no store.
+    pub over_bgp: Option<ClusterId>,
     /// The certificate to use there.
     pub tls: Option<TlsFiles>,
     /// What it may say.

@@ -191,8 +191,10 @@ section! {
     RawPeer {
         /// Its name, as it calls itself.
         cluster: Option<Name> = "required",
-        /// Where its store is.
-        endpoints: Vec<EndpointText> = "required",
+        /// Where its store is. None with `id`.
+        endpoints: Vec<EndpointText> = "required without `id`",
+        /// Its number, when it has no store that we reach: its prefixes are told over BGP (`bgp.mesh`).
+        id: Option<u32> = "what its store says",
         /// Certificates to reach it.
         tls: Option<RawTls> = "none",
         /// What it may say.

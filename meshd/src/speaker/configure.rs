@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::{
     core::{Core, Shared},
-    settings::{PeerSettings, Settings},
+    settings::{MeshSettings, PeerSettings, Settings},
 };
 
 /// What the peer's operator reads when a peer is taken out of the configuration.
@@ -73,6 +73,14 @@ impl Core {
                 core.vrps.clone_from(&new.vrps);
                 core.speaker.rib_mut().set_vrps(new.vrps.clone());
             }
+        }
+        if old.mesh != new.mesh {
+            let mut core = core.borrow_mut();
+            let MeshSettings { function, clusters, by_store } = new.mesh.clone();
+            core.over_bgp.configure(function.unwrap_or_default(), clusters, &by_store);
+            core.speaker.rib_mut().set_mark(function);
+            core.speaker.rib_mut().tell_forwarding_again();
+            core.fib_news.notify_one();
         }
         Self::watch_for(core, &new);
         core.borrow().worker.notify_one();

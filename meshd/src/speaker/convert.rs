@@ -10,23 +10,51 @@ use bgp::{
         Confederation, FamilyConfig, HostName, IfName, PeerKey, RemoteAs, RestartConfig, RoleConfig, SessionConfig,
     },
     speaker::PeerConfig,
-    wire::attributes::{Builder, Origin, code},
+    wire::attributes::{Builder, LargeCommunity, Origin, code},
 };
 use ipnet::IpNet;
-use meshd_core::derive::LocalNode;
+use meshd_core::{
+    clustermesh::{Accept, PeerContext},
+    derive::LocalNode,
+    id::ClusterId,
+};
 
 use super::{
     bfd,
-    settings::{PeerSettings, RangeSettings, Settings},
+    settings::{MeshSettings, PeerSettings, RangeSettings, Settings},
     transport::{AoKey, Distance, Key, Secret, Transport, ao},
 };
 use crate::config::{
-    model::bgp::{
-        AoAlgorithm, BgpConfig, BgpPeer, LimitAction, PeerAuthentication, PeerBfd, PeerDistance, PeerFamily,
-        PeerNextHop, PeerPlace, RemoteAs as ConfiguredAs,
+    Config,
+    model::{
+        ClusterConfig, Peer,
+        bgp::{
+            AoAlgorithm, BgpConfig, BgpPeer, LimitAction, PeerAuthentication, PeerBfd, PeerDistance, PeerFamily,
+            PeerNextHop, PeerPlace, RemoteAs as ConfiguredAs,
+        },
     },
     secret,
 };
+
+/// What of the configuration the speaker follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeakerConfig {
+    /// Its section.
+    pub bgp: BgpConfig,
+    /// The own cluster.
+    pub cluster: ClusterConfig,
+    /// Remote clusters.
+    pub peers: Vec<Peer>,
+}
+
+impl SpeakerConfig {
+    /// `None` when there is to be no speaker.
+    #[must_use]
+    pub fn of(config: &Config) -> Option<Self> {
+        let bgp = config.bgp.clone()?;
+        Some(Self { bgp, cluster: config.cluster.clone(), peers: config.peers.clone() })
+    }
+}
 
 /// A peer that cannot be what it is configured to be. It is kept down: a session never runs with less than was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,10 +76,11 @@ pub struct NoRouterId;
 /// # Errors
 /// [`NoRouterId`].
 pub fn settings(
-    config: &BgpConfig,
+    whole: &SpeakerConfig,
     local: &LocalNode,
     known: Option<Arc<Vrps>>,
 ) -> Result<(Settings, Vec<Refused>), NoRouterId> {
+    let config = &whole.bgp;
     let router_id = router_id(config, local).ok_or(NoRouterId)?;
     let mut rib = RibConfig::new(config.asn, router_id, 0);
     rib.cluster_id = config.cluster_id.unwrap_or(router_id);
@@ -84,13 +113,12 @@ pub fn settings(
             }),
         }
     }
-    refused.extend(without_effect(config));
     let settings = Settings {
         rib,
         listen: config.listen.clone(),
         peers,
         ranges,
-        originate: originate(config, local),
+        originate: originate(config, local, whole.cluster.id),
         aggregates: config.originate.aggregates.iter().map(|(prefix, only)| (*prefix, aggregate(*only))).collect(),
         install: config.import.install,
         routes_max: usize::try_from(config.import.routes_max).unwrap_or(usize::MAX),
@@ -100,20 +128,32 @@ pub fn settings(
         service_vips: config.originate.service_vips,
         reserved: local.reserved(),
         guard: config.import.guard,
+        mesh: mesh(whole, local),
         stations: config.stations.clone(),
         mrt: config.mrt.clone(),
     };
     Ok((settings, refused))
 }
 
-/// Settings that this version reads and does nothing about, so that nobody relies on them in silence.
-fn without_effect(config: &BgpConfig) -> impl Iterator<Item = Refused> + use<> {
-    let settings = [("bgp.mesh", config.mesh_function.is_some())];
-    let refused = |(key, _): (&str, bool)| Refused {
-        peer: key.to_owned(),
-        reason: "has no effect in this version; take it out".to_owned(),
+/// Who may say what over BGP.
+fn mesh(config: &SpeakerConfig, local: &LocalNode) -> MeshSettings {
+    let function = config.bgp.mesh_function;
+    let context = |(peer, id): (&Peer, ClusterId)| PeerContext {
+        cluster: peer.cluster.clone(),
+        id,
+        max_clusters: config.cluster.max_clusters,
+        own: false,
+        accept: Accept { pod_cidrs: peer.accept.pod_cidrs.clone(), node_cidrs: peer.accept.node_cidrs.clone() },
+        own_pod_cidrs: local.pod_cidrs.clone(),
+        own_addresses: local.addresses.clone(),
     };
-    settings.into_iter().filter(|(_, is_set)| *is_set).map(refused)
+    let told = config.peers.iter().filter_map(|peer| Some((peer, peer.over_bgp?)));
+    let by_store = config.peers.iter().filter(|peer| peer.over_bgp.is_none());
+    MeshSettings {
+        function,
+        clusters: told.filter(|_| function.is_some()).map(context).collect(),
+        by_store: by_store.map(|peer| peer.cluster.clone()).collect(),
+    }
 }
 
 /// The VRPs of the file. Without them every path counts as not found, which rules may say something about.
@@ -318,18 +358,32 @@ fn bfd_settings(peer: &PeerBfd) -> bfd::Settings {
 }
 
 /// What is advertised of this node, as local paths.
-fn originate(config: &BgpConfig, local: &LocalNode) -> Vec<(IpNet, LocalRoute)> {
+fn originate(config: &BgpConfig, local: &LocalNode, own_id: ClusterId) -> Vec<(IpNet, LocalRoute)> {
     let wanted = &config.originate;
+    let mark = config.mesh_function.map(|function| LargeCommunity {
+        global: config.asn.0,
+        local_1: function,
+        local_2: own_id.get().into(),
+    });
+    let route = |source: LocalSource| {
+        let is_marked = source == LocalSource::PodCidr;
+        local_route_with(source, mark.filter(|_| is_marked))
+    };
     let pods = local.pod_cidrs.iter().filter(|_| wanted.pod_cidrs).map(|prefix| (*prefix, LocalSource::PodCidr));
     let addresses = local.addresses.iter().filter(|_| wanted.node_addresses);
     let addresses = addresses.map(|address| (IpNet::from(*address), LocalSource::NodeAddress));
     let fixed = wanted.prefixes.iter().map(|prefix| (*prefix, LocalSource::Static));
-    pods.chain(addresses).chain(fixed).map(|(prefix, source)| (prefix, local_route(source))).collect()
+    pods.chain(addresses).chain(fixed).map(|(prefix, source)| (prefix, route(source))).collect()
 }
 
 pub(super) fn local_route(source: LocalSource) -> LocalRoute {
-    let attributes = Builder::new().origin(Origin::Igp).set(code::AS_PATH, Vec::new()).build();
-    LocalRoute { source, attributes, next_hop: None }
+    local_route_with(source, None)
+}
+
+fn local_route_with(source: LocalSource, mark: Option<LargeCommunity>) -> LocalRoute {
+    let mut attributes = Builder::new();
+    attributes.origin(Origin::Igp).set(code::AS_PATH, Vec::new()).large_communities(mark);
+    LocalRoute { source, attributes: attributes.build(), next_hop: None }
 }
 
 fn aggregate(summary_only: bool) -> Aggregate {

@@ -20,7 +20,12 @@ use bgp::{
     session::{Event, Fact, IfName, PeerKey, Session, Slot, Stop, StopReason},
     speaker::{Command, Endpoints, PeerConfig, Speaker},
 };
-use meshd_core::{id::IfIndex, observed::BgpChange};
+use jiff::Timestamp;
+use meshd_core::{
+    clustermesh::over_bgp::OverBgp,
+    id::IfIndex,
+    observed::{BgpChange, Change},
+};
 use socket2::Socket;
 use tokio::{
     net::TcpStream,
@@ -99,6 +104,8 @@ pub(super) struct Core {
     /// Peers are waited for after a restart.
     pub(super) restarting: bool,
     fib: Fib,
+    /// Clusters that peers tell.
+    pub(super) over_bgp: OverBgp,
     /// Changes for the pipeline that are no routes; few.
     notes: Vec<BgpChange>,
     connections: BTreeMap<(PeerId, Slot), Rc<Handle>>,
@@ -139,6 +146,7 @@ impl Core {
             stopping: false,
             restarting: false,
             fib: Fib::default(),
+            over_bgp: OverBgp::default(),
             notes: Vec::new(),
             connections: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -441,7 +449,7 @@ impl Core {
     pub(super) fn has_news(&self) -> bool {
         self.speaker.has_fib_changes()
             || self.fib.is_behind(self.speaker.rib())
-            || (!self.fib.is_complete() && self.is_complete())
+            || ((!self.fib.is_complete() || self.over_bgp.is_listing()) && self.is_complete())
     }
 
     /// Every path that is there now has been judged: peers have told what they have, and it is known how each next hop is
@@ -452,7 +460,7 @@ impl Core {
     }
 
     /// The next changes for the pipeline, and whether there are more.
-    pub(super) fn next_batch(&mut self) -> (Vec<BgpChange>, bool) {
+    pub(super) fn next_batch(&mut self) -> (Vec<Change>, bool) {
         let mut batch = std::mem::take(&mut self.notes);
         if self.fib.is_behind(self.speaker.rib()) {
             // What is known of a next hop already is told at once.
@@ -466,17 +474,32 @@ impl Core {
         let dead: Vec<BgpChange> = watched.iter().filter_map(dead).collect();
         batch.extend(watched);
         batch.extend(dead);
-        let mut routes = self.speaker.take_fib_changes(fib::BATCH_MAX);
+        let routes = self.speaker.take_fib_changes(fib::BATCH_MAX);
         let more = routes.len() >= fib::BATCH_MAX;
-        if !self.settings.install {
-            routes.clear();
+        let (mut shared, now) = (BTreeMap::new(), Timestamp::now());
+        for change in routes {
+            let mark = change.route.as_ref().and_then(|route| route.mark);
+            let told = fib::route(change, &mut shared);
+            let told = fib::divert(&mut self.over_bgp, told, mark, now);
+            batch.extend(self.settings.install.then_some(told));
         }
-        let mut shared = BTreeMap::new();
-        batch.extend(routes.into_iter().map(|change| fib::route(change, &mut shared)));
-        if !more && !self.fib.is_complete() && self.is_complete() {
+        if self.over_bgp.wants_all() {
+            self.speaker.rib_mut().tell_forwarding_again();
+            self.worker.notify_one();
+        }
+        let is_awaited = !self.fib.is_complete() || self.over_bgp.is_listing();
+        let is_complete = !more && is_awaited && self.is_complete();
+        if is_complete {
+            self.over_bgp.all_told();
+        }
+        let mut changes = self.over_bgp.take_changes(now);
+        if is_complete {
             batch.extend(self.fib.complete());
         }
-        (batch, more)
+        if !batch.is_empty() {
+            changes.push(Change::Bgp(batch));
+        }
+        (changes, more)
     }
 
     /// Takes over what the pipeline found out about next hops, and this node's links and addresses.

@@ -4,13 +4,15 @@
 //! once for each prefix. So neither a slow kernel nor a flood of changes costs memory, and nothing of it delays what is
 //! advertised.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bgp::{
     NextHop,
     rib::{FibChange, FibTarget, Resolution as Known, Scope},
 };
+use jiff::Timestamp;
 use meshd_core::{
+    clustermesh::over_bgp::OverBgp,
     desired::Resolution,
     id::IfIndex,
     observed::{BgpChange, BgpHop, BgpNextHop, BgpTarget, Change},
@@ -41,9 +43,12 @@ pub(super) async fn carry(core: Shared, changes: mpsc::Sender<Change>) {
         loop {
             // The room first, then the routes: a change of mind while we wait replaces what was to be told.
             let Ok(room) = changes.reserve().await else { return };
-            let (batch, more) = core.borrow_mut().next_batch();
-            if !batch.is_empty() {
-                room.send(Change::Bgp(batch));
+            let (batches, more) = core.borrow_mut().next_batch();
+            drop(room);
+            for batch in batches {
+                if changes.send(batch).await.is_err() {
+                    return;
+                }
             }
             if !more {
                 break;
@@ -128,6 +133,18 @@ pub(super) fn next_hop(next_hop: NextHop, scope: Scope) -> BgpNextHop {
         NextHop::V6Pair { link_local, .. } if link.is_some() => BgpNextHop { address: link_local.into(), link },
         NextHop::V6Pair { global, .. } => BgpNextHop { address: global.into(), link: None },
     }
+}
+
+/// What is left of a route when what is a cluster's that is told over BGP is taken out of it.
+pub(super) fn divert(over_bgp: &mut OverBgp, change: BgpChange, mark: Option<u32>, now: Timestamp) -> BgpChange {
+    let BgpChange::Route(prefix, target) = &change else { return change };
+    if over_bgp.is_off() {
+        return change;
+    }
+    let next_hops: Vec<IpAddr> =
+        target.iter().flat_map(|target| target.hops()).map(|hop| hop.next_hop.address).collect();
+    let path = mark.map(|mark| (mark, next_hops.as_slice()));
+    if over_bgp.path(*prefix, path, now) { BgpChange::Route(*prefix, None) } else { change }
 }
 
 /// A route of the tables as the pipeline knows it; equal sets of next hops share their memory through `shared`.

@@ -62,7 +62,7 @@ use self::{
     core::{Core, Shared},
     discovery::Discovery,
     listen::Listeners,
-    settings::Settings,
+    settings::{MeshSettings, Settings},
 };
 use crate::{lifecycle::Problems, pipeline::Snapshot};
 
@@ -158,7 +158,8 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
     let restart = LocalRestart { restarted: ran, forwarding_kept: PerFamily { ipv4: ran, ipv6: ran } };
     let speaker = Speaker::new(settings.rib.clone(), restart, rand::random());
     let (had_session, sessions) = watch::channel(established.clone());
-    let empty = Settings { originate: Vec::new(), aggregates: Vec::new(), ..settings.clone() };
+    let empty =
+        Settings { originate: Vec::new(), aggregates: Vec::new(), mesh: MeshSettings::default(), ..settings.clone() };
     let core: Shared =
         Rc::new(RefCell::new(Core::new(speaker, empty, path_events, around.problems.clone(), had_session)));
     let mut discovery = Discovery::default();

@@ -1,7 +1,7 @@
 //! What the speaker is told to be, free of how configuration files say it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -13,7 +13,7 @@ use bgp::{
     speaker::PeerConfig,
 };
 use ipnet::IpNet;
-use meshd_core::id::ClusterName;
+use meshd_core::{clustermesh::PeerContext, id::ClusterName};
 
 use super::{bfd, transport::Transport};
 use crate::config::model::bgp::{BmpStation, MrtConfig};
@@ -49,10 +49,23 @@ pub struct Settings {
     pub reserved: Vec<IpNet>,
     /// What else is refused.
     pub guard: GuardSettings,
+    /// Clusters whose prefixes peers tell, when there are any.
+    pub mesh: MeshSettings,
     /// Monitoring stations.
     pub stations: Vec<BmpStation>,
     /// Files of messages and tables.
     pub mrt: Option<MrtConfig>,
+}
+
+/// The mesh over BGP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// The number in the middle of the large communities that say whose a prefix is; nobody is asked when there is none.
+    pub function: Option<u32>,
+    /// Clusters that BGP tells.
+    pub clusters: Vec<PeerContext>,
+    /// Clusters that a store tells.
+    pub by_store: BTreeSet<ClusterName>,
 }
 
 /// One peer.

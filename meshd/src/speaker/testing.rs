@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    convert,
+    convert::{self, SpeakerConfig},
     core::{Core, Shared},
     paths,
     settings::Settings,
@@ -42,13 +42,14 @@ pub(super) fn settings(peers: &str) -> Settings {
     file.write_all(text.as_bytes()).expect("written");
     let config = Config::load(file.path(), &Environment::new(), &Overrides::new());
     let config = config.unwrap_or_else(|error| panic!("{text}\n{error}"));
+    let wanted = SpeakerConfig::of(&config).expect("a speaker");
     let local = LocalNode {
         cluster: config.cluster.name,
         name: config.node.name.expect("a name"),
         addresses: config.node.addresses,
         pod_cidrs: config.node.pod_cidrs,
     };
-    let (settings, refused) = convert::settings(&config.bgp.expect("a speaker"), &local, None).expect("settings");
+    let (settings, refused) = convert::settings(&wanted, &local, None).expect("settings");
     assert_eq!(refused, []);
     settings
 }

@@ -63,8 +63,11 @@ impl Troubleshoot {
         }
         let peers = watch::read(&PeerSources::from(&config), &Before::default());
         let mut targets: Vec<Target> = own_store(&config).into_iter().collect();
-        targets.extend(peers.peers.values().map(|entry| remote(&config, &entry.peer)));
+        let (over_bgp, by_store): (Vec<&Peer>, Vec<&Peer>) =
+            peers.peers.values().map(|entry| &entry.peer).partition(|peer| peer.over_bgp.is_some());
+        targets.extend(by_store.into_iter().map(|peer| remote(&config, peer)));
         let mut broken: Vec<Report> = peers.problems.iter().map(broken_file).collect();
+        broken.extend(over_bgp.into_iter().map(told_over_bgp));
         if let Some(name) = &self.cluster {
             let known: Vec<String> = targets.iter().map(|target| target.cluster.to_string()).collect();
             targets.retain(|target| target.cluster.as_str() == name);
@@ -137,6 +140,17 @@ fn remote(config: &Config, peer: &Peer) -> Target {
         source: peer.source.display().to_string(),
         readers: vec!["remote".to_owned(), format!("remote-{}", config.cluster.name)],
     }
+}
+
+/// There is no store to look at.
+fn told_over_bgp(peer: &Peer) -> Report {
+    let mut report = Report::new(peer.cluster.to_string(), false, peer.source.display().to_string());
+    report.skip(
+        "endpoints",
+        peer.cluster.as_str(),
+        "it is told over BGP; see `meshd bgp summary` and `meshd get peers`",
+    );
+    report
 }
 
 fn broken_file(problem: &crate::sources::config::PeerProblem) -> Report {

@@ -48,7 +48,9 @@ impl<'a> Validator<'a> {
         };
         let peers_dir = raw.peers_dir.map(|path| self.path(&path));
         let cluster_name = cluster.as_ref().map(|cluster| &cluster.name);
-        let peers = self.peers(raw.peers, &peers_defaults, &node, cluster_name);
+        let has_bgp_mesh =
+            raw.bgp.as_ref().is_some_and(|bgp| bgp.enabled != Some(false) && bgp.mesh.enabled == Some(true));
+        let peers = self.peers(raw.peers, &peers_defaults, &node, cluster.as_ref(), has_bgp_mesh);
         let store = self.store(raw.store, cluster_name, &peers);
         let workloads = self.workloads(raw.workloads.r#static, own);
         let routing = self.routing(raw.routing);

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use meshd_core::id::ClusterName;
+use meshd_core::id::{ClusterId, MaxClusters};
 
 use super::Validator;
-use crate::config::model::{Accept, Endpoint, NodeConfig, Peer};
+use crate::config::model::{Accept, ClusterConfig, Endpoint, NodeConfig, Peer};
 use crate::config::raw::{RawAccept, RawPeer};
 
 impl Validator<'_> {
@@ -15,12 +15,17 @@ impl Validator<'_> {
         raw: Vec<RawPeer>,
         defaults: &Accept,
         own: &NodeConfig,
-        own_name: Option<&ClusterName>,
+        cluster: Option<&ClusterConfig>,
+        has_bgp_mesh: bool,
     ) -> Vec<Peer> {
+        let own_name = cluster.map(|cluster| &cluster.name);
+        let max_clusters = cluster.map_or(MaxClusters::C511, |cluster| cluster.max_clusters);
+        let mut taken: BTreeMap<ClusterId, String> =
+            cluster.map(|cluster| (cluster.id, "this cluster".to_owned())).into_iter().collect();
         let mut peers = BTreeMap::new();
         for (i, raw) in raw.into_iter().enumerate() {
             let key = format!("peers[{i}]");
-            let Some(peer) = self.peer(&key, raw, defaults, own) else { continue };
+            let Some(peer) = self.peer(&key, raw, defaults, own, max_clusters) else { continue };
             let name_key = format!("{key}.cluster");
             if own_name == Some(&peer.cluster) {
                 self.error(
@@ -28,6 +33,9 @@ impl Validator<'_> {
                     format!("{} is this cluster's own name", peer.cluster),
                     "list remote clusters only; two clusters need two names",
                 );
+            }
+            if let Some(id) = peer.over_bgp {
+                self.over_bgp(&format!("{key}.id"), id, &mut taken, &peer, has_bgp_mesh);
             }
             if peers.contains_key(&peer.cluster) {
                 self.error(
@@ -42,7 +50,36 @@ impl Validator<'_> {
         peers.into_values().collect()
     }
 
-    pub(super) fn peer(&mut self, key: &str, raw: RawPeer, defaults: &Accept, own: &NodeConfig) -> Option<Peer> {
+    /// Checks a cluster that BGP tells.
+    fn over_bgp(
+        &mut self,
+        key: &str,
+        id: ClusterId,
+        taken: &mut BTreeMap<ClusterId, String>,
+        peer: &Peer,
+        has_bgp_mesh: bool,
+    ) {
+        if !has_bgp_mesh {
+            let hint = "add bgp: {mesh: {enabled: true}}, or `endpoints` in place of `id`";
+            self.error(key, "a cluster without `endpoints` is told over BGP, and the mesh over BGP is off", hint);
+        }
+        if let Some(owner) = taken.insert(id, format!("cluster {}", peer.cluster)) {
+            self.error(
+                key,
+                format!("{owner} has the id {id} already"),
+                "every cluster of a mesh has a number of its own",
+            );
+        }
+    }
+
+    fn peer(
+        &mut self,
+        key: &str,
+        raw: RawPeer,
+        defaults: &Accept,
+        own: &NodeConfig,
+        max_clusters: MaxClusters,
+    ) -> Option<Peer> {
         let cluster = match &raw.cluster {
             Some(name) => self.cluster_name(&format!("{key}.cluster"), name),
             None => {
@@ -52,8 +89,21 @@ impl Validator<'_> {
         };
         let tls = raw.tls.as_ref().and_then(|tls| self.tls(&format!("{key}.tls"), tls));
         let endpoints_key = format!("{key}.endpoints");
-        if raw.endpoints.is_empty() {
+        let id_key = format!("{key}.id");
+        let over_bgp = raw.id.and_then(|id| match ClusterId::new(id, max_clusters) {
+            Ok(id) => Some(id),
+            Err(error) => {
+                self.error(&id_key, error.to_string(), "write the `cluster.id` of that cluster");
+                None
+            }
+        });
+        if raw.id.is_none() && raw.endpoints.is_empty() {
             self.missing(&endpoints_key, "endpoints: [\"https://ADDRESS:2379\"]");
+        }
+        let has_store_keys = !raw.endpoints.is_empty() || raw.tls.is_some() || !raw.host_aliases.is_empty();
+        if raw.id.is_some() && has_store_keys {
+            let hint = "take out `id`, or take out `endpoints`, `tls` and `host_aliases` to learn the cluster over BGP";
+            self.error(&id_key, "a cluster that has a store says its id there", hint);
         }
         let endpoints = self.endpoints(&endpoints_key, &raw.endpoints, raw.tls.is_some());
         if raw.tls.is_none() && endpoints.iter().any(Endpoint::is_tls) {
@@ -84,7 +134,8 @@ impl Validator<'_> {
                 None => self.missing(&format!("{key}.host_aliases[{i}].hostname"), "hostname: NAME"),
             }
         }
-        Some(Peer { cluster: cluster?, endpoints, tls, accept, host_aliases, source: self.file.to_owned() })
+        let source = self.file.to_owned();
+        Some(Peer { cluster: cluster?, endpoints, over_bgp, tls, accept, host_aliases, source })
     }
 
     /// Checks an accept list against the own prefixes: broader is fine, equal or inside is a mistake.

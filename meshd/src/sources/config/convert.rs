@@ -85,6 +85,7 @@ pub fn peers(sources: &PeerSources, files: &[DirectoryFile], before: &Before) ->
                     let peer = Peer {
                         cluster: cluster.clone(),
                         endpoints: client.endpoints,
+                        over_bgp: None,
                         tls: client.tls,
                         accept: sources.accept.clone(),
                         host_aliases: client.host_aliases,

@@ -366,6 +366,7 @@ mod tests {
         let mut case = Case::start("peers");
         let configured = Peer {
             cluster: "south".parse().unwrap(),
+            over_bgp: None,
             endpoints: vec!["http://localhost:3".parse().unwrap()],
             tls: None,
             accept: Accept::default(),

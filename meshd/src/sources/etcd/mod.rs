@@ -20,6 +20,8 @@
 //!   anew and keeps its rows until it has listed again.
 //! - The id of a cluster belongs to whoever claimed it first. Claims are shared by all tasks and survive a reconnect.
 //!
+//! - A cluster that BGP tells has no task here: its id is claimed, and its rows come from the speaker.
+//!
 //! Our own cluster is one more task ([`OwnCluster`]): siblings that share our store appear through it.
 
 mod convert;
@@ -51,7 +53,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use self::watch::ClusterTask;
 use super::config::{PeerEntry, PeerSet};
@@ -131,6 +133,15 @@ impl Shared {
         };
         claims.retain(|of, owner| owner != cluster || *of == id);
         Ok(())
+    }
+
+    /// Gives `id` to a cluster that BGP tells: the configuration says so.
+    fn claim_configured(&self, id: ClusterId, cluster: &ClusterName) {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        claims.retain(|of, owner| owner != cluster || *of == id);
+        if let Some(other) = claims.insert(id, cluster.clone()).filter(|other| other != cluster) {
+            warn!(%other, %cluster, %id, "a cluster over BGP is configured with the id of a cluster with a store");
+        }
     }
 
     fn listed_from(&self, cluster: &ClusterName) -> BTreeMap<Kind, u64> {
@@ -224,6 +235,14 @@ impl EtcdSource {
                 continue;
             }
             let peer = &entry.peer;
+            if let Some(id) = peer.over_bgp {
+                // The speaker tells its rows; see `crate::speaker`.
+                if let Some(old) = running.remove(name) {
+                    end(old).await;
+                }
+                shared.claim_configured(id, name);
+                continue;
+            }
             if let Some(old) = running.remove(name) {
                 end(old).await;
                 info!(cluster = %name, "the peer's configuration changed");

@@ -78,6 +78,7 @@ pub(super) fn peer(cluster: &str, address: SocketAddr, tls: TlsFiles) -> PeerEnt
     let peer = Peer {
         cluster: name(cluster),
         endpoints: vec![format!("https://{address}").parse().unwrap()],
+        over_bgp: None,
         tls: Some(tls),
         accept: Accept {
             pod_cidrs: ["10.1.0.0/16", "10.2.0.0/16", "10.91.0.0/16", "10.92.0.0/16", "fd00::/16"]
