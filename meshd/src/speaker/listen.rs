@@ -355,6 +355,45 @@ mod tests {
         LocalSet::new().run_until(test).await;
     }
 
+    /// Keys come before listening, and a change of another one's key is none of its business: the first attempt of a peer that
+    /// signs is taken, whatever happens while it waits.
+    #[tokio::test]
+    async fn the_first_connection_of_a_signed_peer_is_taken() {
+        let peer = |last: u8| format!("{{address: 127.0.0.{last}, remote_as: 6500{last}, passive: true}}");
+        let mut settings = settings(&format!("{}, {}", peer(2), peer(3)));
+        let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        settings.listen = vec![address];
+        let has_key = |settings: &mut Settings, name: &str, text: &str| {
+            settings.peers.get_mut(&key(name)).expect("a peer").transport.key = Some(secret(text));
+        };
+        has_key(&mut settings, "127.0.0.2", "hush");
+        let test = async {
+            let core = core(settings.clone());
+            let mut listeners = Listeners::default();
+            assert_eq!(listeners.update(&core, &Problems::default()), None);
+            let at = listeners.running[&address].0.local_addr().expect("an address").as_socket().expect("of IP");
+            let mine = transport::Transport {
+                key: Some(secret("hush")),
+                source: Some("127.0.0.2".parse().expect("an address")),
+                ..transport::Transport::default()
+            };
+            let socket = transport::outgoing(at, &mine).expect("a socket");
+            // Nothing else runs on this thread meanwhile, and so nobody is accepted.
+            socket.set_nonblocking(false).expect("blocking");
+            socket.connect(&at.into()).expect("the first attempt");
+            socket.set_nonblocking(true).expect("non-blocking");
+            while waiting_at(at) == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(listeners.update(&core, &Problems::default()), None);
+            has_key(&mut settings, "127.0.0.3", "another");
+            Core::settle(&core, settings);
+            assert_eq!(listeners.update(&core, &Problems::default()), None);
+            read_until(&mut TcpStream::from_std(socket.into()).expect("a stream"), 1).await;
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
     /// The kernel judges by the longest prefix, and by the address of the listener alone.
     #[test]
     fn a_connection_is_signed_with_the_key_of_the_longest_prefix() {
