@@ -17,10 +17,13 @@ use anyhow::Context as _;
 use bgp::policy::Vrps;
 use jiff::Timestamp;
 use meshd_core::{
-    clustermesh::export::{OwnState, Workload},
+    clustermesh::{
+        export::{OwnState, Workload},
+        over_bgp::OverBgp,
+    },
     derive::{LocalNode, RouteDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
-    observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow},
+    observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
 };
 use tokio::{
@@ -123,7 +126,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (state, mut loaded) = once_free(open, |error| matches!(error, StateError::InUse { .. }))
         .await
         .with_context(|| format!("failed to open the state directory {}", config.state_dir.display()))?;
-    for (name, entry) in &first_peers.peers {
+    // What is remembered of those that BGP tells is limited prefix by prefix, and not node by node, by the speaker.
+    for (name, entry) in first_peers.peers.iter().filter(|(_, entry)| entry.peer.over_bgp.is_none()) {
         loaded.limit(name, etcd::accept(entry), started);
     }
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
@@ -155,7 +159,12 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     };
     tasks.spawn("etcd", etcd.run(stop.clone()));
     let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::default()));
-    let speaker = start_speaker(&config, &local, bgp_changes, snapshots_rx.clone(), &problems, &mut tasks, &stop)?;
+    let around = AroundSpeaker {
+        changes: bgp_changes,
+        snapshots: snapshots_rx.clone(),
+        remembered: told_over_bgp(&config, &loaded.observed),
+    };
+    let speaker = start_speaker(&config, &local, around, &problems, &mut tasks, &stop)?;
 
     // ② derive
     let (clusters, clusters_rx) = watch::channel(BTreeSet::new());
@@ -367,22 +376,48 @@ struct RunningSpeaker {
     handle: SpeakerHandle,
 }
 
+/// What the speaker hears of, and who hears of it.
+struct AroundSpeaker {
+    changes: mpsc::Sender<Change>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Clusters that BGP told the previous run.
+    remembered: OverBgp,
+}
+
+/// What is remembered of the clusters that BGP tells.
+fn told_over_bgp(config: &Config, remembered: &Observed) -> OverBgp {
+    let told = config.peers.iter().filter(|peer| peer.over_bgp.is_some());
+    let known = told.filter_map(|peer| Some((&peer.cluster, remembered.clusters.get(&peer.cluster)?)));
+    let rows = known.map(|(name, tables)| {
+        let nodes = tables.nodes.iter().map(|(node, row)| (node.clone(), row.clone()));
+        (name.clone(), nodes.collect())
+    });
+    OverBgp::new(rows.collect())
+}
+
 /// Starts the BGP speaker, if there is to be one.
 fn start_speaker(
     config: &Config,
     local: &LocalNode,
-    changes: mpsc::Sender<Change>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    around: AroundSpeaker,
     problems: &Problems,
     tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<RunningSpeaker>> {
     let Some(wanted) = SpeakerConfig::of(config) else { return Ok(None) };
+    let AroundSpeaker { changes, snapshots, remembered } = around;
     let (mark, predecessor) = Mark::take_over(&config.state_dir).context("failed to remember that BGP is spoken")?;
     let stamp = vrps_stamp(&wanted.bgp);
     let (settings, settings_rx) = watch::channel(speaker_settings(&wanted, local, problems, None)?);
-    let around =
-        Surroundings { settings: settings_rx, changes, snapshots, problems: problems.clone(), mark, predecessor };
+    let around = Surroundings {
+        settings: settings_rx,
+        changes,
+        snapshots,
+        problems: problems.clone(),
+        mark,
+        predecessor,
+        remembered,
+    };
     let (handle, ended) = speaker::start(around, stop.clone()).context("failed to start the BGP speaker")?;
     tasks.spawn("bgp", async move {
         // The end of the thread, whatever ended it, is the end of the task.

@@ -1,6 +1,11 @@
 //! From the configuration to what the speaker is told.
 
-use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU8, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU8,
+    sync::Arc,
+};
 
 use bgp::{
     PerFamily, RouterId,
@@ -16,7 +21,7 @@ use ipnet::IpNet;
 use meshd_core::{
     clustermesh::{Accept, PeerContext},
     derive::LocalNode,
-    id::ClusterId,
+    id::{ClusterId, ClusterName},
 };
 
 use super::{
@@ -43,8 +48,10 @@ pub struct SpeakerConfig {
     pub bgp: BgpConfig,
     /// The own cluster.
     pub cluster: ClusterConfig,
-    /// Remote clusters.
+    /// Remote clusters that BGP may tell.
     pub peers: Vec<Peer>,
+    /// Remote clusters that a store tells.
+    pub by_store: BTreeSet<ClusterName>,
 }
 
 impl SpeakerConfig {
@@ -52,7 +59,14 @@ impl SpeakerConfig {
     #[must_use]
     pub fn of(config: &Config) -> Option<Self> {
         let bgp = config.bgp.clone()?;
-        Some(Self { bgp, cluster: config.cluster.clone(), peers: config.peers.clone() })
+        let (peers, with_store): (Vec<Peer>, Vec<Peer>) =
+            config.peers.iter().cloned().partition(|peer| peer.over_bgp.is_some());
+        let mut by_store: BTreeSet<ClusterName> = with_store.into_iter().map(|peer| peer.cluster).collect();
+        let files = config.peers_dir.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
+        // Whatever has the name of a cluster there may be one: its rows are not the speaker's to remove.
+        by_store.extend(files.filter_map(|file| file.ok()?.file_name().to_str()?.parse().ok()));
+        by_store.retain(|name| !peers.iter().any(|peer| peer.cluster == *name));
+        Some(Self { bgp, cluster: config.cluster.clone(), peers, by_store })
     }
 }
 
@@ -148,11 +162,10 @@ fn mesh(config: &SpeakerConfig, local: &LocalNode) -> MeshSettings {
         own_addresses: local.addresses.clone(),
     };
     let told = config.peers.iter().filter_map(|peer| Some((peer, peer.over_bgp?)));
-    let by_store = config.peers.iter().filter(|peer| peer.over_bgp.is_none());
     MeshSettings {
         function,
         clusters: told.filter(|_| function.is_some()).map(context).collect(),
-        by_store: by_store.map(|peer| peer.cluster.clone()).collect(),
+        by_store: config.by_store.clone(),
     }
 }
 

@@ -460,7 +460,7 @@ impl Core {
     }
 
     /// The next changes for the pipeline, and whether there are more.
-    pub(super) fn next_batch(&mut self) -> (Vec<Change>, bool) {
+    pub(super) fn next_batch(&mut self) -> (Option<Change>, bool) {
         let mut batch = std::mem::take(&mut self.notes);
         if self.fib.is_behind(self.speaker.rib()) {
             // What is known of a next hop already is told at once.
@@ -496,10 +496,11 @@ impl Core {
         if is_complete {
             batch.extend(self.fib.complete());
         }
-        if !batch.is_empty() {
-            changes.push(Change::Bgp(batch));
+        if changes.is_empty() {
+            return ((!batch.is_empty()).then_some(Change::Bgp(batch)), more);
         }
-        (changes, more)
+        changes.push(Change::Bgp(batch));
+        (Some(Change::All(changes)), more)
     }
 
     /// Takes over what the pipeline found out about next hops, and this node's links and addresses.

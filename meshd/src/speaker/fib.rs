@@ -43,12 +43,9 @@ pub(super) async fn carry(core: Shared, changes: mpsc::Sender<Change>) {
         loop {
             // The room first, then the routes: a change of mind while we wait replaces what was to be told.
             let Ok(room) = changes.reserve().await else { return };
-            let (batches, more) = core.borrow_mut().next_batch();
-            drop(room);
-            for batch in batches {
-                if changes.send(batch).await.is_err() {
-                    return;
-                }
+            let (batch, more) = core.borrow_mut().next_batch();
+            if let Some(batch) = batch {
+                room.send(batch);
             }
             if !more {
                 break;

@@ -382,7 +382,9 @@ mod tests {
             socket.set_nonblocking(false).expect("blocking");
             socket.connect(&at.into()).expect("the first attempt");
             socket.set_nonblocking(true).expect("non-blocking");
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
             while waiting_at(at) == 0 {
+                assert!(std::time::Instant::now() < deadline, "nobody waits");
                 std::thread::yield_now();
             }
             assert_eq!(listeners.update(&core, &Problems::default()), None);

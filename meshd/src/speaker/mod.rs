@@ -49,7 +49,7 @@ pub mod unnumbered;
 use std::{cell::RefCell, io, rc::Rc, sync::Arc, thread, time::Duration};
 
 use bgp::{PerFamily, session::LocalRestart, speaker::Speaker};
-use meshd_core::observed::Change;
+use meshd_core::{clustermesh::over_bgp::OverBgp, observed::Change};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{LocalSet, spawn_local, yield_now},
@@ -130,6 +130,8 @@ pub struct Surroundings {
     pub mark: Mark,
     /// What the speaker before this one left.
     pub predecessor: Predecessor,
+    /// Clusters that peers told the previous run.
+    pub remembered: OverBgp,
 }
 
 /// Starts the thread. It ends, without a word to the peers, when `stop` is cancelled; the receiver then resolves.
@@ -162,6 +164,7 @@ async fn run(mut around: Surroundings, mut questions: mpsc::Receiver<QuestionBox
         Settings { originate: Vec::new(), aggregates: Vec::new(), mesh: MeshSettings::default(), ..settings.clone() };
     let core: Shared =
         Rc::new(RefCell::new(Core::new(speaker, empty, path_events, around.problems.clone(), had_session)));
+    core.borrow_mut().over_bgp = around.remembered;
     let mut discovery = Discovery::default();
     let mut listeners = Listeners::default();
     let worker = spawn_local(work(core.clone()));

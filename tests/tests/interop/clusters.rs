@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use lab::Running;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::routers::{Blueprint, Network, Router};
@@ -54,7 +55,24 @@ fn ping(from: &Router, source: &str, target: &str) {
     from.run(&["ping", "-c", "3", "-i", "0.05", "-W", "1", "-I", source, target]).unwrap();
 }
 
-const EAST_AT_WEST: [&str; 2] = ["10.2.1.0/24 via 192.0.2.20", "fd02:1::/64 via fd00::20"];
+const EAST_AT_WEST: [&str; 3] =
+    ["10.2.1.0/24 via 192.0.2.20", "10.2.2.0/24 via 192.0.2.20", "fd02:1::/64 via fd00::20"];
+
+/// What is deleted of ours at the kernel from now on.
+struct Deletions(Running);
+
+impl Deletions {
+    fn of(router: &Router) -> Self {
+        Self(router.node().spawn(&["ip", "monitor", "route"]).unwrap())
+    }
+
+    fn assert_only(self, prefixes: &[&str]) {
+        let heard = self.0.stop(Signal::SIGINT, Duration::from_secs(5)).unwrap();
+        let deleted = heard.stdout.lines().filter(|line| line.starts_with("Deleted") && line.contains("proto 77"));
+        let deleted: Vec<&str> = deleted.filter_map(|line| line.split_whitespace().nth(1)).collect();
+        assert_eq!(deleted, prefixes);
+    }
+}
 
 /// The whole life of such a pair.
 #[test]
@@ -64,7 +82,7 @@ fn two_clusters_join_without_a_store() {
     let watcher = "- {address: 192.0.2.1, remote_as: 4200000001, export: [all], families: {ipv4: {}}, timers: {connect_retry_s: 1}}";
     let network = Network::up(&[
         cluster("west", 1, ("east", 2), "", watcher),
-        cluster("east", 2, ("west", 1), ", 10.9.1.0/24", ""),
+        cluster("east", 2, ("west", 1), ", 10.2.2.0/24, 10.9.1.0/24", ""),
         Bird { peer: ("192.0.2.10", 65_001), ..Bird::USUAL }.blueprint("bird"),
     ])
     .unwrap();
@@ -85,7 +103,7 @@ fn two_clusters_join_without_a_store() {
 
     assert_eq!(
         nodes_of(&west, "east").unwrap(),
-        [r#"bgp-192-0-2-20: ["10.2.1.0/24"]"#, r#"bgp-fd00-0-0-0-0-0-0-20: ["fd02:1::/64"]"#]
+        [r#"bgp-192-0-2-20: ["10.2.1.0/24","10.2.2.0/24"]"#, r#"bgp-fd00-0-0-0-0-0-0-20: ["fd02:1::/64"]"#]
     );
     let view = peer(&west, "east").unwrap();
     assert_eq!(
@@ -122,10 +140,12 @@ fn two_clusters_join_without_a_store() {
     assert_eq!(installed(&west, "77").unwrap(), everything);
 
     // Less is accepted of east from now on; then more again.
-    reconfigure(&west, "pod_cidrs: [10.2.0.0/16, ", "pod_cidrs: [");
-    wait_installed(&west, "77", &["10.1.0.0/24 via 192.0.2.1", EAST_AT_WEST[1]]);
-    reconfigure(&west, "accept: {pod_cidrs: [", "accept: {pod_cidrs: [10.2.0.0/16, ");
+    let deletions = Deletions::of(&west);
+    reconfigure(&west, "pod_cidrs: [10.2.0.0/16, ", "pod_cidrs: [10.2.1.0/24, ");
+    wait_installed(&west, "77", &["10.1.0.0/24 via 192.0.2.1", EAST_AT_WEST[0], EAST_AT_WEST[2]]);
+    reconfigure(&west, "pod_cidrs: [10.2.1.0/24, ", "pod_cidrs: [10.2.0.0/16, ");
     wait_installed(&west, "77", &everything);
+    deletions.assert_only(&["10.2.2.0/24"]);
 
     // East withdraws what it has: its routes go, and who looks is told why there are none.
     reconfigure(&east, "advertise: [{pod_cidrs: true}]", "advertise: []");
@@ -138,6 +158,7 @@ fn two_clusters_join_without_a_store() {
     // East is no cluster of ours any more: what is left is what the policy for the peer accepts.
     let text = west.run(&["cat", "/etc/meshd/meshd.yaml"]).unwrap();
     let entry = &text[text.find("peers:\n  - cluster").unwrap()..text.find("bgp:").unwrap()];
+    let deletions = Deletions::of(&west);
     reconfigure(&west, entry, "");
     west.wait("nobody knows east", || {
         let view = peer(&west, "east")?;
@@ -145,6 +166,13 @@ fn two_clusters_join_without_a_store() {
         Ok(())
     })
     .unwrap();
-    wait_installed(&west, "77", &[everything[0], everything[1], "10.9.1.0/24 via 192.0.2.20", everything[2]]);
+    everything.insert(3, "10.9.1.0/24 via 192.0.2.20");
+    wait_installed(&west, "77", &everything);
+    deletions.assert_only(&[]);
+    // And it is one again.
+    reconfigure(&west, "bgp:\n", &format!("{entry}bgp:\n"));
+    everything.remove(3);
+    wait_installed(&west, "77", &everything);
+    assert_eq!(peer(&west, "east").unwrap()["nodes"], 2);
     network.down().unwrap();
 }

@@ -3,7 +3,8 @@
 //! A path says by a large community whose prefix it is. The prefix is a PodCIDR of that cluster, and the next hops are the
 //! node it is behind: prefixes with the same next hops make one node. From there on everything is as with a store: the same
 //! accept lists and checks, the same rows, owners, conflicts and routes. What differs is the end: a path that is withdrawn
-//! is gone, as with any path of BGP; who wants it to outlive a session asks for graceful restart there.
+//! is gone, as with any path of BGP; who wants it to outlive a session asks for graceful restart there. And while not
+//! everything has been told (after a restart, or when what a cluster may say changed), what was known stays.
 //!
 //! Paths marked with a number that is no such cluster's (our own included) are ordinary paths of BGP.
 
@@ -21,7 +22,8 @@ use super::{PeerContext, Rejection};
 use crate::{
     id::{ClusterName, NodeName},
     observed::{
-        Change, ClusterChange, Failure, Kind, Labels, NodeAddress, NodeAddressKind, NodeRow, PeerRow, RejectedRow,
+        Change, ClusterChange, Failure, Kind, Labels, Limits, NodeAddress, NodeAddressKind, NodeRow, PeerRow,
+        RejectedRow,
     },
 };
 
@@ -37,8 +39,12 @@ const NAME_MAX: usize = 120;
 pub struct OverBgp {
     function: u32,
     clusters: BTreeMap<u32, Told>,
+    /// Rows of the previous run, until their cluster is configured.
+    remembered: BTreeMap<ClusterName, Vec<(NodeName, Arc<NodeRow>)>>,
     places: BTreeMap<IpNet, Place>,
     changes: Vec<(ClusterName, ClusterChange)>,
+    /// Clusters that nobody tells any more. They go when their prefixes have been told again: some may stay as ordinary routes.
+    leaving: BTreeSet<ClusterName>,
     /// Somebody said less than it wanted, and there is room now.
     wants_all: bool,
 }
@@ -48,12 +54,14 @@ pub struct OverBgp {
 enum Place {
     Node(u32, NodeName),
     Refused(u32),
+    /// Refused because there is no room.
+    Beyond(u32),
 }
 
 impl Place {
     fn cluster(&self) -> u32 {
         match self {
-            Self::Node(id, _) | Self::Refused(id) => *id,
+            Self::Node(id, _) | Self::Refused(id) | Self::Beyond(id) => *id,
         }
     }
 }
@@ -64,11 +72,15 @@ struct Told {
     context: PeerContext,
     nodes: BTreeMap<NodeName, Node>,
     touched: BTreeSet<NodeName>,
+    /// Prefixes that were known before and have not been told yet, with the node they are behind.
+    unconfirmed: BTreeMap<IpNet, NodeName>,
     prefixes: usize,
     /// Prefixes that were refused because there was no room.
     beyond: usize,
     /// Not everything that is there has been told since the cluster or what it may say changed.
     is_listing: bool,
+    /// What it may say is to be told, behind the rows that are left of it.
+    accept_is_due: bool,
     row: Arc<PeerRow>,
 }
 
@@ -79,69 +91,83 @@ struct Node {
 }
 
 impl OverBgp {
+    /// Starts with what the previous run knew of clusters.
+    #[must_use]
+    pub fn new(remembered: BTreeMap<ClusterName, Vec<(NodeName, Arc<NodeRow>)>>) -> Self {
+        Self { remembered, ..Self::default() }
+    }
+
     /// Takes over which clusters are told over BGP with which `function`; `by_store` are those that a store tells. All
     /// paths must be told again afterwards, and then [`Self::all_told`].
     pub fn configure(&mut self, function: u32, clusters: Vec<PeerContext>, by_store: &BTreeSet<ClusterName>) {
         let same_mark = self.function == function;
         self.function = function;
         let mut old = std::mem::take(&mut self.clusters);
+        for told in old.values() {
+            let row_of = |(name, node): (&NodeName, &Node)| (name.clone(), told.row_of(node));
+            self.remembered.insert(told.context.cluster.clone(), told.nodes.iter().map(row_of).collect());
+        }
         let names: BTreeSet<ClusterName> = clusters.iter().map(|context| context.cluster.clone()).collect();
+        let mut kept = BTreeSet::new();
         for context in clusters {
             let id = u32::from(context.id.get());
-            let kept = old.remove(&id).filter(|told| same_mark && told.context == context);
-            let told = kept.unwrap_or_else(|| {
-                let accept = context.accept.clone();
-                self.changes.push((context.cluster.clone(), ClusterChange::Accept(accept)));
+            let known = old.remove(&id).filter(|told| same_mark && told.context == context);
+            kept.extend(known.is_some().then_some(id));
+            let told = known.unwrap_or_else(|| {
                 self.changes.push((context.cluster.clone(), ClusterChange::ListBegin(Kind::Nodes)));
-                Told::new(context)
+                let known = self.remembered.remove(&context.cluster).unwrap_or_default();
+                Told::new(context, &known)
             });
             self.clusters.insert(id, told);
         }
+        self.remembered.clear();
         for (_, told) in old {
-            let name = told.context.cluster;
-            if !names.contains(&name) && !by_store.contains(&name) {
-                self.changes.push((name, ClusterChange::Drop));
-            }
+            self.leaving.insert(told.context.cluster);
         }
-        let is_known = |place: &Place| match place {
-            Place::Node(id, node) => self.clusters.get(id).is_some_and(|told| told.nodes.contains_key(node)),
-            Place::Refused(id) => self.clusters.get(id).is_some_and(|told| !told.is_listing),
-        };
-        self.places.retain(|_, place| is_known(place));
+        self.leaving.retain(|name| !names.contains(name) && !by_store.contains(name));
+        // What is listed anew finds its place again.
+        self.places.retain(|_, place| kept.contains(&place.cluster()));
     }
 
     /// No cluster is told over BGP.
     #[must_use]
     pub fn is_off(&self) -> bool {
-        self.clusters.is_empty() && self.places.is_empty() && self.changes.is_empty()
+        self.clusters.is_empty() && self.leaving.is_empty() && self.changes.is_empty()
     }
 
     /// Takes over the best path to a prefix; `None` when there is none. True when the prefix is a cluster's, or claimed for
     /// one and refused: then it is no ordinary route.
     pub fn path(&mut self, prefix: IpNet, path: Option<(u32, &[IpAddr])>, now: Timestamp) -> bool {
+        self.clusters.values_mut().for_each(|told| told.confirm(&prefix));
         let refused_before = self.forget(&prefix);
         let told = path.and_then(|(mark, next_hops)| Some((mark, next_hops, self.clusters.get_mut(&mark)?)));
-        let Some((id, next_hops, told)) = told.filter(|(_, next_hops, _)| !next_hops.is_empty()) else {
-            self.changes.extend(refused_before.map(|name| (name, ClusterChange::Rejected(key(&prefix), None))));
+        self.changes.extend(refused_before.map(|name| (name, ClusterChange::Rejected(key(&prefix), None))));
+        let Some((id, next_hops, told)) = told else { return false };
+        let verdict = told.judge(prefix, next_hops);
+        if next_hops.is_empty() && verdict.is_ok() {
+            // Packets are to be dropped, which is no business of a node.
             return false;
-        };
-        if told.prefixes >= PREFIXES_MAX {
-            told.beyond += 1;
-            return true;
         }
-        told.prefixes += 1;
-        let cluster = told.context.cluster.clone();
-        let elsewhere = refused_before.filter(|name| *name != cluster);
-        self.changes.extend(elsewhere.map(|name| (name, ClusterChange::Rejected(key(&prefix), None))));
-        let place = match told.judge(prefix, next_hops) {
+        let place = match verdict {
             Ok(()) => {
-                self.changes.push((cluster, ClusterChange::Rejected(key(&prefix), None)));
+                told.prefixes += 1;
                 Place::Node(id, told.put(prefix, next_hops))
             }
             Err(reason) => {
+                let place = if matches!(reason, Rejection::TooMany { .. }) {
+                    // Twice the limit is all that is remembered; nobody can tell a difference beyond.
+                    if told.beyond >= PREFIXES_MAX {
+                        return true;
+                    }
+                    told.beyond += 1;
+                    Place::Beyond(id)
+                } else {
+                    told.prefixes += 1;
+                    Place::Refused(id)
+                };
                 let row = RejectedRow { kind: Some(Kind::Nodes), reason, since: now };
-                self.changes.push((cluster, ClusterChange::Rejected(key(&prefix), Some(row))));
-                Place::Refused(id)
+                self.changes.push((told.context.cluster.clone(), ClusterChange::Rejected(key(&prefix), Some(row))));
+                place
             }
         };
         self.places.insert(prefix, place);
@@ -151,13 +177,17 @@ impl OverBgp {
     /// Not everything has been told since something changed.
     #[must_use]
     pub fn is_listing(&self) -> bool {
-        self.clusters.values().any(|told| told.is_listing)
+        !self.leaving.is_empty() || self.clusters.values().any(|told| told.is_listing)
     }
 
     /// Every path there is has been told: what is remembered of a cluster and was not told is gone.
     pub fn all_told(&mut self) {
+        let leaving = std::mem::take(&mut self.leaving);
+        self.changes.extend(leaving.into_iter().map(|name| (name, ClusterChange::Drop)));
         for told in self.clusters.values_mut().filter(|told| told.is_listing) {
             told.is_listing = false;
+            let gone: Vec<IpNet> = told.unconfirmed.keys().copied().collect();
+            gone.iter().for_each(|prefix| told.confirm(prefix));
             self.changes.extend(told.take_nodes());
             let name = &told.context.cluster;
             let end = |kind: &Kind| match kind {
@@ -175,11 +205,15 @@ impl OverBgp {
         std::mem::take(&mut self.wants_all)
     }
 
-    /// The changes that follow, by cluster, in order.
+    /// The changes that follow, by cluster, in order. They are to be applied together.
     pub fn take_changes(&mut self, now: Timestamp) -> Vec<Change> {
         let mut changes = std::mem::take(&mut self.changes);
         for told in self.clusters.values_mut() {
             changes.extend(told.take_nodes());
+            if std::mem::take(&mut told.accept_is_due) {
+                let accept = told.context.accept.clone();
+                changes.push((told.context.cluster.clone(), ClusterChange::Accept(accept)));
+            }
             let row = told.peer_row(self.function, now);
             if *told.row != row {
                 told.row = Arc::new(row);
@@ -200,10 +234,11 @@ impl OverBgp {
     fn forget(&mut self, prefix: &IpNet) -> Option<ClusterName> {
         let place = self.places.remove(prefix)?;
         let told = self.clusters.get_mut(&place.cluster())?;
-        told.prefixes = told.prefixes.saturating_sub(1);
-        if told.beyond > 0 && told.prefixes + ROOM_WANTED <= PREFIXES_MAX {
-            told.beyond = 0;
-            self.wants_all = true;
+        if let Place::Beyond(_) = place {
+            told.beyond = told.beyond.saturating_sub(1);
+        } else {
+            told.prefixes = told.prefixes.saturating_sub(1);
+            self.wants_all |= told.beyond > 0 && told.prefixes + ROOM_WANTED == PREFIXES_MAX;
         }
         match place {
             Place::Node(_, name) => {
@@ -213,28 +248,57 @@ impl OverBgp {
                 told.touched.insert(name);
                 None
             }
-            Place::Refused(_) => Some(told.context.cluster.clone()),
+            Place::Refused(_) | Place::Beyond(_) => Some(told.context.cluster.clone()),
         }
     }
 }
 
 impl Told {
-    fn new(context: PeerContext) -> Self {
-        Self {
+    /// A cluster of which so much is `known` from before.
+    fn new(context: PeerContext, known: &[(NodeName, Arc<NodeRow>)]) -> Self {
+        let mut told = Self {
             context,
             nodes: BTreeMap::new(),
             touched: BTreeSet::new(),
+            unconfirmed: BTreeMap::new(),
             prefixes: 0,
             beyond: 0,
             is_listing: true,
+            accept_is_due: true,
             row: Arc::default(),
+        };
+        for (name, row) in known {
+            let next_hops: Vec<IpAddr> = row.addresses.iter().map(|address| address.ip).collect();
+            let accepted = row.pod_cidrs.iter().filter(|prefix| told.judge(**prefix, &next_hops).is_ok());
+            let prefixes: BTreeSet<IpNet> = accepted.copied().collect();
+            told.unconfirmed.extend(prefixes.iter().map(|prefix| (*prefix, name.clone())));
+            told.touched.insert(name.clone());
+            told.nodes.insert(name.clone(), Node { next_hops, prefixes });
+        }
+        told
+    }
+
+    /// What was known of the prefix before does not count any more.
+    fn confirm(&mut self, prefix: &IpNet) {
+        if let Some(name) = self.unconfirmed.remove(prefix) {
+            if let Some(node) = self.nodes.get_mut(&name) {
+                node.prefixes.remove(prefix);
+            }
+            self.touched.insert(name);
         }
     }
 
     /// The checks a node record goes through.
     fn judge(&self, prefix: IpNet, next_hops: &[IpAddr]) -> Result<(), Rejection> {
         self.context.check_pod_cidr("prefix", prefix)?;
-        next_hops.iter().try_for_each(|next_hop| self.context.check_node_address("next hop", *next_hop))
+        next_hops.iter().try_for_each(|next_hop| self.context.check_node_address("next hop", *next_hop))?;
+        if self.prefixes >= PREFIXES_MAX {
+            return Err(Rejection::TooMany { limit: PREFIXES_MAX });
+        }
+        if self.nodes.len() >= Limits::NODES && !self.nodes.contains_key(&node_name(next_hops)) {
+            return Err(Rejection::TooMany { limit: Limits::NODES });
+        }
+        Ok(())
     }
 
     fn put(&mut self, prefix: IpNet, next_hops: &[IpAddr]) -> NodeName {

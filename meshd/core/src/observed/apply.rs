@@ -25,6 +25,8 @@ pub enum Change {
     Kernel(Vec<KernelChange>),
     /// Rows of the BGP speaker.
     Bgp(Vec<BgpChange>),
+    /// Changes of which nobody must see only some: what is added for what is removed.
+    All(Vec<Change>),
 }
 
 /// A change to the rows of one cluster. `None` as a value removes the row.
@@ -138,6 +140,11 @@ impl Observed {
             Change::Bgp(changes) => {
                 for change in changes {
                     self.apply_bgp(change);
+                }
+            }
+            Change::All(changes) => {
+                for change in changes {
+                    self.apply(change, now);
                 }
             }
         }

@@ -240,6 +240,9 @@ impl RoutePlanner {
     /// Says that the kernel refused an action.
     pub fn refused(&mut self, action: &Action, message: &str, now: Timestamp) {
         match action {
+            // It was written twice, and the kernel has told that it is there.
+            Action::PutRoute { key, via, replace: false }
+                if self.routes.get(key).is_some_and(|route| route.regular && route.via == *via) => {}
             Action::PutRoute { key, .. } | Action::DeleteRoute { key } => {
                 self.withdrawing.remove(&key.prefix);
                 if action.is_delete() {

@@ -220,6 +220,7 @@ section! {
 section! {
     /// The mesh over BGP: prefixes of remote clusters are learned from their speakers, which say by a large community
     /// `ASN:FUNCTION:CLUSTER_ID` whose they are. What a cluster may say is its `accept` in `peers`, as with a store.
+    /// `import.install` and `import.max_routes` are for ordinary routes and not for these.
     RawBgpMesh {
         /// Take part.
         enabled: Option<bool> = "false",

@@ -135,13 +135,19 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives `id` to a cluster that BGP tells: the configuration says so.
-    fn claim_configured(&self, id: ClusterId, cluster: &ClusterName) {
+    /// Gives ids to the clusters that BGP tells, because the configuration says so, and takes those away that nobody has any
+    /// more. Returns who had such an id, with who has it now.
+    fn claim_configured(&self, set: &PeerSet, own: &ClusterName) -> Vec<(ClusterName, ClusterName)> {
+        let over_bgp = |name: &ClusterName| set.peers.get(name).and_then(|entry| entry.peer.over_bgp);
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        claims.retain(|of, owner| owner != cluster || *of == id);
-        if let Some(other) = claims.insert(id, cluster.clone()).filter(|other| other != cluster) {
-            warn!(%other, %cluster, %id, "a cluster over BGP is configured with the id of a cluster with a store");
-        }
+        let is_there = |name: &ClusterName| name == own || set.clusters().any(|cluster| cluster == name);
+        claims.retain(|id, owner| is_there(owner) && over_bgp(owner).is_none_or(|configured| configured == *id));
+        let configured = set.peers.keys().filter_map(|name| Some((name, over_bgp(name)?)));
+        let displaced = configured.filter_map(|(name, id)| {
+            let other = claims.insert(id, name.clone()).filter(|other| other != name)?;
+            Some((other, name.clone()))
+        });
+        displaced.collect()
     }
 
     fn listed_from(&self, cluster: &ClusterName) -> BTreeMap<Kind, u64> {
@@ -228,6 +234,13 @@ impl EtcdSource {
             self.remembered.remove(&name);
             self.tell(&name, ClusterChange::Drop).await;
         }
+        for (other, name) in shared.claim_configured(set, &self.own.name) {
+            warn!(%other, cluster = %name, "a cluster over BGP is configured with the id of a cluster with a store");
+            // Its reader begins again, and is refused with both names.
+            if let Some(old) = running.remove(&other) {
+                end(old).await;
+            }
+        }
         let mut after = Duration::ZERO;
         for (name, entry) in &set.peers {
             // Cilium writes an entry for every cluster of a mesh into one directory, our own included.
@@ -236,11 +249,12 @@ impl EtcdSource {
             }
             let peer = &entry.peer;
             if let Some(id) = peer.over_bgp {
-                // The speaker tells its rows; see `crate::speaker`.
+                // The speaker tells its rows and takes them away again; see `crate::speaker`.
+                self.remembered.remove(name);
                 if let Some(old) = running.remove(name) {
+                    info!(cluster = %name, %id, "the peer is told over BGP from now on");
                     end(old).await;
                 }
-                shared.claim_configured(id, name);
                 continue;
             }
             if let Some(old) = running.remove(name) {

@@ -12,6 +12,9 @@ use super::{Device, Echo, SessionId, echo::EchoSender, sockets::Transmitter};
 /// A session whose socket failed gets a new one this much later.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Errors of a socket whose link or address is another one now.
+const GONE: [i32; 4] = [libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL, libc::EINVAL];
+
 /// What the thread knows of a session beside its state machine.
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -95,7 +98,7 @@ impl Runtime {
     }
 
     /// Sends an echo packet. What cannot be sent does not come back, which is for the session to judge.
-    pub(super) fn send_echo(&mut self, packet: EchoPacket) {
+    pub(super) fn send_echo(&mut self, now: Moment, packet: EchoPacket) {
         let Some(sender) = &self.echo else { return };
         match sender.send(&packet.encode()) {
             Ok(()) => self.echoes_sent += 1,
@@ -105,6 +108,10 @@ impl Runtime {
                     tracing::debug!(problem, "BFD echo packet was not sent");
                 }
                 self.problem = Some(problem);
+                if error.raw_os_error().is_some_and(|code| GONE.contains(&code)) {
+                    self.echo = None;
+                    self.echo_retry_at = Some(now.after(REOPEN_INTERVAL));
+                }
             }
         }
     }
@@ -124,8 +131,7 @@ impl Runtime {
                 self.problem = Some(problem);
                 // A path without a route, or a link without a carrier, does not need another socket, and the source port
                 // should stay.
-                let gone = [libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL, libc::EINVAL];
-                if self.transmitter.is_none() || error.raw_os_error().is_some_and(|code| gone.contains(&code)) {
+                if self.transmitter.is_none() || error.raw_os_error().is_some_and(|code| GONE.contains(&code)) {
                     self.transmitter = None;
                     self.reopen_at = now.after(REOPEN_INTERVAL);
                 }

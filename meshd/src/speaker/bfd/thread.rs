@@ -297,7 +297,7 @@ impl Thread {
                         self.untold.insert(number);
                     }
                 }
-                Action::SendEcho { sequence } => runtime.send_echo(EchoPacket { discriminator: number, sequence }),
+                Action::SendEcho { sequence } => runtime.send_echo(now, EchoPacket { discriminator: number, sequence }),
             }
         }
         let echo = runtime.echo_report(&member.session);

@@ -116,6 +116,9 @@ fn marks_of_nobody_are_ordinary_routes() {
     let mut case = Case::new();
     assert!(!case.path("10.2.1.0/24", 1, &["192.0.2.1"]), "our own, or a cluster that is not configured");
     assert!(!case.path("10.2.1.0/24", 2, &[]), "packets are to be dropped");
+    assert!(case.path("10.3.1.0/24", 2, &[]), "and not those of others");
+    assert_eq!(case.refused().len(), 1);
+    case.gone("10.3.1.0/24");
     assert!(case.path("10.2.1.0/24", 2, &["192.0.2.1"]));
     assert!(!case.path("10.2.1.0/24", 3, &["192.0.2.1"]), "the mark changes");
     assert_eq!(case.nodes(), Vec::<String>::new());
@@ -152,11 +155,16 @@ fn what_is_remembered_goes_when_everything_was_told() {
     case.path("10.2.2.0/24", 2, &["192.0.2.2"]);
     case.over.all_told();
     assert_eq!(case.nodes().len(), 2);
-    // The next run remembers both and hears of one.
-    case.over = OverBgp::default();
+    case.path("10.2.3.0/24", 2, &["192.0.2.2"]);
+    let before = case.nodes();
+    // The next run remembers all of it and hears of one.
+    let rows = case.observed.clusters["east"].nodes.iter().map(|(name, row)| (name.clone(), row.clone())).collect();
+    case.over = OverBgp::new(BTreeMap::from([(east().cluster, rows)]));
     case.over.configure(77, vec![east()], &BTreeSet::new());
     case.path("10.2.2.0/24", 2, &["192.0.2.2"]);
-    assert_eq!(case.nodes().len(), 2);
+    assert_eq!(case.nodes(), before, "what was not told yet stays");
+    assert!(!case.gone("10.2.3.0/24"), "somebody says that there is none");
+    assert_eq!(case.nodes(), ["bgp-192-0-2-1: 10.2.1.0/24", "bgp-192-0-2-2: 10.2.2.0/24"]);
     assert!(case.over.is_listing());
     case.over.all_told();
     assert!(!case.over.is_listing());
@@ -176,8 +184,10 @@ fn a_reload_changes_what_is_accepted_and_who_there_is() {
     let narrow = Accept { pod_cidrs: vec!["10.2.0.0/17".parse().unwrap()], ..east().accept };
     case.over.configure(77, vec![PeerContext { accept: narrow, ..east() }], &BTreeSet::new());
     assert!(case.over.is_listing());
-    case.path("10.2.1.0/24", 2, &["192.0.2.1"]);
+    assert_eq!(case.nodes(), ["bgp-192-0-2-1: 10.2.1.0/24"], "what is accepted still stays without being told again");
     case.path("10.2.128.0/24", 2, &["192.0.2.1"]);
+    assert_eq!(case.nodes(), ["bgp-192-0-2-1: 10.2.1.0/24"]);
+    case.path("10.2.1.0/24", 2, &["192.0.2.1"]);
     case.over.all_told();
     assert_eq!(case.nodes(), ["bgp-192-0-2-1: 10.2.1.0/24"]);
     assert_eq!(case.refused().len(), 1);
@@ -189,6 +199,10 @@ fn a_reload_changes_what_is_accepted_and_who_there_is() {
     assert_eq!(case.nodes(), ["bgp-192-0-2-1: 10.2.1.0/24"]);
     case.over.configure(77, vec![east()], &BTreeSet::new());
     case.over.configure(77, Vec::new(), &BTreeSet::new());
+    assert!(!case.path("10.2.1.0/24", 2, &["192.0.2.1"]), "an ordinary route from now on");
+    assert_eq!(case.nodes(), ["bgp-192-0-2-1: 10.2.1.0/24"], "which takes over before the cluster goes");
+    assert!(case.over.is_listing());
+    case.over.all_told();
     assert_eq!(case.nodes(), ["no such cluster"]);
     assert!(case.over.is_off());
 }
@@ -199,6 +213,7 @@ fn prefixes_of_a_cluster_are_bounded_and_asked_for_again() {
     let wide = Accept { pod_cidrs: vec!["10.0.0.0/8".parse().unwrap()], ..east().accept };
     let context = PeerContext { accept: wide, own_pod_cidrs: Vec::new(), ..east() };
     case.over.configure(77, vec![context], &BTreeSet::new());
+    case.over.all_told();
     let next_hop: [IpAddr; 1] = ["192.0.2.1".parse().unwrap()];
     let prefix = |number: usize| -> IpNet {
         let number = u32::try_from(number).unwrap();
@@ -210,12 +225,18 @@ fn prefixes_of_a_cluster_are_bounded_and_asked_for_again() {
     assert!(case.problem().unwrap().contains("more than 65536 prefixes"), "visible");
     let row = case.observed.clusters["east"].nodes.iter().next().unwrap().1.clone();
     assert_eq!(row.pod_cidrs.len(), PREFIXES_MAX);
+    assert!(case.refused()[0].contains("more than 65536"), "{:?}", case.refused());
+    case.over.path(prefix(PREFIXES_MAX), None, now());
+    assert_eq!(case.refused().len(), 4, "one of those without room is gone");
     for number in 0..ROOM_WANTED {
         assert!(!case.over.wants_all());
         case.over.path(prefix(number), None, now());
     }
     assert!(case.over.wants_all() && !case.over.wants_all(), "once");
-    assert_eq!(case.problem(), None);
+    for number in ROOM_WANTED..PREFIXES_MAX + 5 {
+        case.over.path(prefix(number), (number != PREFIXES_MAX).then_some((2, &next_hop[..])), now());
+    }
+    assert_eq!((case.problem(), case.refused()), (None, Vec::new()));
 }
 
 #[test]

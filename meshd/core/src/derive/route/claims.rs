@@ -20,7 +20,8 @@ pub(super) struct ClaimChanges {
 impl ClaimChanges {
     /// Takes over the PodCIDRs of a node that was touched.
     pub(super) fn node(&mut self, deriver: &mut RouteDeriver, key: &NodeKey, old: &[IpNet], new: &[IpNet]) {
-        for prefix in old.iter().filter(|prefix| !new.contains(prefix)) {
+        let stays: BTreeSet<&IpNet> = new.iter().collect();
+        for prefix in old.iter().filter(|prefix| !stays.contains(prefix)) {
             if let Some(claimants) = deriver.claimants.get_mut(prefix) {
                 claimants.remove(key);
                 if claimants.is_empty() {

@@ -13,6 +13,9 @@ use super::RoutePlanner;
 /// How long nothing must have been planned before what is not there counts as missing, and not as on its way.
 pub(super) const QUIET: SignedDuration = SignedDuration::from_secs(2);
 
+/// Where it is never quiet, what is on its way is not told apart after so long: it may be written twice.
+pub(super) const LATEST: SignedDuration = SignedDuration::from_secs(60);
+
 /// When to compare.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Comparison {
@@ -20,7 +23,10 @@ pub(super) enum Comparison {
     NotDue,
     /// A dump has ended.
     Wanted,
-    At(Timestamp),
+    At {
+        at: Timestamp,
+        latest: Timestamp,
+    },
 }
 
 impl RoutePlanner {
@@ -28,19 +34,22 @@ impl RoutePlanner {
     pub(super) fn compare(&mut self, now: Timestamp, planned: bool) {
         match self.comparison {
             Comparison::NotDue => {}
-            Comparison::At(at) if !planned && at <= now => {
+            Comparison::Wanted => self.comparison = Comparison::At { at: now + QUIET, latest: now + LATEST },
+            Comparison::At { at, .. } if !planned && at <= now => {
                 self.comparison = Comparison::NotDue;
                 self.find_missing();
             }
-            Comparison::At(_) if !planned => {}
-            Comparison::Wanted | Comparison::At(_) => self.comparison = Comparison::At(now + QUIET),
+            Comparison::At { latest, .. } if planned => {
+                self.comparison = Comparison::At { at: latest.min(now + QUIET), latest };
+            }
+            Comparison::At { .. } => {}
         }
     }
 
     /// When [`Self::compare`] has something to do.
     pub(super) fn comparison_at(&self) -> Option<Timestamp> {
         match self.comparison {
-            Comparison::At(at) => Some(at),
+            Comparison::At { at, .. } => Some(at),
             Comparison::NotDue | Comparison::Wanted => None,
         }
     }

@@ -642,6 +642,31 @@ fn what_no_dump_has_is_written_again_when_it_is_quiet() {
     assert_eq!(planner.plan(at(5_000)), (Vec::new(), None), "nothing is missing");
 }
 
+/// The same where it is never quiet.
+#[test]
+fn what_no_dump_has_is_written_again_although_routes_come_and_go() {
+    let (mut kernel, mut planner, mut desired) = installed();
+    let key = *kernel.routes.keys().next().unwrap();
+    kernel.routes.clear();
+    // Nobody heard of the deletion, nor does the dump that should tell it: as if it had been written and deleted unheard.
+    planner.routes.remove(&key);
+    planner.observe(ActualChange::DumpBegin);
+    planner
+        .observe(ActualChange::Nexthop(NexthopId(77_000_000), Some(kernel.nexthops[&NexthopId(77_000_000)].clone())));
+    planner.observe(ActualChange::DumpEnd);
+    let mut written_at = None;
+    for second in 0..100 {
+        want(&mut desired, &format!("10.2.{second}.0/24"), "a");
+        planner.set_desired(&desired, true);
+        let done = settle(&mut planner, &mut kernel, at(second * 1_000));
+        if done.contains(&"add route 10.1.0.0/24 nhid 77000000 metric 77".to_owned()) {
+            written_at = Some(second);
+            break;
+        }
+    }
+    assert_eq!(written_at, Some(60));
+}
+
 /// Routes learned by BGP are installed, follow their target, wait when it has no next hop, and go when they are withdrawn; a
 /// node's route to the same prefix comes first.
 #[test]
