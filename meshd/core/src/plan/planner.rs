@@ -95,6 +95,8 @@ pub struct RoutePlanner {
     surplus_nexthops: BTreeSet<NexthopId>,
     /// Prefixes we wanted once in this run: their routes may go without waiting for every source.
     retired: BTreeSet<IpNet>,
+    /// Routes that were planned anew and that the kernel has not told yet: during a bulk write nobody listens.
+    unheard: usize,
     prune_all: bool,
     /// Nexthop objects written whose notification has not come yet: not written again meanwhile. Never a reason to prune.
     sent: BTreeMap<NexthopId, ActualNexthop>,
@@ -134,6 +136,7 @@ impl RoutePlanner {
             leaving: Leaving::default(),
             surplus_nexthops: BTreeSet::new(),
             retired: BTreeSet::new(),
+            unheard: 0,
             prune_all: false,
             sent: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -244,6 +247,9 @@ impl RoutePlanner {
             Action::PutRoute { key, via, replace: false }
                 if self.routes.get(key).is_some_and(|route| route.regular && route.via == *via) => {}
             Action::PutRoute { key, .. } | Action::DeleteRoute { key } => {
+                if matches!(action, Action::PutRoute { replace: false, .. }) {
+                    self.unheard = self.unheard.saturating_sub(1);
+                }
                 self.withdrawing.remove(&key.prefix);
                 if action.is_delete() {
                     self.leaving.refused(key, self.routes.get(key).map(|route| &route.via));
@@ -422,7 +428,7 @@ impl RoutePlanner {
 
     /// A peer may claim prefixes without end that never reach the kernel.
     fn forget_retired(&mut self) {
-        if self.dumped && self.retired.len() > 2 * self.routes.len() + RETIRED_SPARE {
+        if self.dumped && self.retired.len() > 2 * (self.routes.len() + self.unheard) + RETIRED_SPARE {
             let routes: BTreeSet<IpNet> = self.routes.keys().map(|key| key.prefix).collect();
             self.retired.retain(|prefix| routes.contains(prefix));
         }
@@ -462,6 +468,7 @@ impl RoutePlanner {
         let Some((routes, nexthops)) = self.dump.take() else { return };
         self.sent.clear();
         self.withdrawing.clear();
+        self.unheard = 0;
         let gone: Vec<ActualKey> = self.routes.keys().filter(|key| !routes.contains(key)).copied().collect();
         for key in gone {
             self.observe_route(key, None);
@@ -516,6 +523,9 @@ impl RoutePlanner {
             self.withdrawing.remove(&key.prefix);
         }
         let was_there = old.is_some();
+        if !was_there && self.routes.contains_key(&key) {
+            self.unheard = self.unheard.saturating_sub(1);
+        }
         if let Some(old) = old {
             self.leaving.forget(&key, &old.via);
             if let RouteVia::Object(id) = old.via {
@@ -862,7 +872,9 @@ impl RoutePlanner {
             self.leave_superseded(key);
             return None;
         }
-        Some(Action::PutRoute { key, via, replace: actual.is_some() })
+        let replace = actual.is_some();
+        self.unheard += usize::from(!replace);
+        Some(Action::PutRoute { key, via, replace })
     }
 
     fn plan_deletions(&mut self, actions: &mut Vec<Action>) {

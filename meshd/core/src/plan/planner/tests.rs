@@ -483,6 +483,44 @@ fn prefixes_that_never_reach_the_kernel_are_not_remembered_without_end() {
     assert!(planner.plan(at(0)).0.iter().any(|action| matches!(action, Action::DeleteRoute { .. })));
 }
 
+/// A peer is lost right behind a bulk load: nobody has heard of its routes yet, and not everybody was heard in this run.
+#[test]
+fn routes_that_were_written_unheard_and_are_wanted_no_more_go_at_once() {
+    use crate::observed::BgpTargetId;
+    let mut kernel = Kernel::default();
+    let mut planner = start(&kernel, true);
+    let mut desired = Desired::default();
+    let count = 2 * RETIRED_SPARE + 7;
+    for number in 0..count {
+        desired.bgp.put(format!("10.{}.{}.0/24", number / 256, number % 256).parse().unwrap(), BgpTargetId(0));
+    }
+    desired.targets.upsert(TargetKey::Bgp(BgpTargetId(0)), hops(&["172.18.0.9"]));
+    planner.set_desired(&desired, false);
+    loop {
+        let (actions, _) = planner.plan(at(0));
+        if actions.is_empty() {
+            break;
+        }
+        for action in &actions {
+            kernel.apply(action).unwrap();
+        }
+    }
+    assert_eq!(kernel.routes.len(), count);
+    // The withdrawals come in portions.
+    let prefixes: Vec<IpNet> = desired.bgp.iter().map(|(prefix, _)| *prefix).collect();
+    for portion in prefixes.chunks(4_096) {
+        for prefix in portion {
+            desired.bgp.remove(prefix);
+        }
+        planner.set_desired(&desired, false);
+        assert_eq!(planner.plan(at(1)).0, []);
+    }
+    planner.set_desired(&Desired::default(), false);
+    kernel.dump().into_iter().for_each(|change| planner.observe(change));
+    settle(&mut planner, &mut kernel, at(2));
+    assert_eq!(kernel.routes.len(), 0);
+}
+
 #[test]
 fn what_is_retired_before_the_first_dump_is_kept_whatever_its_number() {
     let mut planner = RoutePlanner::new(options(true));
