@@ -15,6 +15,11 @@ pub(super) const OURS: &str = "192.0.2.10";
 /// The same for IPv6.
 pub(super) const OURS_V6: &str = "fd00::10";
 
+/// The node of ours in a configuration; with [`PODS`] behind it, it has workloads.
+pub(super) const NODE: &str = "name: ours, addresses: [192.0.2.10]";
+/// Its prefix of workloads.
+pub(super) const PODS: &str = ", pod_cidrs: [10.0.1.0/24]";
+
 /// A key file that only its owner reads, as ours wants it; made by [`with_key`].
 pub(super) const KEY_FILE: &str = "/run/bgp.key";
 
@@ -33,30 +38,40 @@ pub(super) fn assert_content(network: &Network, routers: &[&str]) {
     }
 }
 
+/// The configuration of one node with its own store: `node` stands between the braces, and `bgp` are the lines of that section
+/// behind our AS.
+pub(super) fn configuration(node: &str, asn: u32, bgp: &str) -> String {
+    format!(
+        r#"
+cluster: {{name: west, id: 1}}
+node: {{{node}}}
+store: {{mode: embedded, listen: "127.0.0.1:2379"}}
+bgp:
+  asn: {asn}
+{bgp}
+"#
+    )
+}
+
 /// A router of ours; each of `peers` is what stands between braces in the list of peers, and `more` are lines of the section
 /// `bgp`. Peers of the group `open` may say everything and are told everything.
 pub(super) fn ours(peers: &[&str], more: &str) -> Blueprint {
-    let mut text = format!(
-        r#"
-cluster: {{name: west, id: 1}}
-node: {{name: ours, addresses: [{OURS}], pod_cidrs: [10.0.1.0/24]}}
-store: {{mode: embedded, listen: "127.0.0.1:2379"}}
-bgp:
-  asn: {OURS_AS}
-  policies: {{all: [{{}}]}}
-  advertise: [{{pod_cidrs: true, communities: ["65001:1", "65001:2", "4200000001:1:2", "rt:65001:7"]}}]
+    let mut bgp = r#"  policies: {all: [{}]}
+  advertise: [{pod_cidrs: true, communities: ["65001:1", "65001:2", "4200000001:1:2", "rt:65001:7"]}]
   peer_groups:
-    open: {{import: [all], export: [all], families: {{ipv4: {{}}, ipv6: {{}}}}, timers: {{connect_retry_s: 1}}}}
+    open: {import: [all], export: [all], families: {ipv4: {}, ipv6: {}}, timers: {connect_retry_s: 1}}
 "#
-    );
+    .to_owned();
     for line in more.lines() {
-        text.push_str(&format!("  {line}\n"));
+        bgp.push_str(&format!("  {line}\n"));
     }
-    text.push_str("  peers:\n");
+    bgp.push_str("  peers:\n");
     for peer in peers {
-        text.push_str(&format!("    - {{{peer}}}\n"));
+        bgp.push_str(&format!("    - {{{peer}}}\n"));
     }
-    Blueprint::meshd("ours", &text).address(&format!("{OURS}/24")).address(&format!("{OURS_V6}/64"))
+    Blueprint::meshd("ours", &configuration(&format!("{NODE}{PODS}"), OURS_AS, &bgp))
+        .address(&format!("{OURS}/24"))
+        .address(&format!("{OURS_V6}/64"))
 }
 
 /// FRR and BIRD with ours between them, when each has what the other one originates.

@@ -9,7 +9,7 @@ use tests::routers::{Blueprint, DEADLINE, FABRIC, Network, Router, until};
 
 use super::{
     bfd::{DETECTION_MAX, Ours, cut, mend, settings},
-    configurations::counter,
+    configurations::{configuration, counter},
 };
 
 /// Says how often it bears echo packets, which its kernel forwards.
@@ -133,20 +133,14 @@ fn without_an_address_to_come_from_nothing_is_sent_until_there_is_one() {
     network.down().unwrap();
 }
 
-const MESHD: &str = r#"
-cluster: {name: west, id: 1}
-node: {name: ours, addresses: [10.255.1.1]}
-store: {mode: embedded, listen: "127.0.0.1:2379"}
-bgp:
-  asn: 65000
-  peers:
+/// Lines of the section `bgp` of ours.
+const PEERS: &str = "  peers:
     - address: 192.0.2.2
       remote_as: 65002
       import: [all]
       export: [all]
       bfd: {transmit_ms: 50, receive_ms: 50, multiplier: 3, echo_transmit_ms: 50}
-  policies: {all: [{}]}
-"#;
+  policies: {all: [{}]}";
 
 const BGPD: &str = "
 router bgp 65002
@@ -174,7 +168,8 @@ fn operators_see_what_echo_packets_do() {
     tests::need_root();
     let (profile, _) = BFDD.split_once(" peer").unwrap();
     let frr = forward(Blueprint::frr("theirs", BGPD).bfdd(profile)).address("192.0.2.2/24");
-    let node = Blueprint::meshd("ours", MESHD).address("192.0.2.10/24").run("ip address add 10.255.1.1/32 dev lo");
+    let text = configuration("name: ours, addresses: [10.255.1.1]", 65_000, PEERS);
+    let node = Blueprint::meshd("ours", &text).address("192.0.2.10/24").run("ip address add 10.255.1.1/32 dev lo");
     let network = Network::up(&[frr, node]).unwrap();
     let (ours, frr) = (network.router("ours").unwrap(), network.router("theirs").unwrap());
     wait_told(&ours, "active, every 50ms from 10.255.1.1");

@@ -21,6 +21,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::routers::{Blueprint, DEADLINE, Network, until};
 
+use super::configurations;
+
 /// What traffic over a cable that dies may miss: 150 ms until BFD at 50 ms times 3 says so, and the rest for what follows.
 const SILENCE_MAX: Duration = Duration::from_millis(300);
 /// Flows with a longer silence have been over that cable. BFD waits for 100 ms at least.
@@ -275,19 +277,14 @@ include \"/etc/bird/routes.conf\";
             .run(&format!("ip route add 10.0.1.0/24 via 10.20{number}.0.3"))
             .ahead()
     };
-    let meshd = "
-cluster: {name: rack, id: 1}
-node: {name: node-1, addresses: [10.255.1.1], pod_cidrs: [10.0.1.0/24]}
-store: {mode: embedded, listen: \"127.0.0.1:2379\"}
-bgp:
-  asn: 65000
-  multipath: {ebgp: 2, relax: true}
+    let bgp = "  multipath: {ebgp: 2, relax: true}
   import: {accept: [20.0.0.0/7 ge 24 le 24]}
   peer_groups: {tor: {remote_as: external, bfd: {transmit_ms: 50, receive_ms: 50, multiplier: 3}}}
   peers: [{address: 10.201.0.2, group: tor}, {address: 10.202.0.2, group: tor}]
-  advertise: [{pod_cidrs: true}]
-";
-    let node = Blueprint::meshd("node-1", meshd)
+  advertise: [{pod_cidrs: true}]";
+    let node =
+        configurations::configuration("name: node-1, addresses: [10.255.1.1], pod_cidrs: [10.0.1.0/24]", 65_000, bgp);
+    let node = Blueprint::meshd("node-1", &node)
         // What configs/sysctl.d recommends for so many routes: else each change of an object costs the kernel 150 ms.
         .run("sysctl -qw net.ipv4.nexthop_compat_mode=0")
         .run("ip address add 10.255.1.1/32 dev lo")

@@ -22,6 +22,8 @@ use tests::{
     routers::{Blueprint, Network, Router, until},
 };
 
+use super::configurations::{NODE, configuration};
+
 const OUR_AS: u32 = 65_000;
 const OUR_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 /// The generator.
@@ -32,18 +34,12 @@ const FEED: Identity = Identity {
     hold_time_s: 240,
     receive_buffer: None,
 };
-const MESHD: &str = r#"
-cluster: {name: west, id: 1}
-node: {name: ours, addresses: [192.0.2.10]}
-store: {mode: embedded, listen: "127.0.0.1:2379"}
-bgp:
-  asn: 65000
-  import: {accept: ["0.0.0.0/0 le 32"], install: false, max_routes: 2000000}
+/// Lines of the section `bgp` of ours.
+const OUR_BGP: &str = r#"  import: {accept: ["0.0.0.0/0 le 32"], install: false, max_routes: 2000000}
   policies: {all: [{}]}
   peers:
     - {address: 192.0.2.1, remote_as: 65001, export: [all], families: {ipv4: {}}}
-    - {address: 192.0.2.2, remote_as: 65002, export: [all], families: {ipv4: {}}}
-"#;
+    - {address: 192.0.2.2, remote_as: 65002, export: [all], families: {ipv4: {}}}"#;
 /// Paths of the longest prefixes have a metric, which is not to come out behind us.
 const WITH_MED: &str = "filter { if net.len = 24 then bgp_med = 7; accept; }";
 /// The type of MULTI_EXIT_DISC.
@@ -174,7 +170,7 @@ fn pass_through(count: usize, within: Duration) {
         bird(1, &[(10, OUR_AS, WITH_MED), (3, 65_003, WITH_MED), (9, FEED.asn, "none")]),
         bird(2, &[(10, OUR_AS, "none")]),
         bird(3, &[(1, 65_001, "none")]),
-        Blueprint::meshd("ours", MESHD).address("192.0.2.10/24"),
+        Blueprint::meshd("ours", &configuration(NODE, OUR_AS, OUR_BGP)).address("192.0.2.10/24"),
         Blueprint::plain("feed").address("192.0.2.9/24"),
     ])
     .unwrap();

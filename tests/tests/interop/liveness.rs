@@ -9,18 +9,15 @@ use tests::{
     routers::{Blueprint, DEADLINE, Network, Path, Router},
 };
 
+use super::configurations::{NODE, configuration};
+
 /// What a path may take to be declared dead at 50 ms times 3.
 const DETECTION_MAX: Duration = Duration::from_millis(200);
 /// What routes may take to be elsewhere.
 const MOVE_MAX: Duration = Duration::from_millis(300);
 
-const MESHD: &str = r#"
-cluster: {name: west, id: 1}
-node: {name: ours, addresses: [192.0.2.10]}
-store: {mode: embedded, listen: "127.0.0.1:2379"}
-bgp:
-  asn: 65000
-  multipath: {ebgp: 4, relax: true}
+/// Lines of the section `bgp` of ours.
+const OUR_BGP: &str = r#"  multipath: {ebgp: 4, relax: true}
   import: {accept: ["0.0.0.0/0 le 32"]}
   policies: {all: [{}]}
   peer_groups:
@@ -31,8 +28,7 @@ bgp:
   peers:
     - {address: 192.0.2.1, remote_as: 65001, group: watched}
     - {address: 192.0.2.2, remote_as: 65002, group: watched}
-    - {address: 192.0.2.3, remote_as: 65003, group: watched, bfd: {enabled: false}}
-"#;
+    - {address: 192.0.2.3, remote_as: 65003, group: watched, bfd: {enabled: false}}"#;
 
 /// One path that only BIRD has, one that a longer way also leads to, and many that FRR has just as well.
 const BIRD: &str = r#"
@@ -87,7 +83,7 @@ fn world() -> Network {
         Blueprint::bird("bird", &bird).address("192.0.2.1/24"),
         Blueprint::frr("frr", &frr).bfdd(BFDD).address("192.0.2.2/24"),
         Blueprint::bird("backup", BACKUP).address("192.0.2.3/24"),
-        Blueprint::meshd("ours", MESHD).address("192.0.2.10/24"),
+        Blueprint::meshd("ours", &configuration(NODE, 65_000, OUR_BGP)).address("192.0.2.10/24"),
     ])
     .unwrap()
 }
@@ -161,8 +157,18 @@ fn detected(ours: &Router, since: jiff::Timestamp) -> anyhow::Result<jiff::Times
     times.into_iter().find(|at| *at >= since).context("it says nothing")
 }
 
-fn now() -> jiff::Timestamp {
-    jiff::Timestamp::try_from(SystemTime::now()).unwrap()
+/// Pulls a cable: the path is soon known to be dead, and the kernel soon sends nothing for a prefix to the gateway behind it.
+fn assert_moves_when_cut(network: &Network, port: &str, prefix: [u8; 4], gateway: [u8; 4]) {
+    let ours = network.router("ours").unwrap();
+    set_port(network, port, "down");
+    // The path is cut when the link is down, not when that was asked for.
+    let (cut, cut_at) = (jiff::Timestamp::try_from(SystemTime::now()).unwrap(), Instant::now());
+    let moved = wait_moved(&ours, prefix, gateway) - cut_at;
+    let found = ours.wait("a line in the log", || detected(&ours, cut)).unwrap();
+    let noticed = Duration::try_from(found.duration_since(cut)).unwrap();
+    println!("{port}: noticed after {noticed:?}, moved after {moved:?}");
+    assert!(noticed < DETECTION_MAX, "{noticed:?}");
+    assert!(moved < MOVE_MAX, "{moved:?}");
 }
 
 #[test]
@@ -182,15 +188,7 @@ fn a_dead_path_is_noticed_and_routes_move() {
     })
     .unwrap();
 
-    set_port(&network, BIRD_PORT, "down");
-    // The path is cut when `ip` has ended, not when it was asked to start.
-    let (cut, cut_at) = (now(), Instant::now());
-    let moved = wait_moved(&ours, [10, 1, 0, 0], [192, 0, 2, 1]) - cut_at;
-    let found = ours.wait("a line in the log", || detected(&ours, cut)).unwrap();
-    let noticed = Duration::try_from(found.duration_since(cut)).unwrap();
-    println!("BIRD: noticed after {noticed:?}, moved after {moved:?}");
-    assert!(noticed < DETECTION_MAX, "{noticed:?}");
-    assert!(moved < MOVE_MAX, "{moved:?}");
+    assert_moves_when_cut(&network, BIRD_PORT, [10, 1, 0, 0], [192, 0, 2, 1]);
     wait_neighbor(&ours, "192.0.2.1", false, "down");
     let status = ours.node().exec(&["meshd", "status"]).unwrap();
     assert!(!status.success() && status.stdout.contains("192.0.2.1"), "{}", status.stdout);
@@ -203,15 +201,7 @@ fn a_dead_path_is_noticed_and_routes_move() {
     wait_gateways(&ours, "10.1.0.0/24", &["192.0.2.1"]);
     wait_gateways(&ours, "10.5.49.0/24", &["192.0.2.1", "192.0.2.2"]);
 
-    set_port(&network, FRR_PORT, "down");
-    // The path is cut when `ip` has ended, not when it was asked to start.
-    let (cut, cut_at) = (now(), Instant::now());
-    let moved = wait_moved(&ours, [10, 2, 0, 0], [192, 0, 2, 2]) - cut_at;
-    let found = ours.wait("a line in the log", || detected(&ours, cut)).unwrap();
-    let noticed = Duration::try_from(found.duration_since(cut)).unwrap();
-    println!("FRR: noticed after {noticed:?}, gone after {moved:?}");
-    assert!(noticed < DETECTION_MAX, "{noticed:?}");
-    assert!(moved < MOVE_MAX, "{moved:?}");
+    assert_moves_when_cut(&network, FRR_PORT, [10, 2, 0, 0], [192, 0, 2, 2]);
     wait_neighbor(&ours, "192.0.2.2", false, "down");
     network.down().unwrap();
 }

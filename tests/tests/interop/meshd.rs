@@ -6,23 +6,9 @@ use nix::sys::signal::Signal;
 use tests::routers::Blueprint;
 use tests::routers::Network;
 
-use super::configurations::{Bird, Frr, assert_content, assert_marked, installed, ours, wait_installed};
-
-fn world() -> Network {
-    tests::need_root();
-    Network::up(&[
-        Bird::USUAL.blueprint("bird"),
-        Frr::USUAL.blueprint("frr"),
-        ours(
-            &[
-                "group: open, address: 192.0.2.1, remote_as: 4200000001",
-                "group: open, address: 192.0.2.2, remote_as: 65002",
-            ],
-            "",
-        ),
-    ])
-    .unwrap()
-}
+use super::configurations::{
+    Bird, NODE, PODS, assert_content, assert_marked, configuration, frr_and_bird, installed, ours, wait_installed,
+};
 
 /// What the kernel of our node must have, and nothing else of ours.
 const WANTED: [&str; 4] =
@@ -30,7 +16,7 @@ const WANTED: [&str; 4] =
 
 #[test]
 fn paths_go_through_us_with_all_their_attributes() {
-    let network = world();
+    let network = frr_and_bird();
     let (bird, frr) = (network.router("bird").unwrap(), network.router("frr").unwrap());
     let path = frr.wait_path("10.1.0.0/24").unwrap();
     assert_marked(&path, "4200000000 4200000001");
@@ -47,7 +33,7 @@ fn paths_go_through_us_with_all_their_attributes() {
 /// kill -9 and a restart: the kernel hears nothing of it, and the peers keep our paths.
 #[test]
 fn a_killed_speaker_comes_back_without_a_change_of_routes() {
-    let network = world();
+    let network = frr_and_bird();
     let (frr, ours) = (network.router("frr").unwrap(), network.router("ours").unwrap());
     frr.wait_path("10.1.0.0/24").unwrap();
     wait_installed(&network.router("ours").unwrap(), "77", &WANTED);
@@ -64,15 +50,9 @@ fn a_killed_speaker_comes_back_without_a_change_of_routes() {
     network.down().unwrap();
 }
 
-const BLACKHOLES: &str = r#"
-cluster: {name: west, id: 1}
-node: {name: ours, addresses: [192.0.2.10], pod_cidrs: [10.0.1.0/24]}
-store: {mode: embedded, listen: "127.0.0.1:2379"}
-bgp:
-  asn: 65010
-  import: {accept: ["0.0.0.0/0 le 32", "::/0 le 128"], blackhole: BLACKHOLE, metric: 90}
-  peers: [{address: 192.0.2.1, remote_as: 65001, families: {ipv4: {}, ipv6: {}}}]
-"#;
+/// Lines of the section `bgp` of ours.
+const BLACKHOLES: &str = r#"  import: {accept: ["0.0.0.0/0 le 32", "::/0 le 128"], blackhole: BLACKHOLE, metric: 90}
+  peers: [{address: 192.0.2.1, remote_as: 65001, families: {ipv4: {}, ipv6: {}}}]"#;
 
 const BLACKHOLING_BIRD: &str = "
 router id 192.0.2.1;
@@ -87,9 +67,10 @@ protocol bgp { local 192.0.2.1 as 65001; neighbor 192.0.2.10 as 65010; connect d
 fn a_blackhole_community_drops_packets_where_that_is_wanted() {
     tests::need_root();
     for wanted in [true, false] {
+        let bgp = BLACKHOLES.replace("BLACKHOLE", &wanted.to_string());
         let network = Network::up(&[
             Blueprint::bird("bird", BLACKHOLING_BIRD).address("192.0.2.1/24").address("fd00::1/64"),
-            Blueprint::meshd("ours", &BLACKHOLES.replace("BLACKHOLE", &wanted.to_string()))
+            Blueprint::meshd("ours", &configuration(&format!("{NODE}{PODS}"), 65_010, &bgp))
                 .address("192.0.2.10/24")
                 .address("fd00::10/64"),
         ])

@@ -12,24 +12,19 @@ use tests::{
     traffic::Traffic,
 };
 
+use super::configurations::{NODE, configuration};
+
 /// Until both sessions have to be back after our restart.
 const BACK_WITHIN: Duration = Duration::from_secs(3);
 
 /// `left` and `right` are hosts behind BIRD and FRR, with us between them. A third peer is configured and never there: nobody
 /// may be kept waiting for it.
-const MESHD: &str = r#"
-cluster: {name: west, id: 1}
-node: {name: ours, addresses: [192.0.2.2]}
-store: {mode: embedded, listen: "127.0.0.1:2379"}
-bgp:
-  asn: 65000
-  import: {accept: ["0.0.0.0/0 le 32"]}
+const OUR_BGP: &str = r#"  import: {accept: ["0.0.0.0/0 le 32"]}
   policies: {all: [{}]}
   peers:
     - {address: 192.0.2.1, remote_as: 65001, export: [all], families: {ipv4: {}}, bfd: {transmit_ms: 200, receive_ms: 200}}
     - {address: 192.0.2.5, remote_as: 65002, export: [all], families: {ipv4: {}}, bfd: {transmit_ms: 200, receive_ms: 200, multiplier: 3}}
-    - {address: 198.51.100.9, remote_as: 65009, export: [all], families: {ipv4: {}}}
-"#;
+    - {address: 198.51.100.9, remote_as: 65009, export: [all], families: {ipv4: {}}}"#;
 
 /// What makes us watch the path to FRR.
 const OUR_BFD_WITH_FRR: &str = ", bfd: {transmit_ms: 200, receive_ms: 200, multiplier: 3}";
@@ -86,7 +81,8 @@ impl Chain {
     fn up(frr_bfd: bool) -> Self {
         tests::need_root();
         let without = |text: &str, what: &[&str]| what.iter().fold(text.to_owned(), |text, it| text.replace(it, ""));
-        let (mut ours, mut frr) = (MESHD.to_owned(), FRR.to_owned());
+        let ours = configuration("name: ours, addresses: [192.0.2.2]", 65_000, OUR_BGP);
+        let (mut ours, mut frr) = (ours, FRR.to_owned());
         if !frr_bfd {
             ours = without(&ours, &[OUR_BFD_WITH_FRR]);
             frr = without(&frr, &[" neighbor 192.0.2.6 bfd\n", " neighbor 192.0.2.6 bfd profile watch\n"]);
@@ -292,65 +288,60 @@ fn no_packet_is_lost_while_we_are_killed_and_start_again() {
     chain.network.down().unwrap();
 }
 
+/// A peer is killed and comes back, and no packet is lost; then it comes back without one of its prefixes, which goes. `edit`
+/// prints its configuration without that.
+fn assert_outlived(
+    chain: &Chain,
+    peer: &Router,
+    [stays, goes]: [&str; 2],
+    (file, edit): (&str, &str),
+    while_away: impl FnOnce(),
+) {
+    let ours = &chain.ours;
+    let (traffic, monitor) = (chain.traffic(), monitor(ours));
+    peer.kill9().unwrap();
+    wait_stale(ours, stays, true);
+    while_away();
+    peer.start().unwrap();
+    wait_stale(ours, stays, false);
+    chain.assert_nothing_lost(traffic, monitor);
+
+    peer.kill9().unwrap();
+    wait_stale(ours, goes, true);
+    peer.run(&["sh", "-c", &format!("{edit} {file} > /run/new && cat /run/new > {file}")]).unwrap();
+    peer.start().unwrap();
+    let left: Vec<&str> = WANTED.into_iter().filter(|prefix| *prefix != goes).collect();
+    chain.wait_installed(&left);
+    wait_stale(ours, stays, false);
+}
+
 #[test]
 fn no_packet_is_lost_while_frr_is_killed_and_starts_again() {
     let chain = Chain::up(false);
-    let (ours, frr) = (&chain.ours, &chain.frr);
-    let (traffic, monitor) = (chain.traffic(), monitor(ours));
-    frr.kill9().unwrap();
-    wait_stale(ours, "10.2.0.0/24", true);
-    frr.start().unwrap();
-    wait_stale(ours, "10.2.0.0/24", false);
-    chain.assert_nothing_lost(traffic, monitor);
-
-    frr.kill9().unwrap();
-    wait_stale(ours, "10.12.0.0/24", true);
-    frr.run(&["sh", "-c", "f=/etc/frr/bgpd.conf; grep -v 10.12.0.0 $f > /run/new && cat /run/new > $f"]).unwrap();
-    frr.start().unwrap();
-    chain.wait_installed(&["10.1.0.0/24", "10.11.0.0/24", "10.2.0.0/24"]);
-    wait_stale(ours, "10.2.0.0/24", false);
+    let edit = ("/etc/frr/bgpd.conf", "grep -v 10.12.0.0");
+    assert_outlived(&chain, &chain.frr, ["10.2.0.0/24", "10.12.0.0/24"], edit, || ());
     chain.network.down().unwrap();
 }
 
 #[test]
 fn no_packet_is_lost_while_bird_is_killed_and_starts_again() {
     let chain = Chain::up(true);
-    let (ours, bird) = (&chain.ours, &chain.bird);
-    let (traffic, monitor) = (chain.traffic(), monitor(ours));
-    bird.kill9().unwrap();
-    wait_stale(ours, "10.1.0.0/24", true);
-    chain.wait_bfd("192.0.2.1", "down");
-    bird.start().unwrap();
-    wait_stale(ours, "10.1.0.0/24", false);
-    chain.assert_nothing_lost(traffic, monitor);
-
-    bird.kill9().unwrap();
-    wait_stale(ours, "10.11.0.0/24", true);
-    bird.run(&["sh", "-c", "f=/etc/bird/bird.conf; sed 's/ route 10.11[^;]*;//' $f > /run/new && cat /run/new > $f"])
-        .unwrap();
-    bird.start().unwrap();
-    chain.wait_installed(&["10.1.0.0/24", "10.12.0.0/24", "10.2.0.0/24"]);
-    wait_stale(ours, "10.1.0.0/24", false);
+    let edit = ("/etc/bird/bird.conf", "sed 's/ route 10.11[^;]*;//'");
+    assert_outlived(&chain, &chain.bird, ["10.1.0.0/24", "10.11.0.0/24"], edit, || chain.wait_bfd("192.0.2.1", "down"));
     chain.network.down().unwrap();
 }
 
 /// The community of paths that are kept for long (RFC 9494 section 4.6).
 const LLGR_STALE: &str = "65535:6";
 
-const LONG_MESHD: &str = r#"
-cluster: {name: west, id: 1}
-node: {name: ours, addresses: [192.0.2.10]}
-store: {mode: embedded, listen: "127.0.0.1:2379"}
-bgp:
-  asn: 65000
-  import: {accept: ["0.0.0.0/0 le 32"]}
+/// Lines of the section `bgp` of ours, which may be away for two seconds and keeps what others said for longer.
+const LONG_BGP: &str = r#"  import: {accept: ["0.0.0.0/0 le 32"]}
   policies: {all: [{}]}
   graceful_restart: {restart_time_s: 2, long_lived_s: 30}
   peers:
     - {address: 192.0.2.1, remote_as: 65001, export: [all], families: {ipv4: {}}, timers: {connect_retry_s: 1}}
     - {address: 192.0.2.2, remote_as: 65002, export: [all], families: {ipv4: {}}, timers: {connect_retry_s: 1}}
-    - {address: 192.0.2.3, remote_as: 65003, export: [all], families: {ipv4: {}}, timers: {connect_retry_s: 1}}
-"#;
+    - {address: 192.0.2.3, remote_as: 65003, export: [all], families: {ipv4: {}}, timers: {connect_retry_s: 1}}"#;
 
 /// A BIRD that may be away for two seconds, and with `long` for some more.
 fn bird(number: u8, long: &str, routes: &str) -> Blueprint {
@@ -396,7 +387,7 @@ fn who_stays_away_for_long_is_the_last_choice() {
         bird(1, long, "route 10.1.0.0/24 blackhole; route 10.11.0.0/24 blackhole;"),
         bird(2, "", "route 10.2.0.0/24 blackhole;"),
         bird(3, long, "route 10.1.0.0/24 blackhole { bgp_path.prepend(65003); }; route 10.3.0.0/24 blackhole;"),
-        Blueprint::meshd("ours", LONG_MESHD).address("192.0.2.10/24"),
+        Blueprint::meshd("ours", &configuration(NODE, 65_000, LONG_BGP)).address("192.0.2.10/24"),
     ])
     .unwrap();
     let router = |name: &str| network.router(name).unwrap();

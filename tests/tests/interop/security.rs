@@ -153,15 +153,16 @@ fn neighbors_prove_that_they_are_near() {
     network.down().unwrap();
 }
 
-#[test]
-fn a_peer_behind_a_router_is_too_far_unless_it_may_be() {
+/// BIRD two hops away, behind a router, and ours that knows it with these settings beside its address and AS.
+fn far_away(settings: &str) -> Network {
     tests::need_root();
     let far = "
 router id 198.51.100.2;
 protocol bgp toward { local 198.51.100.2 as 4200000007; neighbor 192.0.2.10 as 4200000000; multihop 2; ttl security on;
-  connect delay time 1; connect retry time 1; ipv4 { import all; export all; }; }
+  connect delay time 1; connect retry time 1; error wait time 1, 2; ipv4 { import all; export all; }; }
 ";
-    let network = Network::with_links(
+    let peer = format!("group: open, address: 198.51.100.2, remote_as: 4200000007, {settings}");
+    Network::with_links(
         &[
             Blueprint::bird("far", far)
                 .run("ip address add 198.51.100.2/24 dev eth1")
@@ -170,12 +171,16 @@ protocol bgp toward { local 198.51.100.2 as 4200000007; neighbor 192.0.2.10 as 4
                 .address("192.0.2.20/24")
                 .run("ip address add 198.51.100.1/24 dev eth1")
                 .run("sysctl -qw net.ipv4.ip_forward=1"),
-            ours(&["group: open, address: 198.51.100.2, remote_as: 4200000007, ttl_security: 1"], "")
-                .run("ip route add 198.51.100.0/24 via 192.0.2.20"),
+            ours(&[&peer], "").run("ip route add 198.51.100.0/24 via 192.0.2.20"),
         ],
         &[("far:eth1", "between:eth1")],
     )
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn a_peer_behind_a_router_is_too_far_unless_it_may_be() {
+    let network = far_away("ttl_security: 1");
     let ours = network.router("ours").unwrap();
     wait_counted(&ours, "TcpExtTCPMinTTLDrop");
     assert_never_up(&ours, "198.51.100.2");
@@ -188,27 +193,7 @@ protocol bgp toward { local 198.51.100.2 as 4200000007; neighbor 192.0.2.10 as 4
 /// The peer speaks first, and what it says comes before anything can be demanded of its connection: its first packet is looked at.
 #[test]
 fn a_connection_from_too_far_away_is_closed_before_anything_is_said() {
-    tests::need_root();
-    let far = "
-router id 198.51.100.2;
-protocol bgp toward { local 198.51.100.2 as 4200000007; neighbor 192.0.2.10 as 4200000000; multihop 2; ttl security on;
-  connect delay time 1; connect retry time 1; error wait time 1, 2; ipv4 { import all; export all; }; }
-";
-    let network = Network::with_links(
-        &[
-            Blueprint::bird("far", far)
-                .run("ip address add 198.51.100.2/24 dev eth1")
-                .run("ip route add 192.0.2.0/24 via 198.51.100.1"),
-            Blueprint::plain("between")
-                .address("192.0.2.20/24")
-                .run("ip address add 198.51.100.1/24 dev eth1")
-                .run("sysctl -qw net.ipv4.ip_forward=1"),
-            ours(&["group: open, address: 198.51.100.2, remote_as: 4200000007, passive: true, ttl_security: 1"], "")
-                .run("ip route add 198.51.100.0/24 via 192.0.2.20"),
-        ],
-        &[("far:eth1", "between:eth1")],
-    )
-    .unwrap();
+    let network = far_away("passive: true, ttl_security: 1");
     let ours = network.router("ours").unwrap();
     let refused = |least: u64| {
         ours.wait("refused connections", || {

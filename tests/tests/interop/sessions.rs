@@ -5,21 +5,14 @@ use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, tim
 
 use tests::routers::{Blueprint, Network, Router, until};
 
+use super::configurations::configuration;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn ours(name: &str, number: u8, asn: u32, bgp: &str) -> Blueprint {
-    let configuration = format!(
-        r#"
-cluster: {{name: west, id: 1}}
-node: {{name: {name}, addresses: [192.0.2.{number}], pod_cidrs: [10.0.{number}.0/24]}}
-store: {{mode: embedded, listen: "127.0.0.1:2379"}}
-bgp:
-  asn: {asn}
-  import: {{accept: ["0.0.0.0/0 le 32", "::/0 le 128"]}}
-{bgp}
-"#
-    );
-    Blueprint::meshd(name, &configuration).address(&format!("192.0.2.{number}/24"))
+    let node = format!("name: {name}, addresses: [192.0.2.{number}], pod_cidrs: [10.0.{number}.0/24]");
+    let bgp = format!("  import: {{accept: [\"0.0.0.0/0 le 32\", \"::/0 le 128\"]}}\n{bgp}");
+    Blueprint::meshd(name, &configuration(&node, asn, &bgp)).address(&format!("192.0.2.{number}/24"))
 }
 
 fn neighbor(router: &Router, address: &str) -> anyhow::Result<serde_json::Value> {

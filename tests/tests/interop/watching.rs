@@ -6,6 +6,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duratio
 use nix::sys::signal::Signal;
 use tests::routers::{Blueprint, Network, until};
 
+use super::configurations::{NODE, PODS, configuration};
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const BIRD: &str = "
@@ -18,14 +20,8 @@ protocol bgp { local 192.0.2.1 as 65001; neighbor 192.0.2.10 as 65010; connect d
 
 /// BIRD on one side, a station at 192.0.2.3 on the other, files in `folder`.
 fn ours(folder: &Path) -> String {
-    format!(
-        r#"
-cluster: {{name: west, id: 1}}
-node: {{name: ours, addresses: [192.0.2.10], pod_cidrs: [10.0.1.0/24]}}
-store: {{mode: embedded, listen: "127.0.0.1:2379"}}
-bgp:
-  asn: 65010
-  policies: {{all: [{{}}], most: [{{match: {{prefix_lists: [bad]}}, then: reject}}, {{}}]}}
+    let bgp = format!(
+        r#"  policies: {{all: [{{}}], most: [{{match: {{prefix_lists: [bad]}}, then: reject}}, {{}}]}}
   prefix_lists: {{bad: [10.66.0.0/24]}}
   advertise: [{{pod_cidrs: true}}]
   bmp:
@@ -33,10 +29,10 @@ bgp:
       - {{address: "192.0.2.3:11019", adj_rib_in_post_policy: true, loc_rib: true, adj_rib_out: true, statistics_s: 1}}
   mrt: {{folder: {}, table_interval_s: 0, updates: true}}
   peers:
-    - {{address: 192.0.2.1, remote_as: 65001, import: [most], export: [all], families: {{ipv4: {{}}, ipv6: {{}}}}}}
-"#,
+    - {{address: 192.0.2.1, remote_as: 65001, import: [most], export: [all], families: {{ipv4: {{}}, ipv6: {{}}}}}}"#,
         folder.display()
-    )
+    );
+    configuration(&format!("{NODE}{PODS}"), 65_010, &bgp)
 }
 
 fn world(folder: &Path) -> Network {
