@@ -22,8 +22,6 @@ use bgp::{
     wire::{
         as_path::{SegmentKind, write_segments},
         attributes::{Builder, LargeCommunity, Origin, code},
-        header::LengthLimit,
-        open::Open,
     },
 };
 
@@ -160,21 +158,8 @@ fn rib(peers: u16) -> Rib {
 
 fn negotiated(peer: u16) -> Negotiated {
     let (asn, router_id) = (Asn(64_600 + u32::from(peer)), RouterId(100 + u32::from(peer)));
-    Negotiated {
-        kind: PeerKind::External,
-        local_as: Asn(65_000),
-        remote_as: asn,
-        router_id,
-        hold_time_s: 90,
-        asn4: true,
-        length_limit: LengthLimit::Standard,
-        route_refresh: true,
-        enhanced_refresh: false,
-        role: None,
-        families: PerFamily { ipv4: Some(NegotiatedFamily::default()), ipv6: None },
-        restart: None,
-        remote_open: Open { asn, hold_time_s: 90, router_id, capabilities: Vec::new() },
-    }
+    let families = PerFamily { ipv4: Some(NegotiatedFamily::default()), ipv6: None };
+    Negotiated { route_refresh: true, ..Negotiated::plain(PeerKind::External, Asn(65_000), asn, router_id, families) }
 }
 
 /// One peer sends everything to one sink, then leaves.

@@ -23,8 +23,7 @@ use bgp::{
         as_path::{SegmentKind, write_segments},
         attributes::{Attributes, Builder, LargeCommunity, Origin, code},
         encode::{self, Target},
-        header::{HEADER_LEN, LengthLimit},
-        open::Open,
+        header::HEADER_LEN,
         update::{self, Context, FamilyContext},
     },
 };
@@ -174,20 +173,10 @@ fn tables(peers: u16) -> Rib {
         let (remote_as, router_id) = (Asn(64_600 + u32::from(peer)), RouterId(100 + u32::from(peer)));
         let address = Ipv4Addr::from_bits(0x0a00_0002 + u32::from(peer));
         rib.add_peer(PeerId(peer), PeerSettings::new(address.into(), Policy::accept_all(), Policy::accept_all()));
+        let families = PerFamily { ipv4: Some(NegotiatedFamily::default()), ipv6: None };
         let negotiated = Negotiated {
-            kind: PeerKind::External,
-            local_as: Asn(65_000),
-            remote_as,
-            router_id,
-            hold_time_s: 90,
-            asn4: true,
-            length_limit: LengthLimit::Standard,
             route_refresh: true,
-            enhanced_refresh: false,
-            role: None,
-            families: PerFamily { ipv4: Some(NegotiatedFamily::default()), ipv6: None },
-            restart: None,
-            remote_open: Open { asn: remote_as, hold_time_s: 90, router_id, capabilities: Vec::new() },
+            ..Negotiated::plain(PeerKind::External, Asn(65_000), remote_as, router_id, families)
         };
         let own = PerFamily { ipv4: Some(NextHop::V4(Ipv4Addr::new(10, 0, 0, 1))), ipv6: None };
         rib.peer_up(PeerId(peer), &negotiated, own);

@@ -49,6 +49,34 @@ pub struct Negotiated {
     pub remote_open: Open,
 }
 
+impl Negotiated {
+    /// A session in which both know four-octet AS numbers and the families, and agreed on nothing else: nobody says that it is
+    /// there, and messages have the standard length.
+    pub fn plain(
+        kind: PeerKind,
+        local_as: Asn,
+        remote_as: Asn,
+        router_id: RouterId,
+        families: PerFamily<Option<NegotiatedFamily>>,
+    ) -> Self {
+        Self {
+            kind,
+            local_as,
+            remote_as,
+            router_id,
+            hold_time_s: 0,
+            asn4: true,
+            length_limit: LengthLimit::Standard,
+            route_refresh: false,
+            enhanced_refresh: false,
+            role: None,
+            families,
+            restart: None,
+            remote_open: Open { asn: remote_as, hold_time_s: 0, router_id, capabilities: Vec::new() },
+        }
+    }
+}
+
 /// What holds for one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NegotiatedFamily {

@@ -10,7 +10,7 @@ use crate::{
     policy::Policy,
     rib::PeerSettings,
     session::{Direction, Negotiated, NegotiatedFamily, PeerKind, Slot},
-    wire::{header::LengthLimit, open::Open},
+    wire::header::LengthLimit,
 };
 
 impl Speaker {
@@ -33,20 +33,10 @@ impl Speaker {
         let config = self.rib.config();
         let (asn, router_id) = (config.local_as, config.router_id);
         let family = Some(NegotiatedFamily { extended_next_hop: true, ..NegotiatedFamily::default() });
+        let families = PerFamily { ipv4: family, ipv6: family };
         let negotiated = Negotiated {
-            kind: PeerKind::Internal,
-            local_as: asn,
-            remote_as: asn,
-            router_id,
-            hold_time_s: 0,
-            asn4: true,
             length_limit: LengthLimit::Extended,
-            route_refresh: false,
-            enhanced_refresh: false,
-            role: None,
-            families: PerFamily { ipv4: family, ipv6: family },
-            restart: None,
-            remote_open: Open { asn, hold_time_s: 0, router_id, capabilities: Vec::new() },
+            ..Negotiated::plain(PeerKind::Internal, asn, asn, router_id, families)
         };
         let own = PerFamily {
             ipv4: Some(NextHop::V4(Ipv4Addr::UNSPECIFIED)),

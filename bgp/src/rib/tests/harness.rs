@@ -15,8 +15,7 @@ use crate::{
         as_path::{SegmentKind, write_segments},
         attributes::{Attributes, Builder, Origin, code},
         capability::Capability,
-        header::{LengthLimit, MessageType, next_frame},
-        open::Open,
+        header::{MessageType, next_frame},
         route_refresh::{RefreshKind, RouteRefresh},
         update::{self, Context},
     },
@@ -59,19 +58,8 @@ impl Peer {
         let family = Some(NegotiatedFamily { extended_next_hop: false, ..NegotiatedFamily::default() });
         let router_id = RouterId(100 + u32::from(number));
         let negotiated = Negotiated {
-            kind,
-            local_as: OWN_AS,
-            remote_as: asn,
-            router_id,
-            hold_time_s: 90,
-            asn4: true,
-            length_limit: LengthLimit::Standard,
             route_refresh: true,
-            enhanced_refresh: false,
-            role: None,
-            families: PerFamily { ipv4: family, ipv6: family },
-            restart: None,
-            remote_open: Open { asn, hold_time_s: 90, router_id, capabilities: Vec::new() },
+            ..Negotiated::plain(kind, OWN_AS, asn, router_id, PerFamily { ipv4: family, ipv6: family })
         };
         Self {
             id: PeerId(number),

@@ -25,6 +25,14 @@ fn prefix(number: u8) -> V4 {
     V4::from_wire(24, &[10, 0, number]).expect("a prefix")
 }
 
+/// The first peer announces the first so many prefixes.
+fn announce_first(lab: &mut Lab, count: u8) {
+    for number in 0..count {
+        lab.announce(0, prefix(number), &path(&[64_600]));
+    }
+    lab.settle();
+}
+
 fn counts(lab: &Lab, peer: u16) -> Counts {
     lab.rib.counts(PeerId(peer), Family::Ipv4Unicast)
 }
@@ -167,10 +175,7 @@ fn long_lived_stale_paths_come_last_and_go_to_those_who_know() {
 #[test]
 fn an_enhanced_refresh_takes_what_was_not_sent_again() {
     let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
-    for number in 0..4 {
-        lab.announce(0, prefix(number), &path(&[64_600]));
-    }
-    lab.settle();
+    announce_first(&mut lab, 4);
     lab.rib.refresh_began(PeerId(0), Family::Ipv4Unicast);
     lab.announce(0, prefix(1), &path(&[64_600]));
     lab.announce(0, prefix(9), &path(&[64_600]));
@@ -190,10 +195,7 @@ fn an_enhanced_refresh_takes_what_was_not_sent_again() {
 #[test]
 fn a_walk_is_asked_for_again_when_the_one_that_waits_comes_too_early() {
     let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
-    for number in 0..20 {
-        lab.announce(0, prefix(number), &path(&[64_600]));
-    }
-    lab.settle();
+    announce_first(&mut lab, 20);
     let decision = lab.rib.config().decision;
     lab.rib.set_decision(decision);
     lab.rib.end_of_rib(PeerId(0), Family::Ipv4Unicast);
@@ -203,10 +205,7 @@ fn a_walk_is_asked_for_again_when_the_one_that_waits_comes_too_early() {
     assert_eq!(counts(&lab, 0).received, 0);
 
     lab.session_up(0);
-    for number in 0..20 {
-        lab.announce(0, prefix(number), &path(&[64_600]));
-    }
-    lab.settle();
+    announce_first(&mut lab, 20);
     lab.change_settings(0, |settings| settings.import = Policy::reject_all());
     lab.rib.run(10);
     lab.change_settings(0, |settings| settings.import = Policy::accept_all());
@@ -507,10 +506,7 @@ fn an_address_that_becomes_ours_has_only_paths_around_it_judged_again() {
 #[test]
 fn a_peer_that_was_taken_out_is_gone_when_its_paths_are() {
     let mut lab = Lab::up(vec![Peer::new(0, External), Peer::new(1, External)]);
-    for number in 0..50 {
-        lab.announce(0, prefix(number), &path(&[64_600]));
-    }
-    lab.settle();
+    announce_first(&mut lab, 50);
     lab.rib.remove_peer(PeerId(0));
     assert!(lab.rib.run(10), "in slices");
     assert!(lab.rib.knows(PeerId(0)));
