@@ -1,11 +1,12 @@
 mod leaving;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::*;
+use super::{super::ActualChange, *};
 use crate::{
-    desired::{NodeTarget, RouteMode, RouteProblem, RouteRow},
+    desired::{Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target},
     id::{IfIndex, MAIN_TABLE, NEXTHOP_IDS, ROUTE_METRIC},
+    table::RowState,
 };
 
 /// A kernel that does what it is told, tells what it did, and knows the two rules that matter: `EEXIST` for an add of
