@@ -18,19 +18,19 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
 };
 
-use bgp::bfd::{Arrival, ECHO_PORT, Hops, Path};
-use ipnet::IpNet;
-use nix::{
-    errno::Errno,
-    ifaddrs::{InterfaceAddress, getifaddrs},
-    net::if_::InterfaceFlags,
-    sys::socket::SockaddrStorage,
+use bgp::{
+    Moment,
+    bfd::{Arrival, ECHO_PORT, Hops, Path},
 };
+use ipnet::IpNet;
+use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use thiserror::Error;
 
 use super::{
-    Device, datagram,
+    Device,
+    addresses::{Addresses, Own},
+    datagram,
     sockets::{PACKET_LEN_MAX, PACKETS_MAX, Receiver, bind_to_device, destination},
 };
 
@@ -51,36 +51,6 @@ pub(super) enum EchoError {
 
 fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> EchoError {
     move |source| EchoError::System { operation, source }
-}
-
-/// An address of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Own {
-    link: String,
-    /// The link is the loopback device.
-    is_loopback: bool,
-    /// The address, with the subnet that it makes reachable over the link.
-    net: IpNet,
-}
-
-fn own_addresses() -> io::Result<Vec<Own>> {
-    let ip = |address: SockaddrStorage| -> Option<IpAddr> {
-        match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(address), _) => Some(IpAddr::V4(address.ip())),
-            (None, Some(address)) => Some(IpAddr::V6(address.ip())),
-            (None, None) => None,
-        }
-    };
-    let own = |entry: InterfaceAddress| {
-        let address = entry.address.and_then(ip)?;
-        let net = match entry.netmask.and_then(ip) {
-            Some(mask) => IpNet::with_netmask(address, mask).ok()?,
-            None => IpNet::from(address),
-        };
-        let is_loopback = entry.flags.contains(InterfaceFlags::IFF_LOOPBACK);
-        Some(Own { link: entry.interface_name, is_loopback, net })
-    };
-    Ok(getifaddrs()?.filter_map(own).collect())
 }
 
 /// The address to send from over `link`: of the same family as `local`, outside the link's subnets, and one that routers forward.
@@ -122,8 +92,13 @@ pub(super) struct EchoSender {
 }
 
 impl EchoSender {
-    /// Opens it, with the addresses that the node has now.
-    pub(super) fn open(path: &Path, device: Option<&Device>) -> Result<Self, EchoError> {
+    /// Opens it, with the addresses that the node has, or had when they were read last.
+    pub(super) fn open(
+        path: &Path,
+        device: Option<&Device>,
+        addresses: &mut Addresses,
+        now: Moment,
+    ) -> Result<Self, EchoError> {
         let is_link_local = match path.local {
             IpAddr::V4(_) => false,
             IpAddr::V6(local) => local.is_unicast_link_local(),
@@ -131,10 +106,10 @@ impl EchoSender {
         if is_link_local {
             return Err(EchoError::LinkLocal(path.local));
         }
-        let own = own_addresses().map_err(failed("list the addresses of this node"))?;
-        let device = device.cloned().or_else(|| link_of(&own, path.local)).ok_or(EchoError::NoLink(path.local))?;
+        let own = addresses.recent(now).map_err(failed("list the addresses of this node"))?;
+        let device = device.cloned().or_else(|| link_of(own, path.local)).ok_or(EchoError::NoLink(path.local))?;
         let source =
-            choose_source(&own, &device.name, path.local).ok_or_else(|| EchoError::NoSource(device.name.clone()))?;
+            choose_source(own, &device.name, path.local).ok_or_else(|| EchoError::NoSource(device.name.clone()))?;
         let (domain, ear) = match path.local {
             IpAddr::V4(_) => (Domain::IPV4, EarKey::V4(device.index)),
             IpAddr::V6(_) => (Domain::IPV6, EarKey::V6),

@@ -25,9 +25,10 @@
 //!
 //! Echo packets of the other side are looped by the kernel if it forwards. Our own ([`echo`]) need sockets that ordinary
 //! processes may not have, and an address outside the subnets of the link to come from. Without those a session runs as if none were
-//! wanted, says why, and tries again later.
+//! wanted, says why, and tries again later, when the addresses of the node are read again ([`addresses`]).
 
-mod datagram;
+mod addresses;
+pub(crate) mod datagram;
 mod echo;
 mod priority;
 mod runtime;

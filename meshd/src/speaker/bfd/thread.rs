@@ -26,6 +26,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
     BfdEvent, Command, Device, NewSession, Priority, SessionId, SessionStatus, Status,
+    addresses::{self, Addresses},
     echo::{EarKey, EchoEar, EchoError, EchoSender},
     priority,
     runtime::Runtime,
@@ -37,8 +38,6 @@ use super::{
 const SLEEP_MIN: Duration = Duration::from_micros(500);
 /// While events wait for room, or a socket for being opened, it looks again this often.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// A session whose echo packets cannot be sent looks this much later whether they can.
-const ECHO_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Packets that each session says goodbye with when the process ends.
 const FAREWELL_COPIES: usize = 3;
 /// Time between them.
@@ -54,6 +53,7 @@ pub(super) struct Thread {
     priority: Priority,
     receivers: BTreeMap<(Hops, bool), Receiver>,
     ears: BTreeMap<EarKey, EchoEar>,
+    addresses: Addresses,
     sessions: Sessions,
     runtimes: BTreeMap<Discriminator, Runtime>,
     by_id: BTreeMap<SessionId, Discriminator>,
@@ -78,6 +78,7 @@ impl Thread {
             priority: Priority::Ordinary,
             receivers: BTreeMap::new(),
             ears: BTreeMap::new(),
+            addresses: Addresses::new(addresses::list),
             sessions: Sessions::new(seed),
             runtimes: BTreeMap::new(),
             by_id: BTreeMap::new(),
@@ -198,7 +199,8 @@ impl Thread {
         if !is_wanted {
             (runtime.echo, runtime.echo_problem) = (None, None);
         } else if runtime.echo.is_none() {
-            match open_echo(&mut self.ears, &member.path, runtime.device.as_ref()) {
+            let addresses = &mut self.addresses;
+            match open_echo(&mut self.ears, &member.path, runtime.device.as_ref(), addresses, now) {
                 Ok(sender) => (runtime.echo, runtime.echo_problem) = (Some(sender), None),
                 Err(error) => {
                     let (remote, problem) = (member.path.remote, error.to_string());
@@ -206,11 +208,27 @@ impl Thread {
                         tracing::warn!(%remote, problem, "BFD sends no echo packets");
                     }
                     runtime.echo_problem = Some(problem);
-                    runtime.echo_retry_at = Some(now.after(ECHO_RETRY_INTERVAL));
+                    // Together with everybody who waits for other addresses.
+                    runtime.echo_retry_at = Some(self.addresses.next(now));
                 }
             }
         }
         let settings = if runtime.echo.is_some() { runtime.settings.clone() } else { without_echo(&runtime.settings) };
+        self.close_ears();
+        self.give(number, Event::Configure(&settings));
+    }
+
+    /// The echo packets of a session fail. Addresses and links may be others by now: it gets what it needs anew when they are
+    /// read again, and does without until then.
+    fn replace_echo(&mut self, number: Discriminator) {
+        let now = self.now();
+        let Some(runtime) = self.runtimes.get_mut(&number) else { return };
+        runtime.echo = None;
+        if self.addresses.is_due(now) {
+            return self.prepare_echo(number);
+        }
+        runtime.echo_retry_at = Some(self.addresses.next(now));
+        let settings = without_echo(&runtime.settings);
         self.close_ears();
         self.give(number, Event::Configure(&settings));
     }
@@ -308,9 +326,7 @@ impl Thread {
         let deadlines = [member.session.next_deadline(), runtime.leaves_at, runtime.echo_retry_at];
         self.timers.set(number, deadlines.into_iter().flatten().min());
         if echo_failed {
-            // Addresses and links may be others by now.
-            runtime.echo = None;
-            self.prepare_echo(number);
+            self.replace_echo(number);
         }
     }
 
@@ -351,15 +367,9 @@ impl Thread {
     /// Gives the sessions that hear with these ears others.
     fn open_anew(&mut self, deaf: &BTreeSet<EarKey>) {
         let is_deaf = |runtime: &Runtime| runtime.echo.as_ref().is_some_and(|sender| deaf.contains(&sender.ear()));
-        let affected = self.runtimes.iter_mut().filter(|(_, runtime)| is_deaf(runtime));
-        let affected: Vec<Discriminator> = affected
-            .map(|(number, runtime)| {
-                runtime.echo = None;
-                *number
-            })
-            .collect();
-        for number in affected {
-            self.prepare_echo(number);
+        let affected = self.runtimes.iter().filter(|(_, runtime)| is_deaf(runtime));
+        for number in affected.map(|(number, _)| *number).collect::<Vec<_>>() {
+            self.replace_echo(number);
         }
     }
 
@@ -510,10 +520,15 @@ fn open_echo(
     ears: &mut BTreeMap<EarKey, EchoEar>,
     path: &Path,
     device: Option<&Device>,
+    addresses: &mut Addresses,
+    now: Moment,
 ) -> Result<EchoSender, EchoError> {
-    let sender = EchoSender::open(path, device)?;
+    let sender = EchoSender::open(path, device, addresses, now)?;
     if let Entry::Vacant(ear) = ears.entry(sender.ear()) {
         ear.insert(EchoEar::open(sender.ear())?);
     }
     Ok(sender)
 }
+
+#[cfg(test)]
+mod tests;
