@@ -7,7 +7,7 @@ use crate::{
     Asn, Family, NextHop, PathId, PeerId, PerFamily, Prefix as _,
     family::V4,
     policy::{Action, End, LocalSource, Match, NumberEdit, Policy, PrefixEntry, PrefixList, Rule, RuleSet, Then},
-    rib::{Aggregate, Cursor, LocalRoute, NextHopMode, NotAdvertised, RibConfig, sizes::Sizes},
+    rib::{Aggregate, Cursor, LocalRoute, NextHopMode, NotAdvertised, RibConfig, member::Progress, sizes::Sizes},
     session::PeerKind::{Confederation, External, Internal},
     wire::{
         as_path::{SegmentKind, write_segments},
@@ -654,6 +654,56 @@ fn with_add_path_too_a_stuck_peer_hears_what_went() {
         assert_eq!(lab.peers[1].heard, lab.peers[2].heard, "{moves}");
         lab.assert_leaves_nothing();
     }
+}
+
+/// A path comes anew and goes while a peer walks: the walk finds it gone, the log says both again, and what is known of the path
+/// is all there is to take it back by when the log goes on after the first of them.
+#[test]
+fn with_add_path_too_what_came_and_went_during_a_walk_is_withdrawn() {
+    let mut peers = vec![Peer::new(0, External)];
+    peers.extend((1..3).map(|number| Peer::new(number, External).hears_several(0)));
+    let mut lab = Lab::up(peers);
+    lab.change_settings(2, |settings| settings.graceful_shutdown = true);
+    let prefix = |number: u8| V4::from_wire(24, &[10, 0, number]).expect("a prefix");
+    let last = u8::try_from(3 * lab.rib.core.sizes.scan_window).expect("small steps") - 1;
+    for number in 0..=last {
+        lab.announce(0, prefix(number), &path(&[64_600, 1 + u32::from(number)]));
+    }
+    lab.settle();
+    // Peer 1 comes to the group of peer 2, is told everything again, and has heard the first third of that.
+    lab.change_settings(1, |settings| settings.graceful_shutdown = true);
+    lab.poll(1, 1);
+    let scan = |lab: &Lab| {
+        let mut members = lab.rib.tables.ipv4.groups.iter().flatten().filter_map(|group| group.member(PeerId(1)));
+        members.next().and_then(|member| match member.progress {
+            Progress::Scanning(scan) => Some(scan),
+            Progress::Reading(_) => None,
+        })
+    };
+    let walk = scan(&lab).expect("it walks");
+    assert!(0 < walk.at && walk.at < u32::from(last), "{walk:?}");
+    lab.announce(0, prefix(last), &path(&[64_600, 77]));
+    lab.settle_but(1);
+    lab.withdraw(0, prefix(last));
+    lab.settle_but(1);
+    while scan(&lab).is_some() {
+        lab.poll(1, 1);
+    }
+    let has_heard = |lab: &Lab| lab.peers[1].attributes_of("10.0.8.0/24").is_some();
+    assert!(!has_heard(&lab), "the walk knows that it is gone");
+    lab.poll(1, 1);
+    assert!(has_heard(&lab), "the log does not");
+    for round in 0..20_u32 {
+        for number in 0..last {
+            lab.announce(0, prefix(number), &path(&[64_600, 1_000 + round, 1 + u32::from(number)]));
+        }
+        lab.settle_but(1);
+    }
+    let first = lab.rib.tables.ipv4.groups.iter().flatten().map(|group| group.log.first()).max();
+    assert!(first > Some(walk.resume + 2), "the log went on without it");
+    lab.settle();
+    assert_eq!(lab.peers[1].heard, lab.peers[2].heard);
+    lab.assert_leaves_nothing();
 }
 
 /// An address that becomes usable after the session did: paths that waited for it are told, and others again.
