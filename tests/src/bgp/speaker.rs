@@ -17,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 use super::wire::{self, Prefix};
 
 /// How long a daemon may take to accept a session.
-const ACCEPT_WITHIN: Duration = Duration::from_secs(60);
+pub const ACCEPT_WITHIN: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(50);
 /// A hold time that no daemon goes beyond: they propose less or equal.
 pub const HOLD_TIME_S: u16 = 240;
@@ -67,12 +67,20 @@ impl Session {
     /// # Errors
     /// When it is not within a minute.
     pub fn establish(identity: &Identity) -> anyhow::Result<Self> {
-        let deadline = Instant::now() + ACCEPT_WITHIN;
+        Self::establish_within(identity, ACCEPT_WITHIN)
+    }
+
+    /// The same, for somebody who may wait so long.
+    ///
+    /// # Errors
+    /// When the daemon is not willing by then.
+    pub fn establish_within(identity: &Identity, within: Duration) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + within;
         loop {
             match Self::try_establish(identity) {
                 Ok(session) => return Ok(session),
                 Err(error) if Instant::now() >= deadline => {
-                    return Err(error.context(format!("no session from {} within {ACCEPT_WITHIN:?}", identity.address)));
+                    return Err(error.context(format!("no session from {} within {within:?}", identity.address)));
                 }
                 Err(_) => sleep(RETRY),
             }

@@ -22,12 +22,15 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     fs,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
 use lab::{Lab, Node, Options, Topology};
 use serde_json::Value;
@@ -173,8 +176,11 @@ impl Network {
     /// The same with further links, each between two ends written `ROUTER:LINK`.
     pub fn with_links(routers: &[Blueprint], links: &[(&str, &str)]) -> anyhow::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let files = tempfile::tempdir().context("failed to create a folder for configurations")?;
-        let name = format!("routers-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let is_over = IS_OVER.read().unwrap_or_else(PoisonError::into_inner);
+        ensure!(!*is_over, "this program takes down its networks and brings up none any more");
+        let name = format!("{}{}", own_prefix(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let files = tempfile::Builder::new().prefix(&format!("{name}.")).tempdir();
+        let files = files.context("failed to create a folder for configurations")?;
         let mut text =
             format!("name: {name}\ntopology:\n  defaults: {{kind: linux}}\n  nodes:\n    fabric: {{kind: bridge}}\n");
         for router in routers {
@@ -206,8 +212,45 @@ impl Network {
 
     /// Takes everything down and says what could not be removed.
     pub fn down(self) -> anyhow::Result<()> {
+        let is_over = IS_OVER.read().unwrap_or_else(PoisonError::into_inner);
+        if *is_over {
+            // It is gone already.
+            self.lab.keep();
+            return Ok(());
+        }
         Ok(self.lab.down()?)
     }
+}
+
+/// What the names of this process's networks begin with.
+fn own_prefix() -> String {
+    format!("routers-{}-", std::process::id())
+}
+
+/// Whether [`abandon`] was called. Held while a network comes up or goes, so that none is half there when all are taken down.
+static IS_OVER: RwLock<bool> = RwLock::new(false);
+
+/// Takes down every network of this process, whoever holds it, for a program that ends right afterwards. There will be no others.
+///
+/// # Errors
+/// What could not be removed; the rest is gone.
+pub fn abandon() -> anyhow::Result<()> {
+    let mut is_over = IS_OVER.write().unwrap_or_else(PoisonError::into_inner);
+    *is_over = true;
+    let prefix = own_prefix();
+    let mut problems = Vec::new();
+    for name in Lab::list().into_iter().filter(|name| name.starts_with(&prefix)) {
+        problems.extend(Lab::abandon(&name).err().map(|error| lab::chain(&error)));
+    }
+    let temporary = std::env::temp_dir();
+    let folders = fs::read_dir(&temporary).with_context(|| format!("failed to read {}", temporary.display()))?;
+    for folder in folders.filter_map(Result::ok).filter(|it| it.file_name().to_string_lossy().starts_with(&prefix)) {
+        if let Err(error) = fs::remove_dir_all(folder.path()) {
+            problems.push(format!("failed to remove {}: {error}", folder.path().display()));
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
 }
 
 /// A router of a network that is up.

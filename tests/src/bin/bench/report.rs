@@ -33,6 +33,9 @@ pub(crate) struct Figure {
     pub(crate) runs: Vec<f64>,
     /// Median of each peer.
     pub(crate) peers: BTreeMap<&'static str, f64>,
+    /// Peers that did not finish, with what there is to say about it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) unfinished: BTreeMap<&'static str, String>,
     /// Median of a loop that does nothing but the system calls.
     pub(crate) limit: Option<f64>,
     /// The target in words.
@@ -114,6 +117,9 @@ impl std::fmt::Display for Figure {
         }
         for (peer, value) in &self.peers {
             write!(f, "   {peer} {value:>9.decimals$} (x{:.2})", self.ours / value)?;
+        }
+        for (daemon, words) in &self.unfinished {
+            write!(f, "   {daemon} {words}")?;
         }
         if self.target == NO_TARGET {
             return write!(f, "   no target");

@@ -1,9 +1,13 @@
 //! The daemons that are measured: one configuration for each, made from the same list of peers.
 
-use std::{fmt::Write as _, net::Ipv4Addr, time::Duration};
+use std::{fmt::Write as _, net::Ipv4Addr};
 
 use anyhow::Context as _;
 use lab::Node;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tests::{
     bgp::speaker::Identity,
     routers::{Blueprint, Network},
@@ -178,6 +182,14 @@ impl Bench {
         Ok(total)
     }
 
+    /// Ends its processes without asking.
+    pub(super) fn end(&self) {
+        for &pid in &self.pids {
+            // One that is gone already has ended, which is what was wanted.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+    }
+
     /// The end of its log, for what goes wrong.
     pub(super) fn log_end(&self) -> String {
         let log = self.network.router("daemon").and_then(|router| router.log()).unwrap_or_default();
@@ -198,6 +210,3 @@ pub(super) fn fib_len() -> anyhow::Result<usize> {
     let count = text.lines().find_map(|line| line.trim().strip_prefix("Prefixes:"));
     Ok(count.context("fib_triestat names no prefixes")?.trim().parse()?)
 }
-
-/// How often the FIB is looked at; a look walks all of it.
-pub(super) const FIB_LOOK: Duration = Duration::from_millis(20);

@@ -13,11 +13,19 @@
 //! | `BGP_SCENARIOS` | names of scenarios, or their beginnings: `table-200000,churn` |
 //! | `BGP_DAEMONS` | `meshd,bird2` |
 //! | `BGP_ROUNDS` | rounds instead of three |
+//! | `BGP_LIMIT_S` | seconds that a daemon may take for a scenario, instead of 300 |
+//!
+//! A daemon that does not finish a scenario in that time is ended, is not asked again, and its place in the row says so. FRR is such
+//! a one where each of 100 peers gets everything.
 //!
 //! GoBGP advertises each prefix by itself and takes minutes for a million, so there it is asked for 200,000 only, unless
 //! `BGP_DAEMONS` names it.
+//!
+//! SIGINT and SIGTERM take down what is up before the program ends.
 
 mod daemon;
+mod interrupt;
+mod limit;
 mod ours;
 mod scenario;
 
@@ -31,6 +39,8 @@ use anyhow::ensure;
 
 use self::{
     daemon::{ALL, Daemon},
+    interrupt::Guard,
+    limit::Outcome,
     scenario::{Figures, Scenario},
 };
 use crate::report::{Better, Figure, Machine, NO_TARGET, Report, median};
@@ -81,6 +91,8 @@ struct Choice {
     scenarios: Vec<Scenario>,
     daemons: Vec<Daemon>,
     rounds: Option<usize>,
+    /// What a daemon may take for a scenario.
+    limit: Duration,
     /// Whether the daemons were named.
     named: bool,
 }
@@ -111,6 +123,7 @@ impl Choice {
             scenarios: SCENARIOS.into_iter().filter(|scenario| has(&scenarios, &scenario.name())).collect(),
             daemons: ALL.into_iter().filter(|daemon| has(&daemons, daemon.name())).collect(),
             rounds: std::env::var("BGP_ROUNDS").ok().map(|rounds| rounds.parse()).transpose()?,
+            limit: limit::read()?,
             named: !daemons.is_empty(),
         })
     }
@@ -137,9 +150,48 @@ impl Choice {
 /// Runs of one daemon, by figure.
 type Runs = BTreeMap<&'static str, Vec<f64>>;
 
+/// What came of a scenario, by daemon.
+#[derive(Default)]
+struct Results {
+    runs: BTreeMap<&'static str, Runs>,
+    /// Those that did not finish, and how long they had. They have no runs.
+    unfinished: BTreeMap<&'static str, Duration>,
+}
+
+impl Results {
+    fn add(&mut self, daemon: Daemon, outcome: Outcome<Figures>) {
+        match outcome {
+            Outcome::Done(figures) => {
+                let of_daemon = self.runs.entry(daemon.name()).or_default();
+                for (figure, value) in figures {
+                    of_daemon.entry(figure).or_default().push(value);
+                }
+            }
+            Outcome::NotDone(within) => {
+                self.runs.remove(daemon.name());
+                self.unfinished.insert(daemon.name(), within);
+            }
+        }
+    }
+
+    /// In words, by daemon.
+    fn not_done(&self) -> BTreeMap<&'static str, String> {
+        self.unfinished.iter().map(|(daemon, within)| (*daemon, not_done(*within))).collect()
+    }
+}
+
+fn not_done(within: Duration) -> String {
+    format!("not done within {} s", within.as_secs())
+}
+
 /// Measures every scenario with every daemon.
 pub(crate) fn run() -> anyhow::Result<Report> {
     let choice = Choice::read()?;
+    let guard = Guard::set()?;
+    guard.unless_ending(measure(&choice))
+}
+
+fn measure(choice: &Choice) -> anyhow::Result<Report> {
     let machine = Machine::here();
     let mut report = Report::default();
     for &scenario in &choice.scenarios {
@@ -148,21 +200,24 @@ pub(crate) fn run() -> anyhow::Result<Report> {
             Scenario::Churn { .. } => choice.rounds.unwrap_or(CHURN_ROUNDS),
             _ => choice.rounds.unwrap_or(ROUNDS),
         };
-        let mut runs: BTreeMap<&'static str, Runs> = BTreeMap::new();
+        let mut results = Results::default();
         for round in 1..=rounds {
             for &daemon in &daemons {
+                if results.unfinished.contains_key(daemon.name()) {
+                    continue;
+                }
                 print!("  {} round {round} of {rounds}: {:<6}", scenario.name(), daemon.name());
                 std::io::stdout().flush()?;
                 let begin = Instant::now();
-                let figures = scenario.measure(daemon)?;
-                println!("{}", line(&figures, begin.elapsed()));
-                let of_daemon = runs.entry(daemon.name()).or_default();
-                for (figure, value) in figures {
-                    of_daemon.entry(figure).or_default().push(value);
+                let outcome = scenario.measure(daemon, choice.limit)?;
+                match &outcome {
+                    Outcome::Done(figures) => println!("{}", line(figures, begin.elapsed())),
+                    Outcome::NotDone(within) => println!(" {}", not_done(*within)),
                 }
+                results.add(daemon, outcome);
             }
         }
-        report.0.extend(figures(scenario, &runs, &machine));
+        report.0.extend(figures(scenario, &results, &machine));
     }
     Ok(report)
 }
@@ -184,8 +239,12 @@ fn split(figure: &'static str) -> (&'static str, &'static str) {
     figure.split_once(", ").unwrap_or((figure, ""))
 }
 
-/// Ours beside the others; nothing without ours.
-fn figures(scenario: Scenario, runs: &BTreeMap<&'static str, Runs>, machine: &Machine) -> Vec<Figure> {
+/// Ours beside the others; nothing when ours was not asked.
+fn figures(scenario: Scenario, results: &Results, machine: &Machine) -> Vec<Figure> {
+    let Results { runs, unfinished } = results;
+    if unfinished.contains_key(Daemon::Meshd.name()) {
+        return vec![rounds_done(scenario, results, machine)];
+    }
     let Some(ours) = runs.get(Daemon::Meshd.name()) else { return Vec::new() };
     let others = || runs.iter().filter(|(daemon, _)| **daemon != Daemon::Meshd.name());
     let figure = |(name, values): (&&'static str, &Vec<f64>)| {
@@ -197,7 +256,11 @@ fn figures(scenario: Scenario, runs: &BTreeMap<&'static str, Runs>, machine: &Ma
         let (words, met) = match target {
             Some(Target { most, of_reference: true, .. }) => {
                 let reference = peers.get(REFERENCE.name()).copied();
-                (format!("at most {most} of {}", REFERENCE.name()), reference.is_some_and(|peer| value <= most * peer))
+                let met = match reference {
+                    Some(peer) => value <= most * peer,
+                    None => unfinished.contains_key(REFERENCE.name()),
+                };
+                (format!("at most {most} of {}", REFERENCE.name()), met)
             }
             Some(Target { most, .. }) => (format!("at most {most}"), value <= *most),
             None => (NO_TARGET.to_owned(), true),
@@ -209,6 +272,7 @@ fn figures(scenario: Scenario, runs: &BTreeMap<&'static str, Runs>, machine: &Ma
             ours: value,
             runs: values.clone(),
             peers,
+            unfinished: results.not_done(),
             limit: None,
             target: words,
             met,
@@ -216,4 +280,22 @@ fn figures(scenario: Scenario, runs: &BTreeMap<&'static str, Runs>, machine: &Ma
         }
     };
     ours.iter().map(figure).collect()
+}
+
+/// What there is to say when ours did not finish: that it did not, and who did.
+fn rounds_done(scenario: Scenario, results: &Results, machine: &Machine) -> Figure {
+    let rounds = |runs: &Runs| runs.values().map(Vec::len).max().unwrap_or_default() as f64;
+    Figure {
+        name: format!("{}, rounds done", scenario.name()),
+        unit: "",
+        better: Better::Higher,
+        ours: 0.0,
+        runs: Vec::new(),
+        peers: results.runs.iter().map(|(daemon, runs)| (*daemon, rounds(runs))).collect(),
+        unfinished: results.not_done(),
+        limit: None,
+        target: "all".to_owned(),
+        met: false,
+        machine: machine.clone(),
+    }
 }

@@ -19,10 +19,11 @@ use tests::bgp::{
     wire,
 };
 
-use super::daemon::{Bench, Daemon, FIB_LOOK, Peer, Task, fib_len};
+use super::{
+    daemon::{Bench, Daemon, Peer, Task, fib_len},
+    limit::{Limit, Outcome},
+};
 
-/// Everything a run may take before it is given up: GoBGP needs minutes for a million.
-const DEADLINE: Duration = Duration::from_secs(600);
 /// Pause between two KEEPALIVEs of a session that has nothing else to say.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// A sink that has seen nothing for this long has seen everything.
@@ -84,8 +85,8 @@ impl Scenario {
         matches!(self, Self::Fib { .. })
     }
 
-    /// Brings a daemon up, measures, and takes it down.
-    pub(super) fn measure(self, daemon: Daemon) -> anyhow::Result<Figures> {
+    /// Brings a daemon up, measures, and takes it down, or ends it when it does not finish.
+    pub(super) fn measure(self, daemon: Daemon, within: Duration) -> anyhow::Result<Outcome<Figures>> {
         let senders: Vec<Identity> = match self {
             Self::Table { .. } | Self::Fib { .. } | Self::Churn { .. } => vec![sender(0)],
             Self::Peers { peers, .. } | Self::Fanout { peers, .. } | Self::Overlap { peers, .. } => {
@@ -97,18 +98,17 @@ impl Scenario {
         let peers = senders.iter().map(|&identity| Peer { identity, export });
         let peers = peers.chain([Peer { identity: SINK, export: true }]).collect();
         let bench = Bench::up(daemon, &Task { peers, fib: self.needs_fib() })?;
-        let measured = bench
-            .generator
-            .within(|| match self {
-                Self::Table { prefixes } => table(&bench, prefixes, false),
-                Self::Fib { prefixes } => table(&bench, prefixes, true),
-                Self::Churn { per_s, seconds } => churn(&bench, per_s, seconds),
-                Self::Peers { prefixes, .. } => many(&bench, &senders, prefixes, false),
-                Self::Fanout { prefixes, .. } => many(&bench, &senders, prefixes, true),
-                Self::Overlap { prefixes, .. } => overlap(&bench, &senders, prefixes),
-            })
-            .map_err(anyhow::Error::from)
-            .and_then(|figures| figures)
+        let limit = Limit::of(within);
+        let measure = || match self {
+            Self::Table { prefixes } => table(&bench, limit, prefixes, false),
+            Self::Fib { prefixes } => table(&bench, limit, prefixes, true),
+            Self::Churn { per_s, seconds } => churn(&bench, limit, per_s, seconds),
+            Self::Peers { prefixes, .. } => many(&bench, limit, &senders, prefixes, false),
+            Self::Fanout { prefixes, .. } => many(&bench, limit, &senders, prefixes, true),
+            Self::Overlap { prefixes, .. } => overlap(&bench, limit, &senders, prefixes),
+        };
+        let measured = limit
+            .watch(&bench, || bench.generator.within(measure)?)
             .with_context(|| format!("{} with {}; its log ends:\n{}", self.name(), daemon.name(), bench.log_end()));
         bench.down()?;
         measured
@@ -145,11 +145,11 @@ fn joined<T>(thread: ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow::Result<
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn table(bench: &Bench, prefixes: usize, fib: bool) -> anyhow::Result<Figures> {
+fn table(bench: &Bench, limit: Limit, prefixes: usize, fib: bool) -> anyhow::Result<Figures> {
     let table = Table::new(prefixes, SEED);
     let stream = table.encode(sender(0).asn, sender(0).address);
     let index = Index::new(table.prefixes());
-    let (out, incoming) = (Session::establish(&SINK)?, Session::establish(&sender(0))?);
+    let (out, incoming) = (limit.establish(&SINK)?, limit.establish(&sender(0))?);
     let done = AtomicBool::new(false);
     let mut figures = Figures::new();
     scope(|scope| {
@@ -160,9 +160,10 @@ fn table(bench: &Bench, prefixes: usize, fib: bool) -> anyhow::Result<Figures> {
         let before = bench.usage()?;
         let base = if fib { bench.daemon.within(fib_len)?? } else { 0 };
         let begin = Instant::now();
-        let installed = fib.then(|| scope.spawn(move || wait_fib(bench, begin, |count| count >= base + prefixes)));
+        let installed =
+            fib.then(|| scope.spawn(move || wait_fib(bench, limit, begin, |count| count >= base + prefixes)));
         let writer = scope.spawn(|| incoming.send(&stream));
-        sink.read_until("the whole table", DEADLINE, |seen| seen.held == prefixes)?;
+        sink.read_until("the whole table", limit.left(), |seen| seen.held == prefixes)?;
         figures.insert("all at sink, s", begin.elapsed().as_secs_f64());
         if let Some(installed) = installed {
             figures.insert("FIB full, s", joined(installed)?);
@@ -174,9 +175,9 @@ fn table(bench: &Bench, prefixes: usize, fib: bool) -> anyhow::Result<Figures> {
         figures.insert("UPDATEs out", sink.seen.updates as f64);
         let before = bench.usage()?;
         let begin = Instant::now();
-        let emptied = fib.then(|| scope.spawn(move || wait_fib(bench, begin, |count| count <= base)));
+        let emptied = fib.then(|| scope.spawn(move || wait_fib(bench, limit, begin, |count| count <= base)));
         incoming.close()?;
-        sink.read_until("all withdrawals", DEADLINE, |seen| seen.held == 0)?;
+        sink.read_until("all withdrawals", limit.left(), |seen| seen.held == 0)?;
         figures.insert("all withdrawn, s", begin.elapsed().as_secs_f64());
         if let Some(emptied) = emptied {
             figures.insert("FIB empty, s", joined(emptied)?);
@@ -187,20 +188,15 @@ fn table(bench: &Bench, prefixes: usize, fib: bool) -> anyhow::Result<Figures> {
 }
 
 /// Seconds until the number of routes in the daemon's kernel is right.
-fn wait_fib(bench: &Bench, begin: Instant, is: impl Fn(usize) -> bool + Sync) -> anyhow::Result<f64> {
+fn wait_fib(bench: &Bench, limit: Limit, begin: Instant, is: impl Fn(usize) -> bool + Sync) -> anyhow::Result<f64> {
     bench.daemon.within(|| {
-        let mut count = fib_len()?;
-        while !is(count) {
-            ensure!(begin.elapsed() < DEADLINE, "the FIB holds {count} routes after {DEADLINE:?}");
-            sleep(FIB_LOOK);
-            count = fib_len()?;
-        }
+        limit.wait("the FIB", || Ok(is(fib_len()?)))?;
         Ok(begin.elapsed().as_secs_f64())
     })?
 }
 
 /// Changes in a steady stream: a quarter withdrawals, the rest new attributes for prefixes that are there or come back.
-fn churn(bench: &Bench, per_s: usize, seconds: usize) -> anyhow::Result<Figures> {
+fn churn(bench: &Bench, limit: Limit, per_s: usize, seconds: usize) -> anyhow::Result<Figures> {
     const PREFIXES: usize = 200_000;
     const TICKS_PER_S: usize = 100;
     /// Prefixes that get new attributes together.
@@ -209,7 +205,7 @@ fn churn(bench: &Bench, per_s: usize, seconds: usize) -> anyhow::Result<Figures>
     let table = Table::of(&all, SEED);
     let stream = table.encode(sender(0).asn, sender(0).address);
     let index = Index::new(all.iter().copied());
-    let (out, incoming) = (Session::establish(&SINK)?, Session::establish(&sender(0))?);
+    let (out, incoming) = (limit.establish(&SINK)?, limit.establish(&sender(0))?);
     let done = AtomicBool::new(false);
     let epoch = Instant::now();
     // Attributes that differ from those of the first table.
@@ -220,7 +216,7 @@ fn churn(bench: &Bench, per_s: usize, seconds: usize) -> anyhow::Result<Figures>
         scope.spawn(|| incoming.drain(&done));
         let mut sink = Sink::new(&out, &index, epoch);
         let writer = scope.spawn(|| incoming.send(&stream));
-        sink.read_until("the whole table", DEADLINE, |seen| seen.held == PREFIXES)?;
+        sink.read_until("the whole table", limit.left(), |seen| seen.held == PREFIXES)?;
         joined(writer)?;
         let (before, seen) = (bench.usage()?, sink.seen);
         let changer = scope.spawn(|| -> anyhow::Result<usize> {
@@ -261,7 +257,7 @@ fn churn(bench: &Bench, per_s: usize, seconds: usize) -> anyhow::Result<Figures>
             Ok(all.len() - absent)
         });
         let quiet = |seen: &Seen| seen.last.is_some_and(|last| last.elapsed() > QUIET);
-        sink.read_until("the end of the changes", DEADLINE, |seen| changer.is_finished() && quiet(seen))?;
+        sink.read_until("the end of the changes", limit.left(), |seen| changer.is_finished() && quiet(seen))?;
         let left = joined(changer)?;
         ensure!(sink.seen.held == left, "the sink holds {} prefixes and the sender {left}", sink.seen.held);
         sink.delays_us.sort_unstable();
@@ -281,7 +277,7 @@ fn churn(bench: &Bench, per_s: usize, seconds: usize) -> anyhow::Result<Figures>
 }
 
 /// Many senders with tables of their own; with `fanout` each one also reads what the others sent.
-fn many(bench: &Bench, senders: &[Identity], each: usize, fanout: bool) -> anyhow::Result<Figures> {
+fn many(bench: &Bench, limit: Limit, senders: &[Identity], each: usize, fanout: bool) -> anyhow::Result<Figures> {
     let all = stream::prefixes(each * senders.len());
     let index = Index::new(all.iter().copied());
     let streams: Vec<Vec<u8>> = senders
@@ -291,8 +287,8 @@ fn many(bench: &Bench, senders: &[Identity], each: usize, fanout: bool) -> anyho
             Table::of(prefixes, SEED + u64::from(identity.asn)).encode(identity.asn, identity.address)
         })
         .collect();
-    let out = Session::establish(&SINK)?;
-    let sessions: Vec<Session> = senders.iter().map(Session::establish).collect::<Result<_, _>>()?;
+    let out = limit.establish(&SINK)?;
+    let sessions: Vec<Session> = senders.iter().map(|identity| limit.establish(identity)).collect::<Result<_, _>>()?;
     let done = AtomicBool::new(false);
     // When each reader had everything, in seconds.
     let complete: Mutex<Vec<f64>> = Mutex::default();
@@ -310,7 +306,7 @@ fn many(bench: &Bench, senders: &[Identity], each: usize, fanout: bool) -> anyho
                 scope.spawn(move || -> anyhow::Result<()> {
                     if fanout {
                         let mut sink = Sink::new(session, index, begin);
-                        sink.read_until("everything of the others", DEADLINE, |seen| seen.held == others)?;
+                        sink.read_until("everything of the others", limit.left(), |seen| seen.held == others)?;
                     }
                     complete.lock().unwrap_or_else(PoisonError::into_inner).push(begin.elapsed().as_secs_f64());
                     // The daemon must not be held up by one that has what it needs.
@@ -320,7 +316,7 @@ fn many(bench: &Bench, senders: &[Identity], each: usize, fanout: bool) -> anyho
             .collect();
         let writers: Vec<_> =
             sessions.iter().zip(&streams).map(|(session, stream)| scope.spawn(move || session.send(stream))).collect();
-        sink.read_until("every table", DEADLINE, |seen| seen.held == all.len())?;
+        sink.read_until("every table", limit.left(), |seen| seen.held == all.len())?;
         let mut figures = Figures::from([("all at sink, s", begin.elapsed().as_secs_f64())]);
         writers.into_iter().try_for_each(joined)?;
         let times = || complete.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -341,15 +337,15 @@ fn many(bench: &Bench, senders: &[Identity], each: usize, fanout: bool) -> anyho
 }
 
 /// Senders with the same prefixes and different paths, all at once.
-fn overlap(bench: &Bench, senders: &[Identity], prefixes: usize) -> anyhow::Result<Figures> {
+fn overlap(bench: &Bench, limit: Limit, senders: &[Identity], prefixes: usize) -> anyhow::Result<Figures> {
     let all = stream::prefixes(prefixes);
     let index = Index::new(all.iter().copied());
     let streams: Vec<Vec<u8>> = senders
         .iter()
         .map(|identity| Table::of(&all, SEED + u64::from(identity.asn)).encode(identity.asn, identity.address))
         .collect();
-    let out = Session::establish(&SINK)?;
-    let sessions: Vec<Session> = senders.iter().map(Session::establish).collect::<Result<_, _>>()?;
+    let out = limit.establish(&SINK)?;
+    let sessions: Vec<Session> = senders.iter().map(|identity| limit.establish(identity)).collect::<Result<_, _>>()?;
     let done = AtomicBool::new(false);
     scope(|scope| {
         let _raise = Raise(&done);
@@ -362,10 +358,10 @@ fn overlap(bench: &Bench, senders: &[Identity], prefixes: usize) -> anyhow::Resu
         let begin = Instant::now();
         let writers: Vec<_> =
             sessions.iter().zip(&streams).map(|(session, stream)| scope.spawn(move || session.send(stream))).collect();
-        sink.read_until("every prefix", DEADLINE, |seen| seen.held == prefixes)?;
+        sink.read_until("every prefix", limit.left(), |seen| seen.held == prefixes)?;
         let at_sink = begin.elapsed().as_secs_f64();
         let written = || writers.iter().all(ScopedJoinHandle::is_finished);
-        sink.read_until("the last change", DEADLINE, |seen| {
+        sink.read_until("the last change", limit.left(), |seen| {
             written() && seen.last.is_some_and(|last| last.elapsed() > QUIET)
         })?;
         writers.into_iter().try_for_each(joined)?;

@@ -164,6 +164,7 @@ fn of_runs(name: &str, unit: &'static str, ours: f64, runs: &[f64], most: Option
         ours,
         runs: runs.to_vec(),
         peers: Default::default(),
+        unfinished: Default::default(),
         limit: None,
         target: most.map_or_else(|| NO_TARGET.to_owned(), |most| format!("under {most} {unit}")),
         met: most.is_none_or(|most| ours < most),

@@ -136,6 +136,7 @@ fn measure(family: Family, count: usize, rounds: usize, machine: &Machine) -> an
             ours,
             runs,
             peers: BTreeMap::from([("ip -batch", peer)]),
+            unfinished: BTreeMap::new(),
             limit: Some(limit),
             target,
             met: ours >= of_bare * limit && ours >= of_ip * peer,
