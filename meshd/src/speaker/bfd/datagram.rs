@@ -18,7 +18,7 @@ const TTL: u8 = 255;
 const FRAGMENT: u16 = 0x3fff;
 
 /// A packet from and to the port of echo packets. The IPv4 header has no checksum, which the kernel writes.
-pub(super) fn encode(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     let udp_len = u16::try_from(UDP_LEN + payload.len()).unwrap_or(u16::MAX);
     let (mut packet, addresses) = match (source, destination) {
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -57,16 +57,16 @@ pub(super) fn encode(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec
 
 /// What an IPv4 packet to the port of echo packets says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Datagram<'a> {
-    pub(super) source: Ipv4Addr,
-    pub(super) destination: Ipv4Addr,
-    pub(super) ttl: u8,
-    pub(super) payload: &'a [u8],
+pub(crate) struct Datagram<'a> {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) ttl: u8,
+    pub(crate) payload: &'a [u8],
 }
 
 /// Reads a whole IPv4 packet from its header on; `None` for everything that is not UDP to the port of echo packets. What follows
 /// it on the wire, as padding of short frames, is left out.
-pub(super) fn decode_ipv4(octets: &[u8]) -> Option<Datagram<'_>> {
+pub(crate) fn decode_ipv4(octets: &[u8]) -> Option<Datagram<'_>> {
     let (header, _) = octets.split_first_chunk::<IPV4_LEN>()?;
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let header_len = usize::from(header[0] & 0x0f) * 4;
