@@ -5,7 +5,7 @@
 # looks at the code calls ./setup and .ci/NAME.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench full-table lint fuzz
+.PHONY: help setup demo test bench full-table lint fuzz explore
 
 help:
 	@echo 'make setup    install what building and testing needs (runs by itself where needed)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make lint     formatting, clippy, and the rules of the repository'
 	@echo 'make bench    measure; BENCH=routes, mesh or bgp for one of them; results in target/bench/'
 	@echo 'make full-table  a million BGP prefixes from BIRD through us to BIRD, compared octet by octet'
+	@echo 'make explore  run the property tests with new seeds; ROUNDS=100'
 	@echo 'make fuzz     run the fuzz targets; RUNS=10000000 FUZZ=target for one of them'
 
 setup:
@@ -33,6 +34,9 @@ full-table: setup
 
 lint:
 	@.ci/lint
+
+explore:
+	@.ci/explore
 
 fuzz:
 	@.ci/fuzz

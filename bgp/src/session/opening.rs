@@ -179,10 +179,14 @@ impl Session {
 
     /// Sends the KEEPALIVE that was kept back, once nothing keeps it.
     fn answer_if_free(&mut self, now: Moment, slot: Slot, actions: &mut Vec<Action>) {
-        if let Some(Phase::OpenConfirm(live)) = self.connections[slot.index()].as_ref().map(|it| &it.phase)
+        if let Some(Phase::OpenConfirm(live)) = self.connections[slot.index()].as_mut().map(|it| &mut it.phase)
             && !live.is_held()
         {
             let confirmed = live.confirmed;
+            if let Some(keepalive) = &mut live.keepalive {
+                // It ran while nothing was sent, and may be over already.
+                keepalive.restart_with(now, &mut self.jitter);
+            }
             actions.push(Action::Send(slot, Outgoing::Keepalive));
             if confirmed {
                 self.establish(now, slot, actions);

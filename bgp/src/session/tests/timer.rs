@@ -60,6 +60,20 @@ fn an_update_puts_the_next_keepalive_off() {
     assert!(next >= Moment(at(1_020).0 + 22_500_000) && next > first);
 }
 
+/// A KEEPALIVE that waited for a collision starts the time anew: a second one does not follow at once.
+#[test]
+fn a_keepalive_that_was_kept_back_puts_the_next_one_off() {
+    let theirs = Open { hold_time_s: 9, ..their_open() };
+    let twice = [Event::Start, Event::Accepted, Event::Connected(SLOT), Event::Open(SLOT, theirs)];
+    let mut session = after(config(), twice);
+    let done = run(&mut session, at(1_009));
+    let keepalives: Vec<_> =
+        done.iter().filter(|(_, what)| what.contains("KEEPALIVE")).map(|(when, _)| *when).collect();
+    let [first, second, ..] = keepalives[..] else { panic!("{done:?}") };
+    assert_eq!(first, COLLISION_TIME);
+    assert!((Duration::from_millis(2_250)..=seconds(3)).contains(&(second - first)), "{done:?}");
+}
+
 #[test]
 fn silence_for_the_hold_time_ends_the_session() {
     let mut session = connected(config(), Open { hold_time_s: 9, ..their_open() });
