@@ -199,6 +199,13 @@ impl AttributeSets {
         AttrId(at)
     }
 
+    /// Reads sets that will be needed, all at once; see [`super::table::Table::read_ahead`].
+    pub(super) fn read_ahead<const N: usize>(&self, ids: [Option<AttrId>; N]) {
+        for id in ids.into_iter().flatten() {
+            std::hint::black_box(self.slots.get(id.0).map(|slot| slot.references));
+        }
+    }
+
     #[inline]
     pub(super) fn hold(&mut self, id: AttrId) {
         self.slots.at_mut(id.0).references += 1;

@@ -101,6 +101,13 @@ impl<P: Prefix> FamilyTable<P> {
         }
     }
 
+    /// Nobody wants to know of the changes.
+    pub(super) fn forget_forwarding(&mut self) {
+        for at in std::mem::take(&mut self.forwarding) {
+            self.table.destination_mut(at).flags &= !mark::FORWARDING_LISTED;
+        }
+    }
+
     /// How packets to a destination are to be forwarded now.
     pub(super) fn fib_route(&self, core: &Core, at: u32) -> Option<FibRoute> {
         let (_, best) = self.table.best(at)?;

@@ -1,5 +1,7 @@
 //! From a peer's UPDATE into the table.
 
+use std::convert::Infallible;
+
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -24,6 +26,9 @@ use crate::{
         capability::Role,
     },
 };
+
+/// Prefixes of a message that are read from memory together. Processors have about so many reads under way.
+const AHEAD: usize = 8;
 
 /// Why not all of a message was taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -115,14 +120,10 @@ impl Rib {
             limits: (limits.received_max, limits.accepted_max),
             import,
         };
-        let mut outcome = Ok(());
         let table = P::of_mut(&mut self.tables);
-        for (path_id, prefix) in prefixes {
-            outcome = table.announce_one(core, &mut sender, path_id, prefix);
-            if outcome.is_err() {
-                break;
-            }
-        }
+        let outcome = table.by_steps(core, prefixes, |table, core, path_id, prefix| {
+            table.announce_one(core, &mut sender, path_id, prefix)
+        });
         if let Some(imported) = sender.imported {
             release_imported(core, imported);
         }
@@ -135,13 +136,16 @@ impl Rib {
     /// Takes prefixes of a peer back. What it has not announced is no error.
     pub fn withdraw<P: Stored>(&mut self, peer: PeerId, prefixes: impl IntoIterator<Item = (PathId, P)>) {
         let table = P::of_mut(&mut self.tables);
-        for (path_id, prefix) in prefixes {
-            if let Some(at) = table.table.find(prefix)
-                && let Some(path) = table.find_path(at, peer, path_id)
-            {
-                table.remove_path(&mut self.core, at, path);
-            }
-        }
+        let withdrawn: Result<(), Infallible> =
+            table.by_steps(&mut self.core, prefixes, |table, core, path_id, prefix| {
+                if let Some(at) = table.table.find(prefix)
+                    && let Some(path) = table.find_path(at, peer, path_id)
+                {
+                    table.remove_path(core, at, path);
+                }
+                Ok(())
+            });
+        let Ok(()) = withdrawn;
     }
 
     /// True once when the peer comes near its limit.
@@ -161,6 +165,26 @@ impl Rib {
 }
 
 impl<P: Prefix> FamilyTable<P> {
+    /// Does something with each prefix, up to the first error; what they need is read a few prefixes ahead.
+    fn by_steps<E>(
+        &mut self,
+        core: &mut Core,
+        prefixes: impl IntoIterator<Item = (PathId, P)>,
+        mut each: impl FnMut(&mut Self, &mut Core, PathId, P) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut prefixes = prefixes.into_iter();
+        loop {
+            let step: [Option<(PathId, P)>; AHEAD] = std::array::from_fn(|_| prefixes.next());
+            if step[1].is_some() {
+                core.sets.read_ahead(self.table.read_ahead(&step));
+            }
+            for entry in step {
+                let Some((path_id, prefix)) = entry else { return Ok(()) };
+                each(self, core, path_id, prefix)?;
+            }
+        }
+    }
+
     fn announce_one(
         &mut self,
         core: &mut Core,

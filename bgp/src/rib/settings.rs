@@ -216,6 +216,21 @@ impl Rib {
         }
     }
 
+    /// Turns the list of forwarding changes ([`RibConfig::forwarding`](super::RibConfig::forwarding)) on, and tells how
+    /// everything is forwarded, or off. Nothing that was told before is taken back: who forwards no more drops all of it.
+    pub fn set_forwarding(&mut self, forwarding: bool) {
+        if std::mem::replace(&mut self.core.config.forwarding, forwarding) == forwarding {
+            return;
+        }
+        if forwarding {
+            self.tell_forwarding_again();
+        } else {
+            for family in Family::ALL {
+                with_table!(self.tables, family, table => table.forget_forwarding());
+            }
+        }
+    }
+
     /// Tells again how everything is forwarded.
     pub fn tell_forwarding_again(&mut self) {
         for family in Family::ALL {

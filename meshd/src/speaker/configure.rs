@@ -74,6 +74,7 @@ impl Core {
                 core.speaker.rib_mut().set_vrps(new.vrps.clone());
             }
         }
+        Self::change_forwarding(core, &old, &new);
         if old.mesh != new.mesh {
             let mut core = core.borrow_mut();
             let MeshSettings { function, clusters, by_store } = new.mesh.clone();
@@ -92,6 +93,21 @@ impl Core {
         }
         waiting.decision = decision;
         waiting != new.rib
+    }
+
+    /// What the pipeline is told of paths, when that is other than before.
+    fn change_forwarding(core: &Shared, old: &Settings, new: &Settings) {
+        let mut core = core.borrow_mut();
+        if old.install && !new.install {
+            core.note(BgpChange::Uninstall);
+        }
+        let rib = core.speaker.rib_mut();
+        // Without the list nothing has to be made of every change that nobody asks for.
+        rib.set_forwarding(new.install || new.mesh.function.is_some());
+        let takes_more = new.install && (!old.install || new.routes_max > old.routes_max);
+        if takes_more {
+            rib.tell_forwarding_again();
+        }
     }
 
     /// Gives peers of ranges what their range gives now.

@@ -123,6 +123,8 @@ struct Buffers {
     output: Vec<u8>,
     /// Octets of `output` that the kernel has taken.
     taken: usize,
+    /// The speaker has more than is in `output`.
+    more: bool,
 }
 
 /// What came of a turn.
@@ -185,8 +187,7 @@ fn exchange(
     let mut busy = false;
     if may_read {
         match core.borrow_mut().read(id, slot, stream, &mut buffers.input) {
-            Ok(0) => {}
-            Ok(_) => busy = true,
+            Ok(more) => busy = more,
             Err(error) => return Turn::Gone(error.to_string()),
         }
     }
@@ -209,7 +210,7 @@ fn write(
     if buffers.taken == buffers.output.len() {
         buffers.output.clear();
         buffers.taken = 0;
-        core.borrow_mut().fill(id, slot, &mut buffers.output, OUT_MAX);
+        buffers.more = core.borrow_mut().fill(id, slot, &mut buffers.output, OUT_MAX);
     }
     while let Some(rest) = buffers.output.get(buffers.taken..).filter(|rest| !rest.is_empty()) {
         match stream.try_write(rest) {
@@ -225,10 +226,10 @@ fn write(
             Err(error) => return Err(error),
         }
     }
-    let had_some = !buffers.output.is_empty();
+    let more = !buffers.output.is_empty() && buffers.more;
     // An idle connection holds no buffer.
     *buffers = Buffers { input: std::mem::take(&mut buffers.input), ..Buffers::default() };
-    Ok(had_some)
+    Ok(more)
 }
 
 /// Sends what is under way and the last words, as far as the peer takes them in a short time.

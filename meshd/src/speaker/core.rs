@@ -46,7 +46,7 @@ use super::{
     paths::Paths,
     services::Services,
     settings::{PeerSettings, Settings},
-    transport,
+    transport::{self, Received},
 };
 use crate::{lifecycle::Problems, pipeline::Snapshot};
 
@@ -207,39 +207,35 @@ impl Core {
         }
     }
 
-    /// Reads once from a connection, behind the beginning of a message that came before; returns how many octets came.
-    pub(super) fn read(
-        &mut self,
-        id: PeerId,
-        slot: Slot,
-        stream: &TcpStream,
-        begun: &mut Vec<u8>,
-    ) -> io::Result<usize> {
+    /// Reads once from a connection, behind the beginning of a message that came before; true when there may be more to read.
+    pub(super) fn read(&mut self, id: PeerId, slot: Slot, stream: &TcpStream, begun: &mut Vec<u8>) -> io::Result<bool> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let head = begun.len();
         buffer[..head].copy_from_slice(begun);
-        let result = match stream.try_read(&mut buffer[head..]) {
-            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection")),
-            Ok(octets) => {
+        let result = match transport::read(stream, &mut buffer[head..]) {
+            Ok(Some(Received { octets: 0, .. })) => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"))
+            }
+            Ok(Some(Received { octets, more })) => {
                 self.readings += 1;
                 let now = self.now();
                 let stream = &buffer[..head + octets];
                 let used = self.speaker.receive(now, id, slot, stream);
                 begun.clear();
                 begun.extend_from_slice(&stream[used..]);
-                Ok(octets)
+                Ok(more)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Ok(None) => Ok(false),
             Err(error) => Err(error),
         };
         self.buffer = buffer;
         result
     }
 
-    /// Asks the speaker for something to send.
-    pub(super) fn fill(&mut self, id: PeerId, slot: Slot, out: &mut Vec<u8>, octets_max: usize) {
+    /// Asks the speaker for something to send; true when there may be more.
+    pub(super) fn fill(&mut self, id: PeerId, slot: Slot, out: &mut Vec<u8>, octets_max: usize) -> bool {
         let now = self.now();
-        self.speaker.send(now, id, slot, out, octets_max);
+        self.speaker.send(now, id, slot, out, octets_max)
     }
 
     /// The kernel took octets.

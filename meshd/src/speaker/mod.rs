@@ -46,13 +46,14 @@ mod tests;
 pub mod transport;
 pub mod unnumbered;
 
-use std::{cell::RefCell, io, rc::Rc, sync::Arc, thread, time::Duration};
+use std::{cell::RefCell, io, pin::pin, rc::Rc, sync::Arc, thread, time::Duration};
 
 use bgp::{PerFamily, session::LocalRestart, speaker::Speaker};
 use meshd_core::{clustermesh::over_bgp::OverBgp, observed::Change};
 use tokio::{
+    runtime::LocalOptions,
     sync::{mpsc, oneshot, watch},
-    task::{LocalSet, spawn_local, yield_now},
+    task::{spawn_local, yield_now},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -141,14 +142,23 @@ pub struct Surroundings {
 pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(SpeakerHandle, oneshot::Receiver<()>)> {
     let (tx, questions) = mpsc::channel(QUESTIONS_MAX);
     let (ended, has_ended) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (built, has_begun) = std::sync::mpsc::channel();
     thread::Builder::new().name("bgp".to_owned()).spawn(move || {
-        let local = LocalSet::new();
-        local.block_on(&runtime, run(around, questions, stop));
-        drop(local);
+        // Its tasks belong to this thread, so one wakes another without the kernel.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        let (runtime, result) = match runtime {
+            Ok(runtime) => (Some(runtime), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        // Both are waited for below.
+        let _told = built.send(result);
+        let Some(runtime) = runtime else { return };
+        runtime.block_on(run(around, questions, stop));
+        drop(runtime);
         // Nobody waits for the end when the daemon is gone already.
         let _told = ended.send(());
     })?;
+    has_begun.recv().map_err(io::Error::other)??;
     Ok((SpeakerHandle(tx), has_ended))
 }
 
@@ -238,6 +248,10 @@ const STOP_PAUSE: Duration = Duration::from_millis(50);
 async fn work(core: Shared) {
     let worker = core.borrow().worker.clone();
     let mut idle = false;
+    // Set to an earlier moment when need be, and never to a later one: timers are put off with every message, and each time
+    // the runtime would wake itself up by way of the kernel. It goes off for nothing now and then instead.
+    let mut timer = pin!(sleep_until(Instant::now()));
+    let mut armed: Option<Instant> = None;
     loop {
         let before = core.borrow().readings;
         let more = {
@@ -252,8 +266,11 @@ async fn work(core: Shared) {
         if core.borrow().has_news() {
             core.borrow().fib_news.notify_one();
         }
-        // Connections that have something to read do so now.
-        yield_now().await;
+        // After what waited for more input is told, the next input wakes us; before that, connections that have something to
+        // read do so now.
+        if !idle || more {
+            yield_now().await;
+        }
         let (quiet, waits, deadline) = {
             let mut core = core.borrow_mut();
             core.wake_at = core.speaker.next_deadline();
@@ -266,15 +283,13 @@ async fn work(core: Shared) {
             continue;
         }
         idle = false;
-        let due = async {
-            match deadline {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        if let Some(at) = deadline.filter(|at| armed.is_none_or(|armed| *at < armed)) {
+            timer.as_mut().reset(at);
+            armed = Some(at);
+        }
         tokio::select! {
             () = worker.notified() => {}
-            () = due => {}
+            () = &mut timer, if armed.is_some() => armed = None,
         }
     }
 }

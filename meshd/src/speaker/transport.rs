@@ -17,9 +17,10 @@ use std::{
 
 pub use ao::{AoKey, NoTcpAo};
 use ipnet::IpNet;
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 pub use syn::AcceptError;
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 /// Longest key of TCP-MD5 (`TCP_MD5SIG_MAXKEYLEN`).
 pub const MD5_KEY_MAX: usize = 80;
@@ -29,6 +30,33 @@ const BACKLOG: i32 = 128;
 pub(super) const WAITING_MAX: i32 = BACKLOG + 1;
 /// Internetwork control: what routers send their routing protocols with.
 const TOS_INTERNETWORK_CONTROL: u32 = 0xc0;
+
+/// What was read from a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Received {
+    /// So many octets; 0 at the end of the stream.
+    pub(super) octets: usize,
+    /// There may be more to read at once.
+    pub(super) more: bool,
+}
+
+/// Reads what has arrived, if anything has.
+///
+/// What does not fill the buffer was all there was (`man 7 epoll`, on edge-triggered readiness): the runtime learns it here,
+/// and nobody reads again before the kernel says that more came.
+pub(super) fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    let mut received = None;
+    let result = stream.try_io(Interest::READABLE, || {
+        let octets = recv(stream.as_raw_fd(), buffer, MsgFlags::empty())?;
+        let more = octets == buffer.len();
+        received = Some(Received { octets, more });
+        if more || octets == 0 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    });
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Ok(()) | Err(_) => Ok(received),
+    }
+}
 
 /// A shared secret. Never printed.
 #[derive(Clone, PartialEq, Eq)]

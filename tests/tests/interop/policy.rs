@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 use tests::routers::{Network, Router};
 
-use super::configurations::{Bird, Frr, OURS, neighbor, ours, wait_installed};
+use super::configurations::{Bird, Frr, OURS, installed, neighbor, ours, reconfigure, wait_installed};
 
 /// Waits until every prefix of the list is at ours and rejected, and returns why.
 fn wait_rejected(ours: &Router, prefixes: &[&str]) -> Vec<String> {
@@ -90,6 +90,51 @@ fn own_prefixes_are_refused_whatever_policies_say() {
     let page = ours.text("bgp received 192.0.2.1").unwrap();
     for prefix in refused {
         assert!(page.contains(prefix), "{prefix} was received: {page}");
+    }
+    network.down().unwrap();
+}
+
+/// What is installed is another matter than what is told: the import of routes into the kernel is turned off, limited and turned
+/// on while the daemon runs, and peers notice nothing.
+#[test]
+fn what_is_installed_follows_the_configuration() {
+    tests::need_root();
+    let network = Network::up(&[
+        Bird::USUAL.blueprint("bird"),
+        Frr::USUAL.blueprint("frr"),
+        ours(
+            &[
+                "group: open, address: 192.0.2.1, remote_as: 4200000001",
+                "group: open, address: 192.0.2.2, remote_as: 65002",
+            ],
+            "import: {install: true, max_routes: 100}",
+        ),
+    ])
+    .unwrap();
+    let (frr, ours) = (network.router("frr").unwrap(), network.router("ours").unwrap());
+    let all = [
+        "10.1.0.0/24 via 192.0.2.1",
+        "10.2.0.0/24 via 192.0.2.2",
+        "fd10:1::/64 via fd00::1",
+        "fd10:2::/64 via fd00::2",
+    ];
+    wait_installed(&ours, "77", &all);
+    frr.wait_path("10.1.0.0/24").unwrap();
+    reconfigure(&ours, "install: true", "install: false");
+    wait_installed(&ours, "77", &[]);
+    reconfigure(&ours, "max_routes: 100", "max_routes: 2");
+    reconfigure(&ours, "install: false", "install: true");
+    ours.wait("two routes", || {
+        let routes = installed(&ours, "77")?;
+        ensure!(routes.len() == 2, "{routes:?}");
+        Ok(())
+    })
+    .unwrap();
+    reconfigure(&ours, "max_routes: 2", "max_routes: 4");
+    wait_installed(&ours, "77", &all);
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        let view = neighbor(&ours, address).unwrap();
+        assert_eq!(view["established_count"], 1, "{view}");
     }
     network.down().unwrap();
 }

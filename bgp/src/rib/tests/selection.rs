@@ -344,6 +344,47 @@ fn attributes_that_do_not_change_forwarding_do_not_touch_it() {
     assert_eq!(lab.rib.fib_changes(), 1);
 }
 
+/// Who does not forward is not told, keeps no list, and hears of everything once it does.
+#[test]
+fn forwarding_is_told_only_while_somebody_wants_it() {
+    let mut lab = Lab::up(peers());
+    lab.announce(0, v4(PREFIX), &path(&[64_600]));
+    while lab.rib.run(100) {}
+    assert_eq!(lab.rib.fib_changes(), 1);
+    lab.rib.set_forwarding(false);
+    assert_eq!(lab.rib.fib_changes(), 0);
+    lab.announce_via(0, v4(PREFIX), PathId(0), &path(&[64_600]), next_hop(77));
+    lab.rib.tell_forwarding_again();
+    while lab.rib.run(100) {}
+    assert_eq!(lab.rib.fib_changes(), 0);
+    lab.rib.set_forwarding(true);
+    lab.rib.set_forwarding(true);
+    while lab.rib.run(100) {}
+    let changes = lab.rib.take_fib_changes(8);
+    let hops: Vec<_> =
+        changes.iter().filter_map(|change| Some(change.route.as_ref()?.next_hops()[0].next_hop)).collect();
+    assert_eq!(hops, [next_hop(77)]);
+}
+
+/// Every prefix of a long message is taken in, whatever was read ahead of it, and the last step may be a full one.
+#[test]
+fn messages_of_any_length_are_taken_in_and_back_whole() {
+    for count in [1, 2, 7, 8, 9, 16, 100] {
+        let mut lab = Lab::up(peers());
+        let prefixes: Vec<_> = (0..count).map(|number| (PathId(0), v4(&format!("10.7.{number}.0/24")))).collect();
+        let peer = lab.peers[0].id;
+        let octets = path(&[64_600]).build();
+        for _ in 0..2 {
+            lab.rib.announce(peer, &octets, next_hop(0), prefixes.iter().copied(), lab.now).expect("a session");
+        }
+        lab.settle();
+        assert_eq!(lab.fib.len(), count);
+        lab.rib.withdraw(peer, prefixes.into_iter().skip(1));
+        lab.settle();
+        assert_eq!(lab.fib.len(), 1);
+    }
+}
+
 #[test]
 fn marks_are_told_with_forwarding_and_only_equal_ones_share_it() {
     let mut lab = Lab::up(peers());

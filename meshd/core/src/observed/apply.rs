@@ -197,6 +197,12 @@ impl Observed {
                     self.bgp_next_hops.upsert(next_hop, dead);
                 }
             }
+            BgpChange::Uninstall => {
+                let prefixes: Vec<IpNet> = self.bgp.iter().map(|(prefix, _)| *prefix).collect();
+                for prefix in prefixes {
+                    self.apply_bgp(BgpChange::Route(prefix, None));
+                }
+            }
             BgpChange::Complete => self.bgp_complete = true,
         }
     }

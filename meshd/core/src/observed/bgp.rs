@@ -106,6 +106,8 @@ pub enum BgpChange {
     Dead(BgpNextHop, bool),
     /// So many routes are taken at most; more are refused and counted. Routes that are there stay.
     Limit(usize),
+    /// No path is to be installed any more: all routes go.
+    Uninstall,
     /// Every peer has told its routes once in this run, or the wait for it is over.
     Complete,
 }

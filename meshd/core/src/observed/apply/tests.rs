@@ -177,4 +177,5 @@ fn routes_learned_by_bgp_are_limited() {
         "nothing leads to the second any more"
     );
     assert_eq!(tell(vec![BgpChange::Route(prefix(1), None), BgpChange::Route(prefix(3), Some(hops(3)))]), (2, 2, 1));
+    assert_eq!(tell(vec![BgpChange::Uninstall, BgpChange::Route(prefix(4), Some(hops(4)))]), (1, 1, 1));
 }
