@@ -46,7 +46,7 @@ pub fn echo(data: &[u8]) {
     let Some(heard) = datagram::decode_ipv4(data) else { return };
     let written = datagram::encode(heard.source.into(), heard.destination.into(), heard.payload);
     // Ours have no options and cross no router.
-    assert_eq!(datagram::decode_ipv4(&written), Some(Datagram { ttl: advertisement::HOP_LIMIT, ..heard }));
+    assert_eq!(datagram::decode_ipv4(&written), Some(Datagram { ttl: datagram::TTL, ..heard }));
     if let Some(packet) = EchoPacket::decode(heard.payload) {
         assert_eq!(packet.encode(), heard.payload);
     }

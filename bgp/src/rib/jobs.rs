@@ -86,7 +86,8 @@ impl<P: Prefix> FamilyTable<P> {
     /// A walk that is waiting for the same thing to be done is not asked for twice, unless something else is to be done to
     /// the paths of the same peer in between.
     pub(super) fn add_job(&mut self, job: Job) {
-        let mut waiting = self.jobs.iter().skip(1).rev().map(|waiting| waiting.kind);
+        let begun = usize::from(self.jobs.front().is_some_and(|first| first.next > 0));
+        let mut waiting = self.jobs.iter().skip(begun).rev().map(|waiting| waiting.kind);
         let is_waiting = match job.kind.peer() {
             Some(peer) => waiting.find(|kind| kind.peer() == Some(peer)) == Some(job.kind),
             None => waiting.any(|kind| kind == job.kind),

@@ -113,7 +113,7 @@ pub struct RibConfig {
     /// LOCAL_PREF of paths without one.
     pub local_pref_default: u32,
     /// What is selected is to be forwarded: [`Rib::take_fib_changes`] says what changed. A speaker that only passes paths on
-    /// does without the list.
+    /// does without the list. [`Rib::set_forwarding`] changes it.
     pub forwarding: bool,
     /// Paths wait for [`Rib::set_next_hop`]. Otherwise every next hop counts as reachable.
     pub next_hop_tracking: bool,

@@ -231,8 +231,11 @@ impl Rib {
         }
     }
 
-    /// Tells again how everything is forwarded.
+    /// Tells again how everything is forwarded, if anybody wants to know.
     pub fn tell_forwarding_again(&mut self) {
+        if !self.core.config.forwarding {
+            return;
+        }
         for family in Family::ALL {
             with_table!(self.tables, family, table => table.add_job(Job::new(JobKind::Reforward)));
         }

@@ -21,7 +21,7 @@ impl Speaker {
             return false;
         }
         let before = out.len();
-        let more = out.len() < octets_max && self.rib.poll_export(id, out, octets_max - out.len());
+        let more = out.len() >= octets_max || self.rib.poll_export(id, out, octets_max - out.len());
         if out.len() > before {
             let limit = peer.connection(slot).limit;
             record(peer, now, &out[before..], limit);

@@ -265,7 +265,7 @@ impl Api {
         }
         if snapshot.observed.bgp_refused > 0 {
             let message = format!(
-                "{} routes learned by BGP were refused, because there are {} already; filter them, or raise bgp.import.max_routes and reset the peers",
+                "{} routes learned by BGP were refused, because there are {} already; filter them, or raise bgp.import.max_routes",
                 snapshot.observed.bgp_refused,
                 snapshot.observed.bgp.len()
             );

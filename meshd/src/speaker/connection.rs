@@ -123,7 +123,7 @@ struct Buffers {
     output: Vec<u8>,
     /// Octets of `output` that the kernel has taken.
     taken: usize,
-    /// The speaker has more than is in `output`.
+    /// The speaker may have more than is in `output`.
     more: bool,
 }
 
@@ -220,6 +220,8 @@ fn write(
                 core.borrow_mut().written(id, slot);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Who wakes this connection from now on finds it waiting for the kernel: it asks for more itself, after that.
+                buffers.more = true;
                 handle.blocked_since.set(handle.blocked_since.get().or_else(|| Some(Instant::now())));
                 return Ok(false);
             }

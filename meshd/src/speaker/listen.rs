@@ -301,12 +301,11 @@ mod tests {
         id::IfIndex,
         observed::{LinkRow, Observed},
     };
-    use tokio::task::LocalSet;
 
     use super::*;
     use crate::speaker::{
         settings::Settings,
-        testing::{connect, core, key, read_until, settings, until, waiting_at},
+        testing::{connect, core, key, on_thread, read_until, settings, until, waiting_at},
         transport::Secret,
     };
 
@@ -315,8 +314,8 @@ mod tests {
     }
 
     /// Whoever was let in by the keys of before is shut out again; the others do not notice.
-    #[tokio::test]
-    async fn a_connection_that_waits_while_its_key_changes_is_closed_and_no_other() {
+    #[test]
+    fn a_connection_that_waits_while_its_key_changes_is_closed_and_no_other() {
         let peer = |last: u8| format!("{{address: 127.0.0.{last}, remote_as: 6500{last}, passive: true}}");
         let mut settings = settings(&format!("{}, {}", peer(2), peer(3)));
         let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
@@ -352,13 +351,13 @@ mod tests {
             let is_taken = |name: &str| core.any_ends(core.ids[&key(name)]).is_some();
             assert!(is_taken("127.0.0.3") && !is_taken("127.0.0.2"));
         };
-        LocalSet::new().run_until(test).await;
+        on_thread(test);
     }
 
     /// Keys come before listening, and a change of another one's key is none of its business: the first attempt of a peer that
     /// signs is taken, whatever happens while it waits.
-    #[tokio::test]
-    async fn the_first_connection_of_a_signed_peer_is_taken() {
+    #[test]
+    fn the_first_connection_of_a_signed_peer_is_taken() {
         let peer = |last: u8| format!("{{address: 127.0.0.{last}, remote_as: 6500{last}, passive: true}}");
         let mut settings = settings(&format!("{}, {}", peer(2), peer(3)));
         let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
@@ -393,7 +392,7 @@ mod tests {
             assert_eq!(listeners.update(&core, &Problems::default()), None);
             read_until(&mut TcpStream::from_std(socket.into()).expect("a stream"), 1).await;
         };
-        LocalSet::new().run_until(test).await;
+        on_thread(test);
     }
 
     /// The kernel judges by the longest prefix, and by the address of the listener alone.
@@ -421,8 +420,8 @@ mod tests {
     }
 
     /// The key of a peer that is configured by link belongs to the router that is heard there, while it is heard.
-    #[tokio::test]
-    async fn the_key_of_a_link_is_that_of_its_router() {
+    #[test]
+    fn the_key_of_a_link_is_that_of_its_router() {
         let link = |name: &str| format!("{{interface: {name}, remote_as: external}}");
         let mut settings = settings(&format!("{}, {}", link("one"), link("two")));
         let router: Ipv6Addr = "fe80::7".parse().expect("an address");
@@ -461,6 +460,6 @@ mod tests {
             core.borrow_mut().host.set_router(IfIndex(2), None);
             assert_eq!(listeners_have(&core), []);
         };
-        LocalSet::new().run_until(test).await;
+        on_thread(test);
     }
 }

@@ -150,10 +150,11 @@ pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(Speak
             Ok(runtime) => (Some(runtime), Ok(())),
             Err(error) => (None, Err(error)),
         };
-        // Both are waited for below.
+        // The receiver is at the end of this function.
         let _told = built.send(result);
         let Some(runtime) = runtime else { return };
         runtime.block_on(run(around, questions, stop));
+        // With what is still being written to the disk. Whoever waits for the end has a deadline.
         drop(runtime);
         // Nobody waits for the end when the daemon is gone already.
         let _told = ended.send(());

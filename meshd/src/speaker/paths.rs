@@ -247,15 +247,15 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt as _, task::LocalSet};
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-    use crate::speaker::testing::{connection, core, key, message, open, read_until, settings, until};
+    use crate::speaker::testing::{connection, core, key, message, on_thread, open, read_until, settings, until};
 
     /// The peer's operator has taken BFD out before the session begins: it says so once, and the session that waits for BFD
     /// must not wait for it.
-    #[tokio::test]
-    async fn a_strict_session_does_not_wait_for_bfd_that_was_taken_out_before() {
+    #[test]
+    fn a_strict_session_does_not_wait_for_bfd_that_was_taken_out_before() {
         let test = async {
             let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {strict: true}}"));
             let id = core.borrow().ids[&key("127.0.0.2")];
@@ -289,7 +289,7 @@ mod tests {
             changed(&core, &BfdEvent { remote_admin_down: false, state: State::Up, ..said });
             assert_eq!(core.borrow().paths.verdict(id), Some(BfdChange::Up));
         };
-        LocalSet::new().run_until(test).await;
+        on_thread(test);
     }
 
     #[test]

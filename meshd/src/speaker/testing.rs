@@ -11,6 +11,7 @@ use meshd_core::derive::LocalNode;
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpSocket, TcpStream},
+    runtime::{Builder, LocalOptions},
     sync::{mpsc, watch},
     time::{Instant, sleep},
 };
@@ -54,7 +55,13 @@ pub(super) fn settings(peers: &str) -> Settings {
     settings
 }
 
-/// A core with these settings. It is used inside of a `LocalSet`.
+/// Runs a test as the speaker's thread runs.
+pub(super) fn on_thread(test: impl Future<Output = ()>) {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    runtime.expect("a runtime").block_on(test);
+}
+
+/// A core with these settings, for [`on_thread`].
 pub(super) fn core(settings: Settings) -> Shared {
     let speaker = Speaker::new(settings.rib.clone(), LocalRestart::default(), 7);
     let (events, _) = mpsc::channel(paths::EVENTS_MAX);
@@ -97,8 +104,8 @@ pub(super) fn message(kind: u8) -> Vec<u8> {
     [&[0xff; 16][..], &[0, 19, kind]].concat()
 }
 
-/// Reads messages until one of this kind has come.
-pub(super) async fn read_until(stream: &mut TcpStream, kind: u8) {
+/// Reads messages until one of this kind has come; returns its body.
+pub(super) async fn read_until(stream: &mut TcpStream, kind: u8) -> Vec<u8> {
     let read = async {
         loop {
             let mut header = [0; 19];
@@ -106,11 +113,11 @@ pub(super) async fn read_until(stream: &mut TcpStream, kind: u8) {
             let mut body = vec![0; usize::from(u16::from_be_bytes([header[16], header[17]])) - header.len()];
             stream.read_exact(&mut body).await.expect("its body");
             if header[18] == kind {
-                return;
+                return body;
             }
         }
     };
-    tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("waited for a message of kind {kind}"));
+    tokio::time::timeout(DEADLINE, read).await.unwrap_or_else(|_| panic!("waited for a message of kind {kind}"))
 }
 
 /// Waits until something is so.

@@ -43,7 +43,8 @@ pub(super) struct Received {
 /// Reads what has arrived, if anything has.
 ///
 /// What does not fill the buffer was all there was (`man 7 epoll`, on edge-triggered readiness): the runtime learns it here,
-/// and nobody reads again before the kernel says that more came.
+/// and nobody reads again before the kernel says that more came. (Urgent data, which BGP has no use for, ends a read early:
+/// whoever sends it waits for their next segment.)
 pub(super) fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<Received>> {
     let mut received = None;
     let result = stream.try_io(Interest::READABLE, || {

@@ -130,8 +130,11 @@ fn what_is_installed_follows_the_configuration() {
         Ok(())
     })
     .unwrap();
+    let refused = || ours.node().exec(&["meshd", "status"]).unwrap().stdout.contains("were refused");
+    assert!(refused());
     reconfigure(&ours, "max_routes: 2", "max_routes: 4");
     wait_installed(&ours, "77", &all);
+    assert!(!refused());
     for address in ["192.0.2.1", "192.0.2.2"] {
         let view = neighbor(&ours, address).unwrap();
         assert_eq!(view["established_count"], 1, "{view}");

@@ -164,7 +164,13 @@ impl Observed {
 
     fn apply_bgp(&mut self, change: BgpChange) {
         match change {
-            BgpChange::Limit(limit) => self.bgp_limit = Some(limit),
+            BgpChange::Limit(limit) => {
+                // With more room every route is told again.
+                if self.bgp_limit.is_none_or(|old| limit > old) {
+                    self.bgp_refused = 0;
+                }
+                self.bgp_limit = Some(limit);
+            }
             BgpChange::Route(prefix, Some(_))
                 if self.bgp_limit.is_some_and(|limit| self.bgp.len() >= limit) && !self.bgp.contains(&prefix) =>
             {
@@ -198,10 +204,10 @@ impl Observed {
                 }
             }
             BgpChange::Uninstall => {
-                let prefixes: Vec<IpNet> = self.bgp.iter().map(|(prefix, _)| *prefix).collect();
-                for prefix in prefixes {
-                    self.apply_bgp(BgpChange::Route(prefix, None));
-                }
+                self.bgp = Table::default();
+                self.bgp_targets = Table::default();
+                self.bgp_references.clear();
+                self.bgp_refused = 0;
             }
             BgpChange::Complete => self.bgp_complete = true,
         }

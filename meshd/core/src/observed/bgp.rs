@@ -123,6 +123,11 @@ pub(super) struct BgpTargets {
 }
 
 impl BgpTargets {
+    /// Nobody has any. Numbers go on from where they were.
+    pub(super) fn clear(&mut self) {
+        *self = Self { next: self.next, ..Self::default() };
+    }
+
     /// The number of a target, for one more prefix; true when the target is new.
     pub(super) fn refer(&mut self, target: &BgpTarget) -> (BgpTargetId, bool) {
         if let Some((known, id)) = &self.last

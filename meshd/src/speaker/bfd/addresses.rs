@@ -33,14 +33,15 @@ pub(super) type List = fn() -> io::Result<Vec<Own>>;
 #[derive(Debug)]
 pub(super) struct Addresses {
     list: List,
-    own: Vec<Own>,
+    /// Or why they are not known.
+    own: Result<Vec<Own>, String>,
     read_at: Option<Moment>,
 }
 
 impl Addresses {
     /// Nothing is read yet.
     pub(super) const fn new(list: List) -> Self {
-        Self { list, own: Vec::new(), read_at: None }
+        Self { list, own: Ok(Vec::new()), read_at: None }
     }
 
     /// The addresses, which are read when that is due.
@@ -48,10 +49,12 @@ impl Addresses {
         if self.is_due(now) {
             // What cannot be read now is tried again no earlier than what was.
             self.read_at = Some(now);
-            self.own = Vec::new();
-            self.own = (self.list)()?;
+            self.own = (self.list)().map_err(|error| error.to_string());
         }
-        Ok(&self.own)
+        match &self.own {
+            Ok(own) => Ok(own),
+            Err(error) => Err(io::Error::other(error.clone())),
+        }
     }
 
     /// Whether whoever needs them now has them read.

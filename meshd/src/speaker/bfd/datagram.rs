@@ -13,7 +13,7 @@ const IPV4_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 /// Traffic class CS6, and the TTL of what comes from no farther than the link.
 const TRAFFIC_CLASS: u8 = 0xc0;
-const TTL: u8 = 255;
+pub(crate) const TTL: u8 = 255;
 /// The bits of an IPv4 header that say that a packet is not whole: more fragments, and the offset.
 const FRAGMENT: u16 = 0x3fff;
 

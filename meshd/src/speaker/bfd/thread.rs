@@ -227,6 +227,7 @@ impl Thread {
         if self.addresses.is_due(now) {
             return self.prepare_echo(number);
         }
+        runtime.echo_problem = Some("echo packets failed; what they need is opened anew in a moment".to_owned());
         runtime.echo_retry_at = Some(self.addresses.next(now));
         let settings = without_echo(&runtime.settings);
         self.close_ears();

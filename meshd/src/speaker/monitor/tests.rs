@@ -3,10 +3,9 @@ use bgp::{
     session::{RemoteAs, SessionConfig, negotiate},
     wire::header::HEADER_LEN,
 };
-use tokio::task::LocalSet;
 
 use super::*;
-use crate::speaker::testing::{core, key, settings};
+use crate::speaker::testing::{core, key, on_thread, settings};
 
 fn ends() -> (SocketAddr, SocketAddr) {
     (SocketAddr::from(([192, 0, 2, 10], 179)), SocketAddr::from(([192, 0, 2, 1], 40_000)))
@@ -29,8 +28,8 @@ fn cease(peer: PeerId, slot: Slot, subcode: u8) -> Mirrored {
 }
 
 /// A second connection that is refused while the session is up has words of its own; they are not why the session ends later.
-#[tokio::test]
-async fn words_on_another_connection_are_not_the_reason_of_the_end() {
+#[test]
+fn words_on_another_connection_are_not_the_reason_of_the_end() {
     let test = async {
         let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true}"));
         let core = &mut *core.borrow_mut();
@@ -44,12 +43,12 @@ async fn words_on_another_connection_are_not_the_reason_of_the_end() {
         core.monitor.down(None, peer);
         assert!(core.monitor.last_words.is_empty() && core.monitor.up.is_empty());
     };
-    LocalSet::new().run_until(test).await;
+    on_thread(test);
 }
 
 /// The number of a peer that is gone is another's soon: nothing that was said to the first is told of the second.
-#[tokio::test]
-async fn nothing_is_kept_of_a_peer_that_is_removed() {
+#[test]
+fn nothing_is_kept_of_a_peer_that_is_removed() {
     let test = async {
         let core = core(settings("{address: 127.0.0.2, remote_as: 65002}, {address: 127.0.0.3, remote_as: 65003}"));
         let [gone, stays] = ["127.0.0.2", "127.0.0.3"].map(|name| core.borrow().ids[&key(name)]);
@@ -69,5 +68,5 @@ async fn nothing_is_kept_of_a_peer_that_is_removed() {
         assert_eq!(monitor.last_words.keys().copied().collect::<Vec<_>>(), [stays]);
         assert_eq!(monitor.last_ends.keys().copied().collect::<Vec<_>>(), [stays]);
     };
-    LocalSet::new().run_until(test).await;
+    on_thread(test);
 }

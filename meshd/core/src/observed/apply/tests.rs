@@ -177,5 +177,9 @@ fn routes_learned_by_bgp_are_limited() {
         "nothing leads to the second any more"
     );
     assert_eq!(tell(vec![BgpChange::Route(prefix(1), None), BgpChange::Route(prefix(3), Some(hops(3)))]), (2, 2, 1));
-    assert_eq!(tell(vec![BgpChange::Uninstall, BgpChange::Route(prefix(4), Some(hops(4)))]), (1, 1, 1));
+    // With more room everything is told again, and what is refused is counted anew.
+    assert_eq!(tell(vec![BgpChange::Limit(1), BgpChange::Route(prefix(4), Some(hops(4)))]), (2, 2, 2));
+    assert_eq!(tell(vec![BgpChange::Limit(3), BgpChange::Route(prefix(4), Some(hops(4)))]), (3, 3, 0));
+    assert_eq!(tell(vec![BgpChange::Route(prefix(5), Some(hops(5)))]), (3, 3, 1));
+    assert_eq!(tell(vec![BgpChange::Uninstall, BgpChange::Route(prefix(6), Some(hops(6)))]), (1, 1, 0));
 }

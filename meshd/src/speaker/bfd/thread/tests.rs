@@ -1,4 +1,11 @@
-use std::{io, net::Ipv4Addr, sync::atomic::AtomicU32, sync::atomic::Ordering, sync::mpsc::sync_channel};
+use std::{
+    io,
+    net::Ipv4Addr,
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::sync_channel,
+    },
+};
 
 use nix::sys::eventfd::EfdFlags;
 

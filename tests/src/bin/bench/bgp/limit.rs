@@ -87,7 +87,8 @@ impl Limit {
             let is_over = watchdog.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             match measured {
                 Ok(measured) => Ok(Outcome::Done(measured)),
-                Err(_) if is_over => Ok(Outcome::NotDone(self.within)),
+                // Whoever waits for something gives up at the same moment.
+                Err(_) if is_over || self.left().is_zero() => Ok(Outcome::NotDone(self.within)),
                 Err(error) => Err(error),
             }
         })
