@@ -202,11 +202,3 @@ impl Bench {
         self.network.down()
     }
 }
-
-/// The number of routes in the main table of the calling thread's namespace. While local and main table are one trie, the kernel
-/// prints that trie under both names: the first one counts.
-pub(super) fn fib_len() -> anyhow::Result<usize> {
-    let text = std::fs::read_to_string("/proc/thread-self/net/fib_triestat").context("failed to read fib_triestat")?;
-    let count = text.lines().find_map(|line| line.trim().strip_prefix("Prefixes:"));
-    Ok(count.context("fib_triestat names no prefixes")?.trim().parse()?)
-}

@@ -16,8 +16,6 @@ use super::daemon::Bench;
 const LIMIT_S: u64 = 300;
 /// The name of that in the environment.
 const VARIABLE: &str = "BGP_LIMIT_S";
-/// Pause between two looks at something that is not there yet.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Time that runs out.
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +56,16 @@ impl Limit {
         Session::establish_within(identity, self.left().min(ACCEPT_WITHIN))
     }
 
-    /// Looks again until something is there.
-    pub(super) fn wait(self, what: &str, mut is: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    /// Looks again, with this pause between two looks, until something is there.
+    pub(super) fn wait(
+        self,
+        what: &str,
+        look: Duration,
+        mut is: impl FnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         while !is()? {
             ensure!(!self.left().is_zero(), "waited {:?} for {what}", self.within);
-            sleep(LOOK);
+            sleep(look);
         }
         Ok(())
     }

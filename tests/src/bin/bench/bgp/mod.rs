@@ -24,6 +24,7 @@
 //! SIGINT and SIGTERM take down what is up before the program ends.
 
 mod daemon;
+mod fib;
 mod interrupt;
 mod limit;
 mod ours;

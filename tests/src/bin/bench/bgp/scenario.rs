@@ -16,11 +16,12 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tests::bgp::{
     speaker::{HOLD_TIME_S, Identity, Index, Seen, Session, Sink},
     stream::{self, Table},
-    wire,
+    wire::{self, Prefix},
 };
 
 use super::{
-    daemon::{Bench, Daemon, Peer, Task, fib_len},
+    daemon::{Bench, Daemon, Peer, Task},
+    fib::{self, Fib},
     limit::{Limit, Outcome},
 };
 
@@ -152,16 +153,22 @@ fn table(bench: &Bench, limit: Limit, prefixes: usize, fib: bool) -> anyhow::Res
     let (out, incoming) = (limit.establish(&SINK)?, limit.establish(&sender(0))?);
     let done = AtomicBool::new(false);
     let mut figures = Figures::new();
+    let base = if fib { bench.daemon.within(fib::len)?? } else { 0 };
+    let all: Vec<Prefix> = table.prefixes().collect();
+    let wait_fib = &|begin: Instant, there: bool| -> anyhow::Result<f64> {
+        bench.daemon.within(|| {
+            Fib::of_this_thread()?.wait(limit, &all, there, base)?;
+            Ok(begin.elapsed().as_secs_f64())
+        })?
+    };
     scope(|scope| {
         let _raise = Raise(&done);
         keep_alive(scope, vec![&out, &incoming], &done);
         scope.spawn(|| incoming.drain(&done));
         let mut sink = Sink::new(&out, &index, Instant::now());
         let before = bench.usage()?;
-        let base = if fib { bench.daemon.within(fib_len)?? } else { 0 };
         let begin = Instant::now();
-        let installed =
-            fib.then(|| scope.spawn(move || wait_fib(bench, limit, begin, |count| count >= base + prefixes)));
+        let installed = fib.then(|| scope.spawn(move || wait_fib(begin, true)));
         let writer = scope.spawn(|| incoming.send(&stream));
         sink.read_until("the whole table", limit.left(), |seen| seen.held == prefixes)?;
         figures.insert("all at sink, s", begin.elapsed().as_secs_f64());
@@ -175,7 +182,7 @@ fn table(bench: &Bench, limit: Limit, prefixes: usize, fib: bool) -> anyhow::Res
         figures.insert("UPDATEs out", sink.seen.updates as f64);
         let before = bench.usage()?;
         let begin = Instant::now();
-        let emptied = fib.then(|| scope.spawn(move || wait_fib(bench, limit, begin, |count| count <= base)));
+        let emptied = fib.then(|| scope.spawn(move || wait_fib(begin, false)));
         incoming.close()?;
         sink.read_until("all withdrawals", limit.left(), |seen| seen.held == 0)?;
         figures.insert("all withdrawn, s", begin.elapsed().as_secs_f64());
@@ -185,14 +192,6 @@ fn table(bench: &Bench, limit: Limit, prefixes: usize, fib: bool) -> anyhow::Res
         figures.insert("withdraw CPU, s", bench.usage()?.cpu_s - before.cpu_s);
         Ok(figures)
     })
-}
-
-/// Seconds until the number of routes in the daemon's kernel is right.
-fn wait_fib(bench: &Bench, limit: Limit, begin: Instant, is: impl Fn(usize) -> bool + Sync) -> anyhow::Result<f64> {
-    bench.daemon.within(|| {
-        limit.wait("the FIB", || Ok(is(fib_len()?)))?;
-        Ok(begin.elapsed().as_secs_f64())
-    })?
 }
 
 /// Changes in a steady stream: a quarter withdrawals, the rest new attributes for prefixes that are there or come back.
