@@ -244,6 +244,18 @@ fn wait_bird_bfd_down(bird: &Router) {
     bird.wait("BFD with us down", ask).unwrap();
 }
 
+/// Nor does FRR. One that still does while its session comes back takes the BFD that begins anew for a path that is dead, and
+/// resets the session hard (bgpd 8.4, `bgp_bfd.c`).
+fn wait_frr_bfd_down(frr: &Router) {
+    let ask = || {
+        let peers = frr.json("show bfd peers")?;
+        let us = peers.as_array().context("a list")?.iter().find(|peer| peer["peer"] == "192.0.2.6");
+        ensure!(us.is_none_or(|peer| peer["status"] == "down"), "{peers}");
+        Ok(())
+    };
+    frr.wait("BFD with us down", ask).unwrap();
+}
+
 #[test]
 fn no_packet_is_lost_while_we_are_killed_and_start_again() {
     let chain = Chain::up(true);
@@ -255,6 +267,7 @@ fn no_packet_is_lost_while_we_are_killed_and_start_again() {
     assert_eq!(bird.paths_to("10.2.0.0/24").unwrap().len(), 1);
     wait_stale(frr, "10.1.0.0/24", true);
     wait_bird_bfd_down(bird);
+    wait_frr_bfd_down(frr);
     let started = Instant::now();
     ours.start().unwrap();
     bird.wait_established("192.0.2.2").unwrap();
