@@ -76,6 +76,11 @@ pub(super) fn ours(peers: &[&str], more: &str) -> Blueprint {
 
 /// FRR and BIRD with ours between them, when each has what the other one originates.
 pub(super) fn frr_and_bird() -> Network {
+    frr_and_bird_with("")
+}
+
+/// The same with more lines in the section `bgp` of ours.
+pub(super) fn frr_and_bird_with(more: &str) -> Network {
     tests::need_root();
     let network = Network::up(&[
         Frr::USUAL.blueprint("frr"),
@@ -85,7 +90,7 @@ pub(super) fn frr_and_bird() -> Network {
                 "group: open, address: 192.0.2.2, remote_as: 65002",
                 "group: open, address: 192.0.2.1, remote_as: 4200000001",
             ],
-            "",
+            more,
         ),
     ])
     .unwrap();

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, ensure};
 use tests::routers::{Network, Router};
 
-use super::configurations::{Bird, Frr, OURS, installed, neighbor, ours, reconfigure, wait_installed};
+use super::configurations::{
+    Bird, Frr, OURS, frr_and_bird_with, installed, neighbor, ours, reconfigure, wait_installed,
+};
 
 /// Waits until every prefix of the list is at ours and rejected, and returns why.
 fn wait_rejected(ours: &Router, prefixes: &[&str]) -> Vec<String> {
@@ -98,20 +100,8 @@ fn own_prefixes_are_refused_whatever_policies_say() {
 /// on while the daemon runs, and peers notice nothing.
 #[test]
 fn what_is_installed_follows_the_configuration() {
-    tests::need_root();
-    let network = Network::up(&[
-        Bird::USUAL.blueprint("bird"),
-        Frr::USUAL.blueprint("frr"),
-        ours(
-            &[
-                "group: open, address: 192.0.2.1, remote_as: 4200000001",
-                "group: open, address: 192.0.2.2, remote_as: 65002",
-            ],
-            "import: {install: true, max_routes: 100}",
-        ),
-    ])
-    .unwrap();
-    let (frr, ours) = (network.router("frr").unwrap(), network.router("ours").unwrap());
+    let network = frr_and_bird_with("import: {install: true, max_routes: 100}");
+    let ours = network.router("ours").unwrap();
     let all = [
         "10.1.0.0/24 via 192.0.2.1",
         "10.2.0.0/24 via 192.0.2.2",
@@ -119,7 +109,6 @@ fn what_is_installed_follows_the_configuration() {
         "fd10:2::/64 via fd00::2",
     ];
     wait_installed(&ours, "77", &all);
-    frr.wait_path("10.1.0.0/24").unwrap();
     reconfigure(&ours, "install: true", "install: false");
     wait_installed(&ours, "77", &[]);
     reconfigure(&ours, "max_routes: 100", "max_routes: 2");
