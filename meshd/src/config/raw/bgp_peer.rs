@@ -192,6 +192,9 @@ section! {
 
 section! {
     /// BFD towards a peer (RFC 5880). The session is over several hops where the peer may be.
+    /// When this daemon is killed and back before the peer's BFD has noticed, FRR 8.4 takes the BFD that begins anew for a dead way
+    /// and ends the new session with a hard reset, which graceful restart does not survive. So let the supervisor wait longer than
+    /// the detection time: `RestartSec=1s` of the shipped unit is longer than the 900 ms that the defaults make.
     RawBfd {
         /// `false` takes it away where the group has it.
         enabled: Option<bool> = "true",
