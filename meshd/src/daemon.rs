@@ -228,6 +228,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     }
     tasks.spawn("api", server::serve(listener, api));
 
+    let speaker_ended = speaker.as_ref().map(|speaker| speaker.ended.clone());
     let live = Live {
         bgp: speaker.map(|speaker| speaker.config),
         config,
@@ -247,6 +248,10 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
             warn!(%error, "the state was not saved to the end");
         }
         tasks.stop().await;
+        if let Some(ended) = speaker_ended {
+            // It says goodbye to those who watch, and finishes its files.
+            ended.cancelled().await;
+        }
         own_store.close().await;
     });
     if ended.await.is_err() {
@@ -374,6 +379,8 @@ impl Live {
 struct RunningSpeaker {
     config: watch::Sender<SpeakerConfig>,
     handle: SpeakerHandle,
+    /// Its thread is over.
+    ended: CancellationToken,
 }
 
 /// What the speaker hears of, and who hears of it.
@@ -419,13 +426,10 @@ fn start_speaker(
         remembered,
     };
     let (handle, ended) = speaker::start(around, stop.clone()).context("failed to start the BGP speaker")?;
-    tasks.spawn("bgp", async move {
-        // The end of the thread, whatever ended it, is the end of the task.
-        let _ended = ended.await;
-    });
+    tasks.spawn("bgp", ended.clone().cancelled_owned());
     let (config, config_rx) = watch::channel(wanted);
     tasks.spawn("bgp-settings", tell_speaker(config_rx, settings, local.clone(), problems.clone(), stamp));
-    Ok(Some(RunningSpeaker { config, handle }))
+    Ok(Some(RunningSpeaker { config, handle, ended }))
 }
 
 /// Differs when the file is another one.

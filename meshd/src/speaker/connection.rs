@@ -21,7 +21,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::core::{Core, Shared};
+use super::{
+    core::{Core, Shared},
+    restart,
+};
 
 /// Octets asked of the speaker at a time.
 const OUT_MAX: usize = 64 * 1024;
@@ -104,6 +107,10 @@ pub(super) fn remember_ends(handle: &Handle, stream: &TcpStream) -> io::Result<(
 }
 
 async fn open(core: &Shared, id: PeerId) -> Result<TcpStream, String> {
+    let ends = core.borrow().path_to(id);
+    if let Ok(ends) = ends {
+        restart::until_our_turn(core, id, ends).await;
+    }
     let (remote, socket) = core.borrow().outgoing(id)?;
     let socket = TcpSocket::from_std_stream(socket.into());
     socket.connect(remote).await.map_err(|error| format!("failed to connect to {remote}: {error}"))

@@ -44,6 +44,7 @@ use super::{
     monitor::Monitor,
     nuisance::{Refusals, Seldom},
     paths::Paths,
+    restart::Unaware,
     services::Services,
     settings::{PeerSettings, Settings},
     transport::{self, Received},
@@ -103,6 +104,7 @@ pub(super) struct Core {
     stopping: bool,
     /// Peers are waited for after a restart.
     pub(super) restarting: bool,
+    pub(super) unaware: Unaware,
     fib: Fib,
     /// Clusters that peers tell.
     pub(super) over_bgp: OverBgp,
@@ -145,6 +147,7 @@ impl Core {
             had_session,
             stopping: false,
             restarting: false,
+            unaware: Unaware::default(),
             fib: Fib::default(),
             over_bgp: OverBgp::default(),
             notes: Vec::new(),
@@ -187,6 +190,14 @@ impl Core {
         let remote = self.remote_of(known)?;
         let socket = transport::outgoing(remote, &known.settings.transport).map_err(|error| error.to_string())?;
         Ok((remote, socket))
+    }
+
+    /// Both ends that a connection to a peer would have, but for the ports.
+    pub(super) fn path_to(&self, id: PeerId) -> Result<(SocketAddr, SocketAddr), String> {
+        let known = self.known.get(&id).ok_or("the peer is gone")?;
+        let remote = self.remote_of(known)?;
+        let local = transport::local_for(remote, &known.settings.transport).map_err(|error| error.to_string())?;
+        Ok((local, remote))
     }
 
     fn remote_of(&self, known: &Known) -> Result<SocketAddr, String> {
@@ -413,6 +424,7 @@ impl Core {
         }
         // The number may be another peer's from now on.
         core.ended.remove(&id);
+        core.unaware.forget(id);
         core.monitor.forget(id);
         let note = core.paths.forget(id);
         core.notes.extend(note);
@@ -667,7 +679,7 @@ impl Core {
         }
     }
 
-    fn watch_path_between(&mut self, id: PeerId, (local, remote): (SocketAddr, SocketAddr)) {
+    pub(super) fn watch_path_between(&mut self, id: PeerId, (local, remote): (SocketAddr, SocketAddr)) {
         let Some(known) = self.known.get(&id) else { return };
         let Some(settings) = known.settings.bfd.clone() else {
             let note = self.paths.forget(id);

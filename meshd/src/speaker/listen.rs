@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     core::{Core, Shared},
+    restart,
     transport::{self, Key},
 };
 use crate::lifecycle::Problems;
@@ -241,7 +242,7 @@ fn take(core: &Shared, listener: SocketAddr, stream: TcpStream, remote: SocketAd
         }
     };
     match refused {
-        Ok(()) => Core::accept(core, id, stream),
+        Ok(()) => restart::accept_when_aware(core, id, stream),
         Err(why) => core.borrow_mut().refuse(id, &why),
     }
 }

@@ -135,13 +135,15 @@ pub struct Surroundings {
     pub remembered: OverBgp,
 }
 
-/// Starts the thread. It ends, without a word to the peers, when `stop` is cancelled; the receiver then resolves.
+/// Starts the thread. It ends, without a word to the peers, when `stop` is cancelled; the token that comes back is cancelled when
+/// it has ended, whatever ended it.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(SpeakerHandle, oneshot::Receiver<()>)> {
+pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(SpeakerHandle, CancellationToken)> {
     let (tx, questions) = mpsc::channel(QUESTIONS_MAX);
-    let (ended, has_ended) = oneshot::channel();
+    let has_ended = CancellationToken::new();
+    let ending = has_ended.clone().drop_guard();
     let (built, has_begun) = std::sync::mpsc::channel();
     thread::Builder::new().name("bgp".to_owned()).spawn(move || {
         // Its tasks belong to this thread, so one wakes another without the kernel.
@@ -156,8 +158,7 @@ pub fn start(around: Surroundings, stop: CancellationToken) -> io::Result<(Speak
         runtime.block_on(run(around, questions, stop));
         // With what is still being written to the disk. Whoever waits for the end has a deadline.
         drop(runtime);
-        // Nobody waits for the end when the daemon is gone already.
-        let _told = ended.send(());
+        drop(ending);
     })?;
     has_begun.recv().map_err(io::Error::other)??;
     Ok((SpeakerHandle(tx), has_ended))

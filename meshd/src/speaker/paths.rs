@@ -207,13 +207,14 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
     let Ok(number) = u16::try_from(event.id.0) else { return };
     let id = PeerId(number);
     let said = {
-        let mut core = core.borrow_mut();
+        let core = &mut *core.borrow_mut();
         let Some(running) = core.paths.sessions.get_mut(&id) else { return };
         let is_news =
             event.failed || (running.state, running.remote_admin_down) != (event.state, event.remote_admin_down);
         running.state = event.state;
         running.remote_admin_down = event.remote_admin_down;
         running.echo.clone_from(&event.echo);
+        core.unaware.look_again();
         if !is_news {
             return;
         }
@@ -247,10 +248,81 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        time::sleep,
+    };
 
     use super::*;
-    use crate::speaker::testing::{connection, core, key, message, on_thread, open, read_until, settings, until};
+    use crate::speaker::{
+        restart::accept_when_aware,
+        testing::{connection, core, key, message, on_thread, open, read_until, settings, until},
+    };
+
+    /// BFD runs on the path of a connection, as far as the core can tell, and is down.
+    fn watched(core: &Shared, id: PeerId, connection: &TcpStream) {
+        let mut core = core.borrow_mut();
+        let settings = core.known[&id].settings.bfd.clone().expect("BFD");
+        let (local, remote) = (connection.local_addr().expect("ours"), connection.peer_addr().expect("theirs"));
+        let (state, echo) = (State::Down, Echo::default());
+        core.paths.sessions.insert(id, Running { local, remote, settings, state, remote_admin_down: false, echo });
+    }
+
+    fn news(id: PeerId, state: State) -> BfdEvent {
+        BfdEvent {
+            id: session_id(id),
+            state,
+            diagnostic: Diagnostic::None,
+            failed: false,
+            remote_admin_down: false,
+            remote_control_plane_independent: false,
+            echo: Echo::default(),
+        }
+    }
+
+    /// After our restart the peer's BFD hears of it before its BGP gets an answer; of its connections the last one counts.
+    #[test]
+    fn who_connects_after_our_restart_waits_for_bfd() {
+        let test = async {
+            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}"));
+            let id = core.borrow().ids[&key("127.0.0.2")];
+            let (mut first, server) = connection("127.0.0.2").await;
+            watched(&core, id, &server);
+            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
+            accept_when_aware(&core, id, server);
+            let (mut second, server) = connection("127.0.0.2").await;
+            accept_when_aware(&core, id, server);
+            assert_eq!(first.read(&mut [0]).await.expect("closed"), 0);
+            assert_eq!(core.borrow().any_ends(id), None, "neither is taken");
+            // The task that waits looks once for each of these, and only the second is what it waits for.
+            changed(&core, &news(id, State::Down));
+            sleep(Duration::from_millis(10)).await;
+            assert_eq!(core.borrow().any_ends(id), None, "nothing was heard");
+            changed(&core, &news(id, State::Init));
+            read_until(&mut second, 1).await;
+            assert!(core.borrow().any_ends(id).is_some());
+        };
+        on_thread(test);
+    }
+
+    /// A peer that has no BFD any more is not waited for longer than that.
+    #[test]
+    fn a_peer_whose_bfd_is_silent_is_taken_after_a_while() {
+        let test = async {
+            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}"));
+            let id = core.borrow().ids[&key("127.0.0.2")];
+            let (mut client, server) = connection("127.0.0.2").await;
+            watched(&core, id, &server);
+            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
+            accept_when_aware(&core, id, server);
+            read_until(&mut client, 1).await;
+            assert_eq!(core.borrow().paths.state(id), Some(State::Down));
+        };
+        on_thread(test);
+    }
 
     /// The peer's operator has taken BFD out before the session begins: it says so once, and the session that waits for BFD
     /// must not wait for it.
@@ -260,24 +332,8 @@ mod tests {
             let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {strict: true}}"));
             let id = core.borrow().ids[&key("127.0.0.2")];
             let (mut client, server) = connection("127.0.0.2").await;
-            {
-                let mut core = core.borrow_mut();
-                let settings = core.known[&id].settings.bfd.clone().expect("BFD");
-                let (local, remote) = (server.local_addr().expect("ours"), server.peer_addr().expect("theirs"));
-                let (state, echo) = (State::Down, Echo::default());
-                let running = Running { local, remote, settings, state, remote_admin_down: false, echo };
-                core.paths.sessions.insert(id, running);
-            }
-            let diagnostic = Diagnostic::None;
-            let said = BfdEvent {
-                id: session_id(id),
-                state: State::Down,
-                diagnostic,
-                failed: false,
-                remote_admin_down: true,
-                remote_control_plane_independent: false,
-                echo: Echo::default(),
-            };
+            watched(&core, id, &server);
+            let said = BfdEvent { remote_admin_down: true, ..news(id, State::Down) };
             changed(&core, &said);
             Core::accept(&core, id, server);
             client.write_all(&open(65_002, true)).await.expect("sent");

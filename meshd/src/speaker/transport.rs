@@ -147,16 +147,40 @@ pub fn outgoing(remote: SocketAddr, transport: &Transport) -> Result<Socket, Tra
     if let Some(key) = &transport.key {
         set_key(&socket, IpNet::from(remote.ip()), None, Some(key))?;
     }
-    if let Some(source) = transport.source {
-        let local = match (source, remote) {
-            (IpAddr::V6(source), SocketAddr::V6(remote)) if source.is_unicast_link_local() => {
-                SocketAddr::V6(SocketAddrV6::new(source, 0, 0, remote.scope_id()))
-            }
-            _ => SocketAddr::new(source, 0),
-        };
-        socket.bind(&SockAddr::from(local)).map_err(failed(format!("use {source} as the own address")))?;
+    if let Some(local) = source_for(remote, transport) {
+        socket.bind(&SockAddr::from(local)).map_err(failed(format!("use {} as the own address", local.ip())))?;
     }
     Ok(socket)
+}
+
+/// The own address that is demanded.
+fn source_for(remote: SocketAddr, transport: &Transport) -> Option<SocketAddr> {
+    let source = transport.source?;
+    Some(match (source, remote) {
+        (IpAddr::V6(source), SocketAddr::V6(remote)) if source.is_unicast_link_local() => {
+            SocketAddr::V6(SocketAddrV6::new(source, 0, 0, remote.scope_id()))
+        }
+        _ => SocketAddr::new(source, 0),
+    })
+}
+
+/// The own address that a connection to `remote` would have; its port means nothing. Nothing is sent.
+///
+/// # Errors
+/// Whatever the kernel refuses, above all where there is no route.
+pub fn local_for(remote: SocketAddr, transport: &Transport) -> Result<SocketAddr, TransportError> {
+    if let Some(local) = source_for(remote, transport) {
+        return Ok(local);
+    }
+    let socket = Socket::new(Domain::for_address(remote), Type::DGRAM, Some(Protocol::UDP));
+    let socket = socket.map_err(failed("make a socket"))?;
+    if let Some(device) = &transport.device {
+        bind_device(&socket, device)?;
+    }
+    let operation = || format!("find the own address for {remote}");
+    socket.connect(&SockAddr::from(remote)).map_err(failed(operation()))?;
+    let local = socket.local_addr().map_err(failed(operation()))?;
+    local.as_socket().ok_or_else(|| failed(operation())(io::ErrorKind::Unsupported.into()))
 }
 
 /// A socket for [`listen`] at `local`, on one device if one is named.

@@ -126,7 +126,43 @@ fn large_community(value: &Value) -> String {
     format!("{}:{}:{}", value["ASN"], value["LocalData1"], value["LocalData2"])
 }
 
-/// What it says about a peer or a message.
-pub(super) fn complains(line: &str) -> bool {
-    ["level=warn", "level=error", "level=fatal", "WARN", "ERRO"].iter().any(|level| line.contains(level))
+/// What it says about a peer or a message. It listens before its peers are started, and closes what comes for them until then:
+/// that is not about us.
+pub(super) fn complaints(log: &str) -> Vec<String> {
+    let complains = |line: &str| {
+        ["level=warn", "level=error", "level=fatal", "WARN", "ERRO"].iter().any(|level| line.contains(level))
+    };
+    let key = |line: &str| line.split(' ').find(|word| word.starts_with("Key=")).map(str::to_owned);
+    let is_early = |line: &str| line.contains("Closed an accepted connection") && line.contains("State=BGP_FSM_IDLE");
+    let mut were_up = BTreeSet::new();
+    let mut complaints = Vec::new();
+    for line in log.lines() {
+        if line.contains("Peer Up") {
+            were_up.extend(key(line));
+        }
+        let is_started = key(line).is_none_or(|key| were_up.contains(&key));
+        if complains(line) && (is_started || !is_early(line)) {
+            complaints.push(line.to_owned());
+        }
+    }
+    complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_closed_before_a_peer_is_started_is_no_complaint() {
+        let closed = |key: &str, state: &str| {
+            format!("time=\"x\" level=warning msg=\"Closed an accepted connection\" Key={key} State={state} Topic=Peer")
+        };
+        let up = "time=\"x\" level=info msg=\"Peer Up\" Key=192.0.2.10 State=BGP_FSM_OPENCONFIRM Topic=Peer";
+        let (idle, open) = ("BGP_FSM_IDLE", "BGP_FSM_OPENSENT");
+        let log = [closed("192.0.2.10", idle), up.to_owned()].join("\n");
+        assert_eq!(complaints(&log), Vec::<String>::new());
+        let bad = [closed("192.0.2.10", idle), closed("192.0.2.10", open)];
+        let log = [up.to_owned(), bad[0].clone(), bad[1].clone(), closed("192.0.2.11", idle)].join("\n");
+        assert_eq!(complaints(&log), bad);
+    }
 }

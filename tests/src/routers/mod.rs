@@ -392,7 +392,7 @@ impl Router {
         let complains: fn(&str) -> bool = match self.kind {
             Kind::Bird => bird::complains,
             Kind::Frr => frr::complains,
-            Kind::GoBgp => gobgp::complains,
+            Kind::GoBgp => return Ok(gobgp::complaints(&self.log()?)),
             Kind::ExaBgp => exabgp::complains,
             Kind::Meshd => meshd::complains,
             Kind::Plain => |_| false,

@@ -27,6 +27,9 @@ bfd
   profile loops
 ";
 
+/// Three echoes of 40 ms leave the machine 40 ms of what is allowed: the median of so many cuts counts.
+const CUTS: usize = 3;
+
 fn forward(blueprint: Blueprint) -> Blueprint {
     blueprint
         .run("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0")
@@ -62,29 +65,39 @@ fn echo_packets_come_back_and_their_absence_is_noticed() {
         let session = wait_echo(&ours, id, EchoState::Active);
         assert_eq!(session.echo.interval, Some(Duration::from_millis(40)), "theirs is slower: {session:?}");
         assert_eq!(session.echo.source, Some(source.parse().unwrap()), "{session:?}");
-        // The other side sends control packets once a second now, so that it is not them that notice.
-        until("slow control packets", DEADLINE, || {
-            let session = ours.session(id)?;
-            ensure!(session.detection_time == Some(Duration::from_secs(3)), "{session:?}");
-            ensure!(session.echoes_received > 10, "{session:?}");
-            Ok(())
-        })
-        .unwrap();
     }
-    let before = [2, 3].map(|id| ours.session(id).unwrap());
-    let cut_at = cut(&network);
-    for id in [2, 3] {
-        let (after, event) = ours.wait_failure(id, cut_at);
-        println!("session {id}: the cut was noticed by echo packets after {after:?}");
-        assert!(after < DETECTION_MAX, "session {id}: {after:?} {event:?}");
-        assert_eq!((event.state, event.diagnostic), (State::Down, Diagnostic::EchoFailed));
+    let mut noticed = [2, 3].map(|id| (id, Vec::new()));
+    let lost = |session: &SessionStatus| session.echoes_sent - session.echoes_received;
+    let mut lost_to_cuts = [0; 2];
+    for _ in 0..CUTS {
+        for (id, _) in &noticed {
+            wait_echo(&ours, *id, EchoState::Active);
+            // The other side sends control packets once a second now, so that it is not them that notice.
+            until("slow control packets", DEADLINE, || {
+                let session = ours.session(*id)?;
+                ensure!(session.detection_time == Some(Duration::from_secs(3)), "{session:?}");
+                ensure!(session.echoes_received > 10, "{session:?}");
+                Ok(())
+            })
+            .unwrap();
+        }
+        let before = [2, 3].map(|id| ours.session(id).unwrap());
+        let cut_at = cut(&network);
+        for (id, noticed) in &mut noticed {
+            let (after, event) = ours.wait_failure(*id, cut_at);
+            println!("session {id}: the cut was noticed by echo packets after {after:?}");
+            noticed.push(after);
+            assert_eq!((event.state, event.diagnostic), (State::Down, Diagnostic::EchoFailed));
+        }
+        for (session, lost_to_cuts) in before.iter().zip(lost_to_cuts) {
+            assert!(lost(session) - lost_to_cuts <= 2, "{session:?}");
+        }
+        lost_to_cuts = [2, 3].map(|id| lost(&ours.session(id).unwrap()));
+        mend(&network);
     }
-    for session in before {
-        let lost = session.echoes_sent - session.echoes_received;
-        assert!(lost <= 2, "{session:?}");
-    }
-    mend(&network);
-    for id in [2, 3] {
+    for (id, mut noticed) in noticed {
+        noticed.sort_unstable();
+        assert!(noticed[CUTS / 2] < DETECTION_MAX, "session {id}: {noticed:?}");
         wait_echo(&ours, id, EchoState::Active);
     }
     for name in ["IcmpInRedirects", "Icmp6InRedirects"] {

@@ -192,9 +192,7 @@ section! {
 
 section! {
     /// BFD towards a peer (RFC 5880). The session is over several hops where the peer may be.
-    /// When this daemon is killed and back before the peer's BFD has noticed, FRR 8.4 takes the BFD that begins anew for a dead way
-    /// and ends the new session with a hard reset, which graceful restart does not survive. So let the supervisor wait longer than
-    /// the detection time: `RestartSec=1s` of the shipped unit is longer than the 900 ms that the defaults make.
+    /// After a restart of this daemon, BGP with a peer that had a session begins when the peer's BFD has answered, or after 1.5 s.
     RawBfd {
         /// `false` takes it away where the group has it.
         enabled: Option<bool> = "true",
