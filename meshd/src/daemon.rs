@@ -248,11 +248,13 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
             warn!(%error, "the state was not saved to the end");
         }
         tasks.stop().await;
-        if let Some(ended) = speaker_ended {
-            // It says goodbye to those who watch, and finishes its files.
-            ended.cancelled().await;
-        }
-        own_store.close().await;
+        // It says goodbye to those who watch, and finishes its files, perhaps on another disk than the store's.
+        let speaker = async {
+            if let Some(ended) = speaker_ended {
+                ended.cancelled().await;
+            }
+        };
+        tokio::join!(speaker, own_store.close());
     });
     if ended.await.is_err() {
         warn!("some tasks did not end in time");

@@ -149,6 +149,9 @@ impl Core {
             core.borrow_mut().monitor.judged_anew(id);
         }
         core.borrow_mut().watch_path(id);
+        if other_connection {
+            core.borrow_mut().bfd_first.close(id);
+        }
         match (old.shutdown, new.shutdown) {
             (None, Some(words)) => Self::shut_down(core, id, words),
             (Some(_), None) if !core.borrow().draining => Self::event(core, id, Event::Start),

@@ -26,6 +26,7 @@ use meshd_core::{
     id::IfIndex,
     observed::{BgpChange, Change},
 };
+use nix::net::if_::if_nametoindex;
 use socket2::Socket;
 use tokio::{
     net::TcpStream,
@@ -44,7 +45,7 @@ use super::{
     monitor::Monitor,
     nuisance::{Refusals, Seldom},
     paths::Paths,
-    restart::Unaware,
+    restart::BfdFirst,
     services::Services,
     settings::{PeerSettings, Settings},
     transport::{self, Received},
@@ -104,7 +105,7 @@ pub(super) struct Core {
     stopping: bool,
     /// Peers are waited for after a restart.
     pub(super) restarting: bool,
-    pub(super) unaware: Unaware,
+    pub(super) bfd_first: BfdFirst,
     fib: Fib,
     /// Clusters that peers tell.
     pub(super) over_bgp: OverBgp,
@@ -147,7 +148,7 @@ impl Core {
             had_session,
             stopping: false,
             restarting: false,
-            unaware: Unaware::default(),
+            bfd_first: BfdFirst::default(),
             fib: Fib::default(),
             over_bgp: OverBgp::default(),
             notes: Vec::new(),
@@ -424,10 +425,9 @@ impl Core {
         }
         // The number may be another peer's from now on.
         core.ended.remove(&id);
-        core.unaware.forget(id);
         core.monitor.forget(id);
-        let note = core.paths.forget(id);
-        core.notes.extend(note);
+        core.bfd_first.close(id);
+        core.watch_path_no_longer(id);
     }
 
     /// A configuration with what only the running node knows: the number of the link on which next hops of the peer are
@@ -661,8 +661,12 @@ impl Core {
 
     /// Has BFD watch the path to a peer, when it is configured to.
     pub(super) fn watch_path(&mut self, id: PeerId) {
-        if let Some(ends) = self.ends(id) {
-            self.watch_path_between(id, ends);
+        match self.ends(id) {
+            Some(ends) => self.watch_path_between(id, ends),
+            None if self.known.get(&id).is_some_and(|known| known.settings.bfd.is_none()) => {
+                self.watch_path_no_longer(id)
+            }
+            None => {}
         }
     }
 
@@ -679,11 +683,16 @@ impl Core {
         }
     }
 
+    pub(super) fn watch_path_no_longer(&mut self, id: PeerId) {
+        self.bfd_first.forget(id);
+        let note = self.paths.forget(id);
+        self.notes.extend(note);
+    }
+
     pub(super) fn watch_path_between(&mut self, id: PeerId, (local, remote): (SocketAddr, SocketAddr)) {
         let Some(known) = self.known.get(&id) else { return };
         let Some(settings) = known.settings.bfd.clone() else {
-            let note = self.paths.forget(id);
-            self.notes.extend(note);
+            self.watch_path_no_longer(id);
             return;
         };
         let link = match remote {
@@ -691,8 +700,9 @@ impl Core {
             _ => known.settings.transport.device.as_deref(),
         };
         let device = link.and_then(|name| {
-            let index = self.host.index(name)?;
-            Some(Device { index: index.0, name: name.to_owned() })
+            // What this node has may not be known yet, right after the start.
+            let index = self.host.index(name).map(|index| index.0).or_else(|| if_nametoindex(name).ok())?;
+            Some(Device { index, name: name.to_owned() })
         });
         let distance = known.settings.transport.distance;
         if let Err(error) = self.paths.watch(id, (local, remote), device, distance, &settings) {

@@ -242,7 +242,7 @@ fn take(core: &Shared, listener: SocketAddr, stream: TcpStream, remote: SocketAd
         }
     };
     match refused {
-        Ok(()) => restart::accept_when_aware(core, id, stream),
+        Ok(()) => restart::accept_after_bfd(core, id, stream),
         Err(why) => core.borrow_mut().refuse(id, &why),
     }
 }

@@ -1,7 +1,8 @@
 //! What BFD knows about the paths to peers.
 //!
-//! A session of BFD begins when the BGP session it watches is established, because only then both addresses are known, and
-//! stays until the peer is removed: it then also says when the path works again. A dead path ends the BGP session, and is
+//! A session of BFD begins when the BGP session it watches is established, because only then both addresses are known for sure, and
+//! stays until the peer is removed: it then also says when the path works again. It begins earlier where BGP waits for it: where
+//! it is strict, and after our own restart ([`super::restart`]). A dead path ends the BGP session, and is
 //! told to the pipeline as a dead next hop, which leaves the kernel's groups before any best path is chosen again.
 //!
 //! With graceful restart it matters whose failure it is. BFD that shares the fate of the peer's control plane (its C bit is
@@ -12,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use bgp::{
@@ -44,8 +45,17 @@ pub(super) struct Paths {
     dead: BTreeSet<BgpNextHop>,
 }
 
+/// How packets of a session go.
+#[derive(PartialEq, Eq)]
+struct Way {
+    local: IpAddr,
+    link: Option<Device>,
+    hops: Hops,
+    ttl_min: u8,
+}
+
 struct Running {
-    local: SocketAddr,
+    way: Way,
     remote: SocketAddr,
     settings: Settings,
     state: State,
@@ -72,8 +82,9 @@ impl Paths {
             Distance::Adjacent | Distance::Secured(1) | Distance::Multihop(1) => (Hops::Single, 255),
             Distance::Secured(hops) | Distance::Multihop(hops) => (Hops::Multi, 255 - hops.saturating_sub(1)),
         };
+        let way = Way { local: local.ip(), link, hops, ttl_min };
         if let Some(running) = self.sessions.get_mut(&id)
-            && running.local.ip() == local.ip()
+            && running.way == way
             && running.remote.ip() == remote.ip()
         {
             if running.settings != *settings {
@@ -87,14 +98,14 @@ impl Paths {
             hops,
             remote: remote.ip(),
             local: local.ip(),
-            device: link,
+            device: way.link.clone(),
             ttl_min,
             settings: settings.clone(),
         };
         self.started()?.add(session)?;
         let (settings, state) = (settings.clone(), State::Down);
         let echo = Echo::default();
-        self.sessions.insert(id, Running { local, remote, settings, state, remote_admin_down: false, echo });
+        self.sessions.insert(id, Running { way, remote, settings, state, remote_admin_down: false, echo });
         Ok(())
     }
 
@@ -115,6 +126,21 @@ impl Paths {
     pub(super) fn revive(&mut self, id: PeerId) -> Option<BgpChange> {
         let next_hop = next_hop(self.sessions.get(&id)?.remote);
         self.dead.remove(&next_hop).then_some(BgpChange::Dead(next_hop, false))
+    }
+
+    /// Lets a passive session send although nobody was heard, until it is watched anew.
+    pub(super) fn speak_first(&mut self, id: PeerId) {
+        let Some(running) = self.sessions.get_mut(&id).filter(|running| running.settings.passive) else { return };
+        running.settings.passive = false;
+        let (remote, hops, settings) = (running.remote.ip(), running.way.hops, running.settings.clone());
+        if let Err(error) = self.started().and_then(|bfd| bfd.configure(session_id(id), remote, hops, settings)) {
+            warn!(%error, "cannot let a passive BFD session begin");
+        }
+    }
+
+    /// The addresses between which a path is watched.
+    pub(super) fn addresses(&self, id: PeerId) -> Option<[IpAddr; 2]> {
+        self.sessions.get(&id).map(|running| [running.way.local, running.remote.ip()])
     }
 
     /// What BFD says of a path, where it watches it.
@@ -214,7 +240,7 @@ pub(super) fn changed(core: &Shared, event: &BfdEvent) {
         running.state = event.state;
         running.remote_admin_down = event.remote_admin_down;
         running.echo.clone_from(&event.echo);
-        core.unaware.look_again();
+        core.bfd_first.look_again();
         if !is_news {
             return;
         }
@@ -258,7 +284,7 @@ mod tests {
 
     use super::*;
     use crate::speaker::{
-        restart::accept_when_aware,
+        restart::accept_after_bfd,
         testing::{connection, core, key, message, on_thread, open, read_until, settings, until},
     };
 
@@ -267,8 +293,9 @@ mod tests {
         let mut core = core.borrow_mut();
         let settings = core.known[&id].settings.bfd.clone().expect("BFD");
         let (local, remote) = (connection.local_addr().expect("ours"), connection.peer_addr().expect("theirs"));
+        let way = Way { local: local.ip(), link: None, hops: Hops::Single, ttl_min: 255 };
         let (state, echo) = (State::Down, Echo::default());
-        core.paths.sessions.insert(id, Running { local, remote, settings, state, remote_admin_down: false, echo });
+        core.paths.sessions.insert(id, Running { way, remote, settings, state, remote_admin_down: false, echo });
     }
 
     fn news(id: PeerId, state: State) -> BfdEvent {
@@ -292,9 +319,9 @@ mod tests {
             let (mut first, server) = connection("127.0.0.2").await;
             watched(&core, id, &server);
             Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
-            accept_when_aware(&core, id, server);
+            accept_after_bfd(&core, id, server);
             let (mut second, server) = connection("127.0.0.2").await;
-            accept_when_aware(&core, id, server);
+            accept_after_bfd(&core, id, server);
             assert_eq!(first.read(&mut [0]).await.expect("closed"), 0);
             assert_eq!(core.borrow().any_ends(id), None, "neither is taken");
             // The task that waits looks once for each of these, and only the second is what it waits for.
@@ -308,6 +335,45 @@ mod tests {
         on_thread(test);
     }
 
+    /// Right after the start nothing is known of this node's links yet; BFD runs on the configured one all the same, and is not
+    /// begun again when they are known.
+    #[test]
+    fn bfd_after_our_restart_runs_on_the_configured_device() {
+        let test = async {
+            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, device: lo, bfd: {passive: true}}"));
+            let id = core.borrow().ids[&key("127.0.0.2")];
+            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
+            let running = |core: &Shared| {
+                let core = core.borrow();
+                let running = &core.paths.sessions[&id];
+                (running.way.link.as_ref().map(|link| link.name.clone()), running.settings.passive)
+            };
+            assert_eq!(running(&core), (Some("lo".to_owned()), false));
+            let ends = core.borrow().path_to(id).expect("a path");
+            core.borrow_mut().watch_path_between(id, ends);
+            assert_eq!(running(&core), (Some("lo".to_owned()), true), "as configured once there is a session");
+        };
+        on_thread(test);
+    }
+
+    /// Nor is a peer waited for whose operator has taken BFD out.
+    #[test]
+    fn who_connects_after_our_restart_does_not_wait_for_bfd_that_was_taken_out() {
+        let test = async {
+            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}"));
+            let id = core.borrow().ids[&key("127.0.0.2")];
+            let (mut client, server) = connection("127.0.0.2").await;
+            watched(&core, id, &server);
+            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
+            let begun = tokio::time::Instant::now();
+            accept_after_bfd(&core, id, server);
+            changed(&core, &BfdEvent { remote_admin_down: true, ..news(id, State::Down) });
+            read_until(&mut client, 1).await;
+            assert!(begun.elapsed() < Duration::from_secs(1));
+        };
+        on_thread(test);
+    }
+
     /// A peer that has no BFD any more is not waited for longer than that.
     #[test]
     fn a_peer_whose_bfd_is_silent_is_taken_after_a_while() {
@@ -317,7 +383,7 @@ mod tests {
             let (mut client, server) = connection("127.0.0.2").await;
             watched(&core, id, &server);
             Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
-            accept_when_aware(&core, id, server);
+            accept_after_bfd(&core, id, server);
             read_until(&mut client, 1).await;
             assert_eq!(core.borrow().paths.state(id), Some(State::Down));
         };

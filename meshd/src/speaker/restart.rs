@@ -2,7 +2,7 @@
 //!
 //! BFD of the process before this one ended with it, and begins anew. A peer that had not noticed the end takes the beginning
 //! for a path that failed, and if the BGP session is back by then, it may end that, and graceful restart with it (FRR 8.4
-//! does). So BFD goes first, and BGP follows when the peer's BFD has heard of it, or [`HEARD_WITHIN`] has passed.
+//! does). So BFD goes first, and BGP follows when the peer's BFD has answered, or [`ANSWER_WITHIN`] has passed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use std::{
 
 use bgp::{
     id::PeerId,
-    session::{PeerKey, SELECTION_DEFERRAL},
+    session::{BfdChange, PeerKey, SELECTION_DEFERRAL},
 };
 use tokio::{
     net::TcpStream,
@@ -29,87 +29,106 @@ use super::{
     listen,
 };
 
-/// How long a peer's BFD may take to hear of ours. One that is down sends every second (RFC 5880 section 6.8.3).
-const HEARD_WITHIN: Duration = Duration::from_millis(1_500);
-/// How long we leave it to a peer to connect when BFD is up. FRR does so at once, and a connection of ours at that very moment
-/// collides with it, of which FRR 8.4 loses both.
+/// How long a peer's BFD may take to answer. One that is down sends every second (RFC 5880 section 6.8.3).
+const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
+/// How long the peer's BFD may take to tell the peer's BGP what it has heard.
+const PASSED_ON_WITHIN: Duration = Duration::from_millis(100);
+/// How long after the answer we leave it to the peer to connect. FRR does so when BFD is up, and a connection of ours at that very
+/// moment collides with it, of which FRR 8.4 loses both.
 const THEIR_TURN: Duration = Duration::from_millis(200);
 
-/// Peers whose BFD may still count on the process before this one.
+/// Peers whose BFD has to know of our restart before BGP begins.
 #[derive(Default)]
-pub(super) struct Unaware {
+pub(super) struct BfdFirst {
     peers: BTreeMap<PeerId, Stage>,
     /// The newest connection of each that came meanwhile.
     held: BTreeMap<PeerId, TcpStream>,
     news: Rc<Notify>,
 }
 
-/// How far a peer is.
+/// How far the BFD of a peer is.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// It was not told yet.
+    /// Ours has not begun.
     Untold,
     /// It may take until then to answer.
     Told(Instant),
-    /// It has answered, and may connect until then before we do.
-    Heard(Instant),
+    /// It no longer counts on our predecessor, since then.
+    Knows(Instant),
 }
 
-impl Unaware {
+impl BfdFirst {
     /// BFD has heard something.
     pub(super) fn look_again(&self) {
         self.news.notify_waiters();
     }
 
+    /// Nobody waits for the BFD of this peer any more.
     pub(super) fn forget(&mut self, id: PeerId) {
         self.peers.remove(&id);
+        self.news.notify_waiters();
+    }
+
+    /// Closes the connection that waits: the peer is gone, or demands something else of its connections.
+    pub(super) fn close(&mut self, id: PeerId) {
         self.held.remove(&id);
     }
 }
 
 /// Waits until a connection may be opened to the peer between these addresses.
 pub(super) async fn until_our_turn(core: &Shared, id: PeerId, ends: (SocketAddr, SocketAddr)) {
-    while let Some(Stage::Heard(until)) = until_aware(core, id, ends).await {
-        sleep_until(until).await;
-    }
+    until_known(core, id, ends, THEIR_TURN).await;
 }
 
-/// Waits until the peer's BFD has heard that ours begins anew between these addresses, where it has to.
-async fn until_aware(core: &Shared, id: PeerId, ends: (SocketAddr, SocketAddr)) -> Option<Stage> {
+/// Waits until the peer's BFD knows of our restart, and so much longer.
+async fn until_known(core: &Shared, id: PeerId, ends: (SocketAddr, SocketAddr), pause: Duration) {
     loop {
-        let (news, deadline) = {
+        let (news, until) = {
             let mut core = core.borrow_mut();
-            match core.make_aware(id, ends) {
-                Some(Stage::Told(deadline)) => (core.unaware.news.clone(), deadline),
-                further => return further,
+            let until = match core.advance(id, ends) {
+                Some(Stage::Knows(since)) => since + pause,
+                Some(Stage::Told(deadline)) => deadline,
+                Some(Stage::Untold) | None => return,
+            };
+            if until <= Instant::now() {
+                return;
             }
+            (core.bfd_first.news.clone(), until)
         };
         tokio::select! {
             () = news.notified() => {}
-            () = sleep_until(deadline) => {}
+            () = sleep_until(until) => {}
         }
     }
 }
 
-/// Takes a connection of a peer, when the peer's BFD has heard of ours.
-pub(super) fn accept_when_aware(core: &Shared, id: PeerId, stream: TcpStream) {
+/// Takes a connection of a peer, once the peer's BFD knows of our restart.
+pub(super) fn accept_after_bfd(core: &Shared, id: PeerId, stream: TcpStream) {
     let ends = (stream.local_addr(), stream.peer_addr());
-    let (true, (Ok(local), Ok(remote))) = (core.borrow().unaware.peers.contains_key(&id), ends) else {
+    let (true, (Ok(local), Ok(remote))) = (core.borrow().bfd_first.peers.contains_key(&id), ends) else {
         Core::accept(core, id, stream);
         return;
     };
-    // Of several, the peer means the last one.
-    if core.borrow_mut().unaware.held.insert(id, stream).is_some() {
-        return;
-    }
-    let core = core.clone();
-    spawn_local(async move {
-        until_aware(&core, id, (local, remote)).await;
-        let stream = core.borrow_mut().unaware.held.remove(&id);
-        if let Some(stream) = stream {
-            Core::accept(&core, id, stream);
+    let is_first = {
+        let mut core = core.borrow_mut();
+        // The peer knows its BFD's addresses, where we could only guess.
+        if core.paths.addresses(id).is_some_and(|guess| guess != [local.ip(), remote.ip()]) {
+            core.bfd_first.peers.insert(id, Stage::Untold);
         }
-    });
+        core.advance(id, (local, remote));
+        // Of several connections, the peer means the last one.
+        core.bfd_first.held.insert(id, stream).is_none()
+    };
+    if is_first {
+        let core = core.clone();
+        spawn_local(async move {
+            until_known(&core, id, (local, remote), PASSED_ON_WITHIN).await;
+            let stream = core.borrow_mut().bfd_first.held.remove(&id);
+            if let Some(stream) = stream {
+                Core::accept(&core, id, stream);
+            }
+        });
+    }
 }
 
 impl Core {
@@ -131,40 +150,41 @@ impl Core {
         core.speaker.begin_restart(now, SELECTION_DEFERRAL, had_session);
         core.restarting = true;
         let watched = known.iter().filter(|(id, known)| known.settings.bfd.is_some() && had_session(**id));
-        core.unaware.peers = watched.map(|(id, _)| (*id, Stage::Untold)).collect();
-        let ids: Vec<PeerId> = core.unaware.peers.keys().copied().collect();
+        core.bfd_first.peers = watched.map(|(id, _)| (*id, Stage::Untold)).collect();
+        let ids: Vec<PeerId> = core.bfd_first.peers.keys().copied().collect();
         for id in ids {
-            // Who is behind a link that is not known yet, or cannot be reached, is told when it is connected to.
+            // Who is behind a link that is not known yet, or cannot be reached, is told when there is a connection.
             if let Ok(ends) = core.path_to(id) {
-                core.make_aware(id, ends);
+                core.advance(id, ends);
             }
         }
     }
 
     /// Starts BFD with a peer that may still count on the process before this one, or looks how far that is. Nothing comes back for
     /// a peer that is not waited for, or no longer.
-    fn make_aware(&mut self, id: PeerId, ends: (SocketAddr, SocketAddr)) -> Option<Stage> {
-        let (before, now) = (*self.unaware.peers.get(&id)?, Instant::now());
+    fn advance(&mut self, id: PeerId, ends: (SocketAddr, SocketAddr)) -> Option<Stage> {
+        let (before, now) = (*self.bfd_first.peers.get(&id)?, Instant::now());
         let stage = match before {
             Stage::Untold => {
                 self.watch_path_between(id, ends);
-                Stage::Told(now + HEARD_WITHIN)
+                // A passive peer of ours would wait for us to wait for it.
+                self.paths.speak_first(id);
+                Some(Stage::Told(now + ANSWER_WITHIN))
             }
-            // In any state but Down we have had a packet that answers to ours.
-            Stage::Told(_) if self.paths.state(id) != Some(State::Down) => Stage::Heard(now + THEIR_TURN),
-            before => before,
+            Stage::Told(deadline) => match self.paths.state(id) {
+                _ if self.paths.verdict(id) == Some(BfdChange::AdminDown) => None,
+                // It could not be started, which was said.
+                None => None,
+                Some(State::Down) => (now < deadline).then_some(before),
+                Some(_) => Some(Stage::Knows(now)),
+            },
+            Stage::Knows(since) => (now < since + THEIR_TURN).then_some(before),
         };
-        let is_over = match stage {
-            Stage::Told(until) => until <= now || self.paths.verdict(id).is_some(),
-            Stage::Heard(until) => until <= now,
-            Stage::Untold => false,
+        match stage {
+            Some(stage) => self.bfd_first.peers.insert(id, stage),
+            None => self.bfd_first.peers.remove(&id),
         };
-        if is_over {
-            self.unaware.peers.remove(&id);
-            return None;
-        }
-        self.unaware.peers.insert(id, stage);
-        Some(stage)
+        stage
     }
 
     /// Says once that nobody is waited for any more after a restart. Who has not come back is not waited for by the next

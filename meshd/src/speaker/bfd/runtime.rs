@@ -41,6 +41,7 @@ pub(super) struct Runtime {
     pub(super) echoes_received: u64,
     /// What the owner was told last.
     pub(super) echo_told: Echo,
+    pub(super) remote_admin_down_told: bool,
 }
 
 impl Runtime {
@@ -66,6 +67,7 @@ impl Runtime {
             echoes_sent: 0,
             echoes_received: 0,
             echo_told: Echo { state: EchoState::Off, interval: None, source: None, problem: None },
+            remote_admin_down_told: false,
         }
     }
 

@@ -319,9 +319,13 @@ impl Thread {
                 Action::SendEcho { sequence } => runtime.send_echo(now, EchoPacket { discriminator: number, sequence }),
             }
         }
+        // A peer that is taken out before the session is up changes nothing of our state, and matters all the same.
+        let remote_admin_down = member.session.remote().state == State::AdminDown;
         let echo = runtime.echo_report(&member.session);
-        if echo != runtime.echo_told && runtime.leaves_at.is_none() {
+        let is_news = echo != runtime.echo_told || remote_admin_down != runtime.remote_admin_down_told;
+        if is_news && runtime.leaves_at.is_none() {
             runtime.echo_told = echo;
+            runtime.remote_admin_down_told = remote_admin_down;
             self.untold.insert(number);
         }
         let deadlines = [member.session.next_deadline(), runtime.leaves_at, runtime.echo_retry_at];
@@ -426,7 +430,7 @@ impl Thread {
                     state: member.session.state(),
                     diagnostic: member.session.diagnostic(),
                     failed: runtime.failed,
-                    remote_admin_down: member.session.remote().state == State::AdminDown,
+                    remote_admin_down: runtime.remote_admin_down_told,
                     remote_control_plane_independent: member.session.remote().control_plane_independent,
                     echo: runtime.echo_told.clone(),
                 };
