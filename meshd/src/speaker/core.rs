@@ -683,12 +683,14 @@ impl Core {
         }
     }
 
-    pub(super) fn watch_path_no_longer(&mut self, id: PeerId) {
+    /// Ends BFD with a peer, and whatever waits for it.
+    fn watch_path_no_longer(&mut self, id: PeerId) {
         self.bfd_first.forget(id);
         let note = self.paths.forget(id);
         self.notes.extend(note);
     }
 
+    /// Has BFD watch the path between two addresses, or ends it where none is configured.
     pub(super) fn watch_path_between(&mut self, id: PeerId, (local, remote): (SocketAddr, SocketAddr)) {
         let Some(known) = self.known.get(&id) else { return };
         let Some(settings) = known.settings.bfd.clone() else {

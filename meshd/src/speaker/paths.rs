@@ -279,14 +279,18 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpStream,
-        time::sleep,
+        task::yield_now,
     };
 
     use super::*;
     use crate::speaker::{
         restart::accept_after_bfd,
         testing::{connection, core, key, message, on_thread, open, read_until, settings, until},
+        transport::{Key, Secret},
     };
+
+    /// A peer with BFD that connects to us.
+    const PEER: &str = "{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}";
 
     /// BFD runs on the path of a connection, as far as the core can tell, and is down.
     fn watched(core: &Shared, id: PeerId, connection: &TcpStream) {
@@ -310,27 +314,70 @@ mod tests {
         }
     }
 
+    /// A speaker that has restarted, its peer with BFD that is down, and a connection of that peer that is held back.
+    async fn restarted() -> (Shared, PeerId, TcpStream) {
+        let core = core(settings(PEER));
+        let id = core.borrow().ids[&key("127.0.0.2")];
+        let (client, server) = connection("127.0.0.2").await;
+        watched(&core, id, &server);
+        Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
+        accept_after_bfd(&core, id, server);
+        settled().await;
+        assert_eq!(core.borrow().any_ends(id), None, "it is held back");
+        (core, id, client)
+    }
+
+    /// Every task of this thread has had its turn.
+    async fn settled() {
+        for _ in 0..10 {
+            yield_now().await;
+        }
+    }
+
     /// After our restart the peer's BFD hears of it before its BGP gets an answer; of its connections the last one counts.
     #[test]
     fn who_connects_after_our_restart_waits_for_bfd() {
         let test = async {
-            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}"));
-            let id = core.borrow().ids[&key("127.0.0.2")];
-            let (mut first, server) = connection("127.0.0.2").await;
-            watched(&core, id, &server);
-            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
-            accept_after_bfd(&core, id, server);
+            let (core, id, mut first) = restarted().await;
             let (mut second, server) = connection("127.0.0.2").await;
             accept_after_bfd(&core, id, server);
             assert_eq!(first.read(&mut [0]).await.expect("closed"), 0);
-            assert_eq!(core.borrow().any_ends(id), None, "neither is taken");
-            // The task that waits looks once for each of these, and only the second is what it waits for.
             changed(&core, &news(id, State::Down));
-            sleep(Duration::from_millis(10)).await;
+            settled().await;
             assert_eq!(core.borrow().any_ends(id), None, "nothing was heard");
             changed(&core, &news(id, State::Init));
             read_until(&mut second, 1).await;
             assert!(core.borrow().any_ends(id).is_some());
+        };
+        on_thread(test);
+    }
+
+    /// What waits was judged by the settings of before: with another key it would not have come this far.
+    #[test]
+    fn a_connection_that_waits_for_bfd_is_closed_when_the_key_changes() {
+        let test = async {
+            let (core, id, mut client) = restarted().await;
+            let mut changed = settings(PEER);
+            let peer = changed.peers.get_mut(&key("127.0.0.2")).expect("a peer");
+            peer.transport.key = Some(Key::Md5(Secret::new(b"hush".to_vec())));
+            Core::settle(&core, changed);
+            assert_eq!(client.read(&mut [0]).await.expect("closed"), 0);
+            assert_eq!(core.borrow().any_ends(id), None);
+        };
+        on_thread(test);
+    }
+
+    /// Whoever connects says with it between which addresses BFD runs; without a connection that is a guess.
+    #[test]
+    fn the_addresses_of_a_connection_count_more_than_a_guess() {
+        let test = async {
+            let (core, id, _client) = restarted().await;
+            let (_again, server) = connection("127.0.0.2").await;
+            let right = [server.local_addr().expect("ours").ip(), server.peer_addr().expect("theirs").ip()];
+            let guess = "127.0.0.9".parse().expect("an address");
+            core.borrow_mut().paths.sessions.get_mut(&id).expect("watched").way.local = guess;
+            accept_after_bfd(&core, id, server);
+            assert_eq!(core.borrow().paths.addresses(id), Some(right));
         };
         on_thread(test);
     }
@@ -360,13 +407,8 @@ mod tests {
     #[test]
     fn who_connects_after_our_restart_does_not_wait_for_bfd_that_was_taken_out() {
         let test = async {
-            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}"));
-            let id = core.borrow().ids[&key("127.0.0.2")];
-            let (mut client, server) = connection("127.0.0.2").await;
-            watched(&core, id, &server);
-            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
+            let (core, id, mut client) = restarted().await;
             let begun = tokio::time::Instant::now();
-            accept_after_bfd(&core, id, server);
             changed(&core, &BfdEvent { remote_admin_down: true, ..news(id, State::Down) });
             read_until(&mut client, 1).await;
             assert!(begun.elapsed() < Duration::from_secs(1));
@@ -374,16 +416,11 @@ mod tests {
         on_thread(test);
     }
 
-    /// A peer that has no BFD any more is not waited for longer than that.
+    /// A peer that has no BFD any more is waited for, and not longer than that.
     #[test]
     fn a_peer_whose_bfd_is_silent_is_taken_after_a_while() {
         let test = async {
-            let core = core(settings("{address: 127.0.0.2, remote_as: 65002, passive: true, bfd: {}}"));
-            let id = core.borrow().ids[&key("127.0.0.2")];
-            let (mut client, server) = connection("127.0.0.2").await;
-            watched(&core, id, &server);
-            Core::begin_restart(&core, &BTreeSet::from([key("127.0.0.2")]));
-            accept_after_bfd(&core, id, server);
+            let (core, id, mut client) = restarted().await;
             read_until(&mut client, 1).await;
             assert_eq!(core.borrow().paths.state(id), Some(State::Down));
         };
