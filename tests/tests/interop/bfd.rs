@@ -167,10 +167,6 @@ fn bird_state(bird: &Router, address: &str) -> anyhow::Result<String> {
     Ok((*line.get(2).with_context(|| text.clone())?).to_owned())
 }
 
-/// Where something else than the path can make a moment late (half a thousand sessions at once, echoes of which three take
-/// more than half of what is allowed), the median of so many cuts counts.
-pub(super) const CUTS: usize = 3;
-
 /// The other end of a cable is pulled: our link stays up, nothing comes any more.
 pub(super) fn cut(network: &Network) -> Instant {
     let before = Instant::now();
@@ -374,20 +370,10 @@ fn a_busy_machine_does_not_flap_hundreds_of_sessions() {
         println!("the latest timer was {:?} late", ours.status().latest);
         assert_eq!(ours.status().strange, strangers, "{:?}", ours.status().last_strange);
     }
-    let mut noticed: Vec<Vec<Duration>> = vec![Vec::new(); ids.len()];
-    for _ in 0..CUTS {
-        let cut_at = cut(&network);
-        for (id, noticed) in ids.iter().zip(&mut noticed) {
-            noticed.push(one.wait_failure(*id, cut_at).0);
-        }
-        mend(&network);
-        for id in &ids {
-            one.wait_state(*id, State::Up);
-        }
-    }
-    for (id, noticed) in ids.iter().zip(&mut noticed) {
-        noticed.sort_unstable();
-        assert!(noticed[CUTS / 2] < DETECTION_MAX, "session {id}: {noticed:?}");
+    let cut_at = cut(&network);
+    for id in &ids {
+        let (after, _) = one.wait_failure(*id, cut_at);
+        assert!(after < DETECTION_MAX, "session {id}: {after:?}");
     }
     drop((one, other));
     network.down().unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tests::routers::{Blueprint, DEADLINE, FABRIC, Network, Router, until};
 
 use super::{
-    bfd::{CUTS, DETECTION_MAX, Ours, cut, mend, settings},
+    bfd::{DETECTION_MAX, Ours, cut, mend, settings},
     configurations::{configuration, counter},
 };
 
@@ -26,6 +26,9 @@ bfd
  peer fd00::1 local-address fd00::2 interface eth0
   profile loops
 ";
+
+/// Three echoes of 40 ms leave the machine 40 ms of what is allowed: the median of so many cuts counts.
+const CUTS: usize = 3;
 
 fn forward(blueprint: Blueprint) -> Blueprint {
     blueprint

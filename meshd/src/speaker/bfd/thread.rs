@@ -36,7 +36,9 @@ use super::{
 
 /// The thread sleeps at least this long, so that timers close to each other share one waking.
 const SLEEP_MIN: Duration = Duration::from_micros(500);
-/// While events wait for room, or a socket for being opened, it looks again this often.
+/// While events wait for room it looks again this often: what waits is perhaps that a path is dead.
+const ROOM_INTERVAL: Duration = Duration::from_millis(2);
+/// While a socket waits for being opened, this often.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Packets that each session says goodbye with when the process ends.
 const FAREWELL_COPIES: usize = 3;
@@ -113,10 +115,10 @@ impl Thread {
     }
 
     fn wait(&mut self) {
-        let retry = !self.untold.is_empty() || self.problem.is_some();
+        let room = (!self.untold.is_empty()).then_some(ROOM_INTERVAL);
+        let retry = self.problem.is_some().then_some(RETRY_INTERVAL);
         let deadline = self.timers.next().map(|next| next.since(self.now()).max(SLEEP_MIN));
-        let timeout =
-            if retry { Some(deadline.map_or(RETRY_INTERVAL, |wait| wait.min(RETRY_INTERVAL))) } else { deadline };
+        let timeout = [room, retry, deadline].into_iter().flatten().min();
         let sockets = self.receivers.values().map(|receiver| receiver.as_fd());
         let ears = self.ears.values().map(|ear| ear.as_fd());
         let mut waiting: Vec<PollFd<'_>> = [self.wake.as_fd()]
