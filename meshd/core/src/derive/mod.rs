@@ -5,12 +5,17 @@
 //! parts decide the hard questions: [`PrefixOwners`] says which cluster may have a prefix, [`OnLink`] says through which
 //! link an address is directly reachable, and `underlay` says which prefixes nobody may have, because a route to them
 //! would take away the network the mesh stands on.
+//!
+//! [`ServiceDeriver`] merges the services of our own cluster with what other clusters share, in the same way: one changed
+//! endpoint or remote service derives the services concerned again, and no other.
 
 mod onlink;
 mod owner;
 mod route;
+mod service;
 mod underlay;
 
 pub use onlink::{OnLink, OnLinkAnswer};
 pub use owner::{Claim, PrefixOwners, Verdict};
 pub use route::{LocalNode, RouteDeriver};
+pub use service::{REMOTE_TIMEOUT, ServiceDeriver};

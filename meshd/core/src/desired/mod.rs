@@ -6,16 +6,21 @@
 
 mod next_hop;
 mod route;
+mod service;
 
 pub use next_hop::Resolution;
 pub use route::{Conflict, ConflictCause, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target, TargetKey};
+pub use service::{
+    Backend, BackendState, ExportedBackend, ExportedPort, ExportedService, Exports, Frontend, FrontendKind, Service,
+    ServicePort,
+};
 
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::{
-    observed::{BgpNextHop, BgpTargetId},
+    observed::{BgpNextHop, BgpTargetId, ServiceName},
     table::Table,
 };
 
@@ -32,6 +37,10 @@ pub struct Desired {
     pub conflicts: Table<(IpNet, NodeTarget), Arc<Conflict>>,
     /// What became of the BGP next hops somebody asked for.
     pub next_hops: Table<BgpNextHop, Resolution>,
+    /// Services of our own cluster with the backends of all clusters.
+    pub services: Table<ServiceName, Arc<Service>>,
+    /// What our own cluster shares with the mesh.
+    pub exports: Exports,
 }
 
 impl Desired {

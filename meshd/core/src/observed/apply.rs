@@ -1,14 +1,18 @@
 //! The only writer of observed tables.
 
-use std::{collections::BTreeSet, mem, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{
     AddressKey, AddressRow, BgpChange, BgpTargetId, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow,
-    NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, PeerRow, RejectedRow, Rejection,
-    RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
+    NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, OwnServiceRow, PeerRow, RejectedRow,
+    Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
     clustermesh::{Accept, RecordKey},
@@ -25,6 +29,8 @@ pub enum Change {
     Kernel(Vec<KernelChange>),
     /// Rows of the BGP speaker.
     Bgp(Vec<BgpChange>),
+    /// Every service of our own cluster: one that is not among them is removed.
+    OwnServices(BTreeMap<ServiceName, Arc<OwnServiceRow>>),
     /// Changes of which nobody must see only some: what is added for what is removed.
     All(Vec<Change>),
 }
@@ -60,6 +66,23 @@ pub enum ClusterChange {
     Rejected(Arc<str>, Option<RejectedRow>),
     /// The cluster is no longer configured: forget all of it.
     Drop,
+}
+
+impl ClusterChange {
+    /// True when nothing but nodes and what is told about the records changes with it.
+    fn is_about_nodes(&self) -> bool {
+        match self {
+            Self::Node(..) | Self::Peer(_) | Self::Kept(_) | Self::Rejected(..) => true,
+            Self::ListBegin(kind) | Self::ListAbort(kind) | Self::ListEnd(kind) => *kind == Kind::Nodes,
+            Self::Stale(_)
+            | Self::Fresh
+            | Self::Identity(..)
+            | Self::Endpoint(..)
+            | Self::Service(..)
+            | Self::Accept(_)
+            | Self::Drop => false,
+        }
+    }
 }
 
 /// Kinds of kernel rows.
@@ -118,6 +141,10 @@ pub(super) struct KernelSync {
 pub struct Touched {
     /// Nodes that came, changed or went.
     pub nodes: BTreeSet<(ClusterName, NodeName)>,
+    /// Clusters of which an identity, an endpoint, a service or the connection changed.
+    pub clusters: BTreeSet<ClusterName>,
+    /// Services of our own cluster were told.
+    pub own_services: bool,
     /// Links or addresses changed.
     pub links: bool,
     /// Foreign routes changed.
@@ -142,11 +169,31 @@ impl Observed {
                     self.apply_bgp(change);
                 }
             }
+            Change::OwnServices(rows) => self.apply_own_services(rows),
             Change::All(changes) => {
                 for change in changes {
                     self.apply(change, now);
                 }
             }
+        }
+    }
+
+    /// True once the services of our own cluster have been told in this run.
+    #[must_use]
+    pub fn are_own_services_told(&self) -> bool {
+        self.own_services_told
+    }
+
+    fn apply_own_services(&mut self, rows: BTreeMap<ServiceName, Arc<OwnServiceRow>>) {
+        self.touched.own_services = true;
+        self.own_services_told = true;
+        let gone: Vec<ServiceName> =
+            self.own_services.iter().map(|(name, _)| name).filter(|name| !rows.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.own_services.remove(&name);
+        }
+        for (name, row) in rows {
+            self.own_services.upsert(name, row);
         }
     }
 
@@ -234,6 +281,9 @@ impl Observed {
         let tables = self.clusters.entry(cluster.clone()).or_default();
         let touched = &mut self.touched.nodes;
         let mut dropped = false;
+        if !changes.iter().all(ClusterChange::is_about_nodes) {
+            self.touched.clusters.insert(cluster.clone());
+        }
         for change in changes {
             dropped = false;
             match change {

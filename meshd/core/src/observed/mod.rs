@@ -12,6 +12,7 @@ mod endpoint;
 mod identity;
 mod kernel;
 mod node;
+mod own_service;
 mod peer;
 mod rejected;
 mod service;
@@ -26,9 +27,15 @@ pub use kernel::{
     RuleRow,
 };
 pub use node::{NodeAddress, NodeAddressKind, NodeRow};
+pub use own_service::{
+    Affinity, ForwardingMode, OnRemoval, OwnServicePort, OwnServiceRow, ServiceKind, StaticBackend, TrafficPolicy,
+    WEIGHT_DEFAULT, WEIGHT_MAX,
+};
 pub use peer::{Failure, PeerRow};
 pub use rejected::{RejectedRow, Rejection};
 pub use service::{L4Addr, Ports, Protocol, ServiceName, ServiceRow};
+
+use std::sync::Arc;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -43,6 +50,8 @@ use crate::{
 pub struct Observed {
     /// Rows of every cluster we know, our own included.
     pub clusters: OrdMap<ClusterName, ClusterTables>,
+    /// Services of our own cluster, as its source describes them.
+    pub own_services: Table<ServiceName, Arc<OwnServiceRow>>,
     /// Links of this node.
     pub links: Table<IfIndex, LinkRow>,
     /// Addresses of this node.
@@ -64,6 +73,7 @@ pub struct Observed {
     pub bgp_refused: u64,
     bgp_references: bgp::BgpTargets,
     bgp_complete: bool,
+    own_services_told: bool,
     sync: apply::KernelSync,
     touched: Touched,
 }

@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 pub use allocate::{Allocator, Claim};
 pub use plan::{Actual, Held, Op, Scope, Withhold, plan};
-pub use records::{Desired, RefusedWorkload, WantedRecord, WantedValue, workload_labels};
+pub use records::{Desired, RefusedWorkload, WantedRecord, WantedValue, is_identity_label, workload_labels};
 
 use crate::{
     id::{ClusterId, ClusterName, MaxClusters, NodeName},

@@ -203,7 +203,7 @@ impl Desired {
 /// [`RefusedWorkload`] when the labels cannot be written as text or readers would refuse them.
 pub fn workload_labels(cluster: &ClusterName, workload: &Workload) -> Result<Labels, RefusedWorkload> {
     let account = Some(workload.service_account.as_str()).filter(|account| !account.is_empty());
-    let own = workload.labels.iter().filter(|(key, _)| makes_identity(key));
+    let own = workload.labels.iter().filter(|(key, _)| is_identity_label(key));
     let mut labels: BTreeMap<&str, &str> = own.map(|(key, value)| (key.as_str(), value.as_str())).collect();
     // Ours win: nobody chooses a cluster or namespace by a label.
     labels.extend([
@@ -227,12 +227,13 @@ pub fn workload_labels(cluster: &ClusterName, workload: &Workload) -> Result<Lab
     Ok(Labels(text.into()))
 }
 
-/// Whether a label of a workload is part of its identity.
+/// Whether a label of a workload is part of its identity, and workloads are found by it.
 ///
 /// Those that orchestrators write differ from pod to pod or from one rollout to the next, and would make an identity
 /// for each of them. The list is what Cilium leaves out unless it is told otherwise, each entry the beginning of a key:
 /// its default label filter, and its rules for stateful sets and jobs.
-fn makes_identity(key: &str) -> bool {
+#[must_use]
+pub fn is_identity_label(key: &str) -> bool {
     const LEFT_OUT: [&str; 13] = [
         "annotation",
         "apps.kubernetes.io/pod-index",
