@@ -21,7 +21,7 @@ use meshd_core::{
         export::{OwnState, Workload},
         over_bgp::OverBgp,
     },
-    derive::{LocalNode, RouteDeriver},
+    derive::{LocalNode, RouteDeriver, ServiceDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
     observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
@@ -52,7 +52,7 @@ use crate::{
         routes::{Routes, RoutesHandle},
     },
     sources::{
-        config::{self as peers, PeerSet, PeerSources},
+        config::{self as peers, PeerSet, PeerSources, services::OwnServices},
         etcd::{self, EtcdSource, OwnCluster},
         netlink::NetlinkSource,
     },
@@ -148,6 +148,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let _netlink = NetlinkSource::start(Netns::current(), changes.clone(), problems.clone())
         .context("failed to follow links, addresses and routes")?;
     let bgp_changes = changes.clone();
+    let (own_services, own_services_rx) = watch::channel(config.own_services.clone());
+    tasks.spawn("services", peers::services::run(own_services_rx, changes.clone()));
     let etcd = EtcdSource {
         own: own_cluster(&config, &local),
         own_store: own_store.address(),
@@ -174,6 +176,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("peer-names", names_task);
     let remembered = loaded.remembered(&local.cluster, &local.name);
     let deriver = RouteDeriver::new((*local).clone(), loaded.owners);
+    let services = ServiceDeriver::new((*local).clone(), config.services.remote_timeout);
     let pipeline = Pipeline {
         remembered: loaded.observed,
         changes: changes_rx,
@@ -181,6 +184,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         snapshots,
         has_speaker: speaker.is_some(),
         deriver,
+        services,
     };
     tasks.spawn("pipeline", pipeline.run());
 
@@ -236,6 +240,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         local,
         peer_sources,
         own,
+        own_services,
         own_store: own_store.clone(),
         routes: routes_handle,
         problems,
@@ -272,6 +277,7 @@ struct Live {
     local: Arc<LocalNode>,
     peer_sources: watch::Sender<PeerSources>,
     own: watch::Sender<Arc<OwnState>>,
+    own_services: watch::Sender<OwnServices>,
     own_store: Arc<OwnStore>,
     routes: RoutesHandle,
     problems: Problems,
@@ -332,7 +338,7 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
 }
 
 impl Live {
-    /// Takes over a configuration that was read again. Peers, workloads, users and certificates change at once; the rest needs
+    /// Takes over a configuration that was read again. Peers, workloads, services of the cluster, users and certificates change at once; the rest needs
     /// a restart and says so.
     fn take_over(&self, new: Result<Config, ConfigErrors>) {
         let new = match new {
@@ -353,11 +359,13 @@ impl Live {
         // new id must not be published before a restart, because readers drop what they had of the old one.
         let own = Config { workloads: new.workloads.clone(), ..unchanged.clone() };
         self.own.send_replace(Arc::new(own_state(&own, &self.local)));
+        self.own_services.send_replace(new.own_services.clone());
         let rest = Config {
             peers: unchanged.peers,
             peers_dir: unchanged.peers_dir,
             peers_defaults: unchanged.peers_defaults,
             workloads: unchanged.workloads,
+            own_services: unchanged.own_services,
             bgp: match (unchanged.bgp, &new.bgp) {
                 // The kernel's routes have had this metric since the start.
                 (Some(known), Some(new)) => {

@@ -43,6 +43,7 @@ impl Kind {
             Self::List(item) => format!("a list, each item {}", item.words()),
             Self::Map(Self::Text(_)) => "a table of texts".to_owned(),
             Self::Map(Self::Table(_)) => "a table of tables".to_owned(),
+            Self::Map(Self::Integer(..)) => "a table of numbers".to_owned(),
             Self::Map(_) => "a table of lists".to_owned(),
             Self::Table(_) => "a table".to_owned(),
             Self::Unsupported => "not supported by this version".to_owned(),

@@ -43,6 +43,8 @@ pub use validate::SOCKET;
 #[cfg(test)]
 mod bgp_tests;
 #[cfg(test)]
+mod services_tests;
+#[cfg(test)]
 mod shipped_tests;
 #[cfg(test)]
 mod tests;

@@ -5,13 +5,17 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use meshd_core::id::{ClusterId, ClusterName, MaxClusters, Metric, NodeName};
+use meshd_core::observed::{OwnServiceRow, ServiceName};
 
 pub mod bgp;
+pub mod services;
 
 use self::bgp::BgpConfig;
+use self::services::ServicesConfig;
 use super::error::Finding;
 pub use super::raw::{LogFormat, RoutingMode, UserRole};
 
@@ -41,6 +45,10 @@ pub struct Config {
     pub routing: RoutingConfig,
     /// Workloads on this node, sorted by namespace and name.
     pub workloads: Vec<Workload>,
+    /// Services of the own cluster.
+    pub own_services: BTreeMap<ServiceName, Arc<OwnServiceRow>>,
+    /// How services are loaded into the kernel.
+    pub services: ServicesConfig,
     /// The BGP speaker, when there is to be one.
     pub bgp: Option<BgpConfig>,
     /// How the daemon is asked.

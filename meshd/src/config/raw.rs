@@ -12,8 +12,10 @@ use super::described::{Described, Kind, choice, section, text};
 pub mod bgp;
 pub mod bgp_peer;
 pub mod bgp_policy;
+pub mod services;
 
 use self::bgp::RawBgp;
+use self::services::{RawService, RawServices};
 
 text! {
     /// A name.
@@ -60,7 +62,7 @@ section! {
         /// What holds for remote clusters that do not say it themselves, and for all of `peers_dir`.
         peers_defaults: RawPeerDefaults = "",
         /// A folder whose `.yaml`, `.yml`, `.toml` and `.json` files are merged over this file in the order of
-        /// their names: tables key by key, the lists `peers`, `bgp.peers`, `workloads.static` and `store.users` by appending, everything
+        /// their names: tables key by key, the lists `peers`, `bgp.peers`, `workloads.static`, `workloads.services` and `store.users` by appending, everything
         /// else by replacing. The folder must exist, and every such file in it that is not hidden must be readable: what
         /// cannot be read is an error, so that a reload keeps what holds. `meshd connect` and `meshd disconnect` write
         /// here; `connect` makes the folder.
@@ -80,7 +82,7 @@ section! {
         /// Encapsulation where the native path does not work.
         tunnel: Option<Unsupported> = "",
         /// Service load balancing.
-        services: Option<Unsupported> = "",
+        services: RawServices = "",
         /// Network policy.
         policy: Option<Unsupported> = "",
         /// Source NAT for traffic that leaves the mesh.
@@ -270,7 +272,7 @@ section! {
         /// Workloads on this node.
         r#static: Vec<RawWorkload> = "none",
         /// Services of this cluster.
-        services: Option<Unsupported> = "",
+        services: Vec<RawService> = "none",
     }
 }
 

@@ -14,7 +14,7 @@ use super::error::{Finding, Origin, nearest};
 use super::locate::{self, Lines};
 
 /// Lists whose items are appended when files are merged; other lists are replaced.
-const APPENDED: [&str; 4] = ["peers", "bgp.peers", "workloads.static", "store.users"];
+const APPENDED: [&str; 5] = ["peers", "bgp.peers", "workloads.static", "workloads.services", "store.users"];
 
 /// File formats, chosen by extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,14 +10,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use imbl::OrdMap;
 use jiff::Timestamp;
 use meshd_core::{
-    derive::RouteDeriver,
+    derive::{RouteDeriver, ServiceDeriver},
     desired::Desired,
     id::ClusterName,
     observed::{Change, KernelKind, Kind, Observed},
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::info;
 
@@ -54,8 +54,10 @@ pub struct Pipeline {
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// A BGP speaker runs: its routes are among what is wanted.
     pub has_speaker: bool,
-    /// Observed to desired.
+    /// Observed to desired routes.
     pub deriver: RouteDeriver,
+    /// Observed to desired services.
+    pub services: ServiceDeriver,
 }
 
 impl Pipeline {
@@ -68,6 +70,7 @@ impl Pipeline {
             self.derive(&mut current);
             self.snapshots.send_replace(Arc::new(current.clone()));
             let settled = self.deriver.is_settled();
+            let services_at = self.services.wake_at();
             tokio::select! {
                 count = self.changes.recv_many(&mut batch, ROUND_MAX) => if count == 0 { return },
                 changed = self.clusters.changed() => if changed.is_err() { return },
@@ -75,6 +78,8 @@ impl Pipeline {
                     info!("prefix owners are final: the wait for silent clusters is over");
                     self.deriver.settle();
                 }
+                // A cluster may be unreachable by now; the derivation above looks.
+                () = until(services_at) => {}
             }
             for change in batch.drain(..) {
                 current.observed.apply(change, Timestamp::now());
@@ -92,7 +97,18 @@ impl Pipeline {
         let local = [KernelKind::Links, KernelKind::Addresses, KernelKind::Routes];
         current.local_known = local.iter().all(|kind| current.observed.is_kernel_initialized(*kind));
         let touched = current.observed.take_touched();
-        self.deriver.update(&current.observed, &touched, Timestamp::now(), &mut current.desired);
+        let now = Timestamp::now();
+        self.deriver.update(&current.observed, &touched, now, &mut current.desired);
+        self.services.update(&current.observed, &touched, now, &mut current.desired);
+    }
+}
+
+/// Waits for a time of the wall clock; for ever without one.
+async fn until(time: Option<Timestamp>) {
+    match time {
+        // A clock that was set meanwhile is looked at again when the time is over.
+        Some(time) => sleep(Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()).await,
+        None => std::future::pending().await,
     }
 }
 

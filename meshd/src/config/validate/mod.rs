@@ -6,6 +6,7 @@
 mod bgp;
 mod node;
 mod peers;
+mod services;
 mod store;
 mod values;
 mod workloads;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use meshd_core::id::{Metric, ROUTE_METRIC};
 
+use self::services::ServiceRules;
 use super::error::Finding;
 use super::model::{Accept, ApiConfig, Config, LogConfig, RoutingConfig};
 use super::raw::{FilePath, LogFormat, RawConfig, RawLog, RawRouting, RoutingMode, SocketText};
@@ -53,6 +55,9 @@ impl<'a> Validator<'a> {
         let peers = self.peers(raw.peers, &peers_defaults, &node, cluster.as_ref(), has_bgp_mesh);
         let store = self.store(raw.store, cluster_name, &peers);
         let workloads = self.workloads(raw.workloads.r#static, own);
+        let services = self.services(raw.services);
+        let rules = ServiceRules { node: &node, node_ports: &services.node_port_range };
+        let own_services = self.own_services(raw.workloads.services, &rules);
         let routing = self.routing(raw.routing);
         let bgp = self.bgp(raw.bgp, &node);
         let metrics = self.metrics(raw.api.metrics.as_ref());
@@ -70,6 +75,8 @@ impl<'a> Validator<'a> {
             include: raw.include.map(|path| self.path(&path)),
             routing,
             workloads,
+            own_services,
+            services,
             bgp,
             api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET), metrics },
             state_dir: path_or(self, raw.state_dir, STATE_DIR),

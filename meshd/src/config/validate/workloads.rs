@@ -10,7 +10,7 @@ use crate::config::model::Workload;
 use crate::config::raw::RawWorkload;
 
 /// Namespace and service account of a workload that names none.
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 /// Longest label and workload name.
 const NAME_MAX: usize = 253;
 /// The label meshd writes itself.
@@ -80,24 +80,30 @@ impl Validator<'_> {
         }
         for (label, value) in &raw.labels {
             let key = format!("{key}.labels.{label}");
-            if label.is_empty()
-                || label.contains([';', '=', ':'])
-                || label.len() > NAME_MAX
-                || label.contains(char::is_whitespace)
-            {
-                self.error(&key, format!("{label:?} is not a label key"), "use letters, digits and -._/");
-            } else if label == CLUSTER_LABEL {
+            if label == CLUSTER_LABEL {
                 self.error(&key, "this label is written by meshd", "remove it");
-            }
-            if value.contains(';') || value.len() > NAME_MAX || value.chars().any(char::is_control) {
-                self.error(&key, format!("{value:?} is not a label value"), "use letters, digits and -._");
+            } else if let Some((message, hint)) = label_problem(label, value) {
+                self.error(&key, message, hint);
             }
         }
         Some(Workload { namespace, name: name.0, addresses, labels: raw.labels, service_account })
     }
 }
 
-fn is_dns_name(text: &str) -> bool {
+/// What is wrong with a label, and what to do about it.
+pub(super) fn label_problem(label: &str, value: &str) -> Option<(String, &'static str)> {
+    if label.is_empty()
+        || label.contains([';', '=', ':'])
+        || label.len() > NAME_MAX
+        || label.contains(char::is_whitespace)
+    {
+        return Some((format!("{label:?} is not a label key"), "use letters, digits and -._/"));
+    }
+    let is_value = !value.contains(';') && value.len() <= NAME_MAX && !value.chars().any(char::is_control);
+    (!is_value).then(|| (format!("{value:?} is not a label value"), "use letters, digits and -._"))
+}
+
+pub(super) fn is_dns_name(text: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     text.len() <= NAME_MAX
         && edge(text.chars().next())

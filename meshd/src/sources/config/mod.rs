@@ -23,8 +23,11 @@
 //! After a restart there is no peer from before, only rows that were remembered. A remembered cluster whose file, or the
 //! whole directory, cannot be read is *kept*: it is not connected to, but nothing of it is forgotten until somebody
 //! can tell that it is gone.
+//!
+//! Services of our own cluster come from the configuration as well: [`services`].
 
 pub mod convert;
+pub mod services;
 pub mod watch;
 
 use std::collections::BTreeMap;

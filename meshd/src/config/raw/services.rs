@@ -1,0 +1,244 @@
+//! Services as written: `workloads.services` and the section `services`.
+
+use std::collections::BTreeMap;
+
+use super::{Address, FilePath, Name, PrefixText};
+use crate::config::described::{choice, section, text};
+
+text! {
+    /// A range of ports.
+    PortRangeText = "a range of ports such as 30000-32767";
+    /// The name of a link, or how names of links begin.
+    LinkText = "a link name; `*` at the end stands for any end";
+}
+
+choice! {
+    /// How a service is reached.
+    ServiceType {
+        /// By addresses inside the mesh.
+        ClusterIp = "cluster_ip",
+        /// By a port of every node as well.
+        NodePort = "node_port",
+        /// By addresses of a load balancer as well.
+        LoadBalancer = "load_balancer",
+        /// By its backends' own addresses only.
+        Headless = "headless",
+    }
+}
+
+choice! {
+    /// Protocol of a port.
+    PortProtocol {
+        /// TCP
+        Tcp = "tcp",
+        /// UDP
+        Udp = "udp",
+        /// SCTP
+        Sctp = "sctp",
+    }
+}
+
+choice! {
+    /// Which clusters' backends are preferred.
+    ServiceAffinity {
+        /// All the same.
+        None = "none",
+        /// Those of this cluster.
+        Local = "local",
+        /// Those of other clusters.
+        Remote = "remote",
+    }
+}
+
+choice! {
+    /// Which backends traffic reaches.
+    ServiceTrafficPolicy {
+        /// Those of every node.
+        Cluster = "cluster",
+        /// Those of the node it meets first.
+        Local = "local",
+    }
+}
+
+choice! {
+    /// How packets reach a backend on another node.
+    ServiceMode {
+        /// With the node's own source address.
+        Snat = "snat",
+        /// With the client's source address; the answer does not come back through the node.
+        Dsr = "dsr",
+    }
+}
+
+choice! {
+    /// What becomes of connections to a backend that went.
+    BackendRemoval {
+        /// They go on as long as they can.
+        Keep = "keep",
+        /// They end at once.
+        Kill = "kill",
+    }
+}
+
+choice! {
+    /// State of a backend that is no workload.
+    StaticBackendState {
+        /// It answers.
+        Active = "active",
+        /// It is shutting down.
+        Terminating = "terminating",
+    }
+}
+
+section! {
+    /// A service of this cluster. Its backends are the workloads of its namespace that have the labels of `selector`, and
+    /// those of `backends`. Every node of the cluster that is to serve it needs it in its configuration; the one that writes
+    /// for the cluster (the host of the embedded store, or the elected node) shares it with the mesh.
+    RawService {
+        /// Its namespace.
+        namespace: Option<Name> = "default",
+        /// Its name, unique in the namespace. Services of other clusters with the same namespace and name are merged with it
+        /// when both are `global`.
+        name: Option<Name> = "required",
+        /// `cluster_ip` is reached at `cluster_ips` and `external_ips`, `node_port` also at a port of every node,
+        /// `load_balancer` also at `load_balancer_ips`, `headless` at no address of its own.
+        r#type: Option<ServiceType> = "cluster_ip",
+        /// Its addresses inside the mesh. Backends of the same family answer there.
+        cluster_ips: Vec<Address> = "none",
+        /// Further addresses it is reached at, which routers send here.
+        external_ips: Vec<Address> = "none",
+        /// Addresses of a load balancer.
+        load_balancer_ips: Vec<Address> = "none",
+        /// Its ports.
+        ports: Vec<RawServicePort> = "required",
+        /// Labels that workloads of its namespace have which are its backends. Labels that are no part of an identity (see
+        /// `workloads.static`) cannot be selected.
+        selector: BTreeMap<String, String> = "selects nothing",
+        /// Backends that are no workload of the mesh.
+        backends: Vec<RawServiceBackend> = "none",
+        /// Use the backends of other clusters' services of the same namespace and name, too.
+        global: Option<bool> = "false",
+        /// Let other clusters use our backends. Counts only with `global`.
+        shared: Option<bool> = "true",
+        /// `local` uses other clusters only while this one has too few active backends (`local_minimum`), `remote` uses this
+        /// one only while no other has any. Only with `global`.
+        affinity: Option<ServiceAffinity> = "none",
+        /// With affinity `local`: with fewer active backends than this in our cluster, those of other clusters join in.
+        local_minimum: Option<u16> = "1",
+        /// Weight of each backend of a cluster, from 0 to 1000. 0 gives a cluster no new connections, and leaves it those it
+        /// has. Only with `global`.
+        cluster_weights: BTreeMap<String, u16> = "100 for each",
+        /// For so many seconds, 86400 at most, a client address keeps its backend.
+        session_affinity_s: Option<u32> = "no session affinity",
+        /// Which backends traffic from outside the mesh reaches: of every node, or `local` ones of the node it meets.
+        external_traffic_policy: Option<ServiceTrafficPolicy> = "cluster",
+        /// The same for traffic of workloads and nodes.
+        internal_traffic_policy: Option<ServiceTrafficPolicy> = "cluster",
+        /// Who may use `load_balancer_ips`.
+        source_ranges: Vec<PrefixText> = "everybody",
+        /// How packets reach backends on other nodes.
+        mode: Option<ServiceMode> = "services.mode",
+        /// Whether connections to a backend that is no longer there are kept or killed.
+        on_backend_removal: Option<BackendRemoval> = "keep",
+    }
+}
+
+section! {
+    /// A port of a service.
+    RawServicePort {
+        /// Its name: other clusters' backends are found by it. May be left out when the service has one port only.
+        name: Option<Name> = "none",
+        /// Its protocol.
+        protocol: Option<PortProtocol> = "tcp",
+        /// Where clients connect.
+        port: Option<u16> = "required",
+        /// Where the backends of this cluster listen.
+        target_port: Option<u16> = "port",
+        /// The port of every node, inside `services.node_port_range`. Only with type `node_port` or `load_balancer`.
+        node_port: Option<u16> = "none",
+    }
+}
+
+section! {
+    /// A backend that is no workload of the mesh.
+    RawServiceBackend {
+        /// Its address.
+        address: Option<Address> = "required",
+        /// Where it listens. Only when the service has one port.
+        port: Option<u16> = "target_port",
+        /// Its share, from 0 to 1000, in hundredths of what a workload of this cluster gets.
+        weight: Option<u16> = "100",
+        /// `terminating` gives it no new connections while others are active.
+        state: Option<StaticBackendState> = "active",
+    }
+}
+
+choice! {
+    /// How packets carry the service address to the backend's node with `mode: dsr`.
+    DsrKind {
+        /// In an option of the IPv4 or an extension of the IPv6 header.
+        Option = "option",
+        /// Inside another IP packet.
+        Ipip = "ipip",
+        /// Inside a Geneve packet.
+        Geneve = "geneve",
+    }
+}
+
+choice! {
+    /// How a backend is chosen for a new connection.
+    BackendAlgorithm {
+        /// By a table that changes little when backends do, and is the same on every node.
+        Maglev = "maglev",
+        /// By lot.
+        Random = "random",
+    }
+}
+
+section! {
+    /// Service load balancing.
+    RawServices {
+        /// Load services into the kernel. Without it they are merged, shared and shown all the same.
+        enabled: Option<bool> = "false",
+        /// How packets reach backends on other nodes.
+        mode: Option<ServiceMode> = "snat",
+        /// How packets carry the service address with `dsr`.
+        dsr: Option<DsrKind> = "option",
+        /// How a backend is chosen for a new connection.
+        algorithm: Option<BackendAlgorithm> = "maglev",
+        /// Entries of a Maglev table: 16381, or 65521 where a service has more than a hundred backends.
+        table_size: Option<u32> = "16381",
+        /// Links traffic from outside comes in by.
+        uplinks: Vec<LinkText> = "the links that carry node.addresses",
+        /// Below this cgroup (version 2) service addresses are translated when a socket connects.
+        cgroup: Option<FilePath> = "none",
+        /// Links of workloads, whose packets to service addresses are translated.
+        workload_links: Vec<LinkText> = "the links that routes to this node's workloads name",
+        /// Where `node_port` of services may be.
+        node_port_range: Option<PortRangeText> = "30000-32767",
+        /// Source ports that `snat` uses.
+        snat_ports: Option<PortRangeText> = "61000-65535",
+        /// After so many seconds, 5 at least, without its store, the backends of a cluster get no new connections.
+        remote_timeout_s: Option<u32> = "120",
+        /// How much the kernel can hold.
+        maps: RawServiceMaps = "",
+    }
+}
+
+section! {
+    /// How many entries maps have: from 1024 to 16777216. A change takes effect when the maps are made anew.
+    RawServiceMaps {
+        /// Frontends of services.
+        services: Option<u32> = "65536",
+        /// Backends of services.
+        backends: Option<u32> = "65536",
+        /// Connections through services.
+        connections: Option<u32> = "524288",
+        /// Source ports in use by `snat`.
+        translations: Option<u32> = "524288",
+        /// Clients that keep their backend.
+        affinity: Option<u32> = "65536",
+        /// Addresses and the identity behind them.
+        identities: Option<u32> = "524288",
+    }
+}
