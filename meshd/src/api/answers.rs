@@ -7,14 +7,14 @@ use meshd_core::{
     derive::LocalNode,
     desired::{Conflict, NodeTarget, TargetKey},
     id::ClusterName,
-    observed::{ClusterTables, Kind, Labels, NodeAddressKind, ServiceRow},
+    observed::{ClusterTables, Kind, Labels, NodeAddressKind},
     plan::Action,
     table::RowState,
 };
 
 use super::view::{
-    ActionView, BackendState, BackendView, EndpointView, IdentityView, NextHopView, NodeAddressView, NodeView,
-    PeerView, PlanView, PrefixView, RejectedView, RouteMode, RouteView, RowStatus, ServiceView,
+    ActionView, EndpointView, IdentityView, NextHopView, NodeAddressView, NodeView, PeerView, PlanView, PrefixView,
+    RejectedView, RouteMode, RouteView, RowStatus,
 };
 use crate::{pipeline::Snapshot, reconcilers::routes::RouteState};
 
@@ -225,54 +225,6 @@ pub fn endpoints(snapshot: &Snapshot) -> Vec<EndpointView> {
             name: text(&row.name),
             stale_since: tables.stale_since,
         }));
-    }
-    views
-}
-
-/// Services other clusters share, one view per frontend port, or one for a headless service.
-#[must_use]
-pub fn services(snapshot: &Snapshot) -> Vec<ServiceView> {
-    let mut views = Vec::new();
-    for (cluster, tables) in &snapshot.observed.clusters {
-        for (name, row) in tables.services.iter() {
-            let view = |frontend: Option<String>, port_name: Option<&str>| ServiceView {
-                namespace: name.namespace.to_string(),
-                name: name.name.to_string(),
-                kind: if frontend.is_some() { "ClusterIP" } else { "Headless" }.to_owned(),
-                frontend,
-                affinity: "none".to_owned(),
-                backends: backends(cluster, row, port_name, tables.stale_since.is_some()),
-            };
-            if row.frontends.is_empty() {
-                views.push(view(None, None));
-            }
-            for (address, ports) in &row.frontends {
-                for (port_name, port) in ports {
-                    let protocol = format!("{:?}", port.protocol).to_lowercase();
-                    let host = std::net::SocketAddr::new(*address, port.port);
-                    views.push(view(Some(format!("{host}/{protocol}")), Some(port_name)));
-                }
-            }
-        }
-    }
-    views
-}
-
-fn backends(cluster: &ClusterName, row: &ServiceRow, port_name: Option<&str>, stale: bool) -> Vec<BackendView> {
-    let state = if stale { BackendState::Unreachable } else { BackendState::Active };
-    let mut views = Vec::new();
-    for (address, ports) in &row.backends {
-        for (name, port) in ports {
-            if port_name.is_none_or(|wanted| wanted == &**name) {
-                views.push(BackendView {
-                    address: *address,
-                    port: port.port,
-                    cluster: cluster.to_string(),
-                    state,
-                    preferred: false,
-                });
-            }
-        }
     }
     views
 }

@@ -11,4 +11,5 @@ pub mod bgp_view;
 pub mod metrics;
 pub mod scrape;
 pub mod server;
+pub mod service_answers;
 pub mod view;

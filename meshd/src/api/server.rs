@@ -30,7 +30,7 @@ use tokio::{net::UnixListener, sync::watch};
 use super::{
     answers, bgp_answers,
     bgp_view::{BgpNeighborRow, BgpSummaryView},
-    metrics,
+    metrics, service_answers,
     view::{
         BgpCountsView, ClusterView, DrainView, ErrorView, Health, OwnNodeView, ProblemView, RouteCountsView, StatusView,
     },
@@ -138,6 +138,7 @@ fn router(api: Api) -> Router {
         .route("/v1/get/prefixes", get(prefixes))
         .route("/v1/get/routes", get(routes))
         .route("/v1/get/services", get(services))
+        .route("/v1/get/backends", get(backends))
         .route("/v1/get/identities", get(identities))
         .route("/v1/get/endpoints", get(endpoints))
         .route("/v1/get/peers", get(peers))
@@ -327,7 +328,11 @@ async fn routes(State(api): State<Api>, Query(filter): Query<Filter>) -> Result<
 }
 
 async fn services(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
-    filter.keep(answers::services(&api.snapshot()), |row| row.name.clone())
+    Json(service_answers::services(&api.snapshot(), filter.name.as_deref()))
+}
+
+async fn backends(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    Json(service_answers::backends(&api.snapshot(), filter.name.as_deref()))
 }
 
 async fn identities(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {

@@ -13,6 +13,7 @@
 //! | `GET /v1/get/prefixes` | list of [`PrefixView`] |
 //! | `GET /v1/get/routes` | list of [`RouteView`] |
 //! | `GET /v1/get/services` | list of [`ServiceView`] |
+//! | `GET /v1/get/backends` | list of [`ServiceBackendView`] |
 //! | `GET /v1/get/identities` | list of [`IdentityView`] |
 //! | `GET /v1/get/endpoints` | list of [`EndpointView`] |
 //! | `GET /v1/get/peers` | list of [`PeerView`] |
@@ -22,7 +23,7 @@
 //! | any error | [`ErrorView`] with a 4xx or 5xx status |
 //!
 //! Every `get` path takes `?name=`, which keeps the rows whose name (node, prefix, service, number, cluster)
-//! equals it.
+//! equals it; a service may be named with its namespace (`default/web`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -357,6 +358,39 @@ pub struct BackendView {
     pub state: BackendState,
     /// Is it preferred by the affinity?
     pub preferred: bool,
+}
+
+/// A backend of one port of a service, and all that is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceBackendView {
+    /// Namespace of the service.
+    pub namespace: String,
+    /// Name of the service.
+    pub service: String,
+    /// Name of the port, empty for an unnamed one.
+    pub port_name: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Affinity of the service: `none`, `local` or `remote`.
+    pub affinity: String,
+    /// Address.
+    pub address: IpAddr,
+    /// Port it listens on.
+    pub port: u16,
+    /// Cluster it is in.
+    pub cluster: String,
+    /// Address of the node it is on, where that is known.
+    pub node_address: Option<IpAddr>,
+    /// Whether it can be used.
+    pub state: BackendState,
+    /// Is it preferred by the affinity?
+    pub preferred: bool,
+    /// Does it get new connections?
+    pub used: bool,
+    /// Its share in the traffic.
+    pub weight: u16,
+    /// Is it a workload of the node that answered?
+    pub local: bool,
 }
 
 /// Whether a backend gets connections.

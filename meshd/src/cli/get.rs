@@ -32,8 +32,10 @@ enum Table {
     Prefixes,
     /// Routes this node wants and has
     Routes,
-    /// Services and their backends
+    /// Services of this cluster and their backends in all clusters
     Services,
+    /// Backends of services, with weight, node and whether they are used
+    Backends,
     /// Identities and their labels
     Identities,
     /// Addresses of workloads
@@ -68,6 +70,7 @@ impl Get {
             Table::Prefixes => self.show("prefixes", rows::prefixes),
             Table::Routes => self.show("routes", rows::routes),
             Table::Services => self.show("services", rows::services),
+            Table::Backends => self.show("backends", rows::backends),
             Table::Identities => self.show("identities", rows::identities),
             Table::Endpoints => self.show("endpoints", rows::endpoints),
             Table::Peers => self.show("peers", rows::peers),

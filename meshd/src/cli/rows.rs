@@ -1,13 +1,15 @@
 //! The rows of every table as columns; the wide form has more of them.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 
 use super::failure::Failure;
 use super::output;
 use crate::api::view::{
-    EndpointView, IdentityView, NextHopView, NodeView, PeerView, PrefixView, RejectedView, RouteView, ServiceView,
+    BackendView, EndpointView, IdentityView, NextHopView, NodeView, PeerView, PrefixView, RejectedView, RouteView,
+    ServiceBackendView, ServiceView,
 };
 
 /// A heading and rows of as many cells.
@@ -23,6 +25,13 @@ impl Rows {
 
     pub(super) fn into_text(self) -> String {
         output::columns(&self.heading, self.rows)
+    }
+
+    fn drop_column(&mut self, nth: usize) {
+        self.heading.remove(nth);
+        for row in &mut self.rows {
+            row.remove(nth);
+        }
     }
 
     /// Builds the table; the cells after the `short` first ones are for the wide form.
@@ -77,21 +86,62 @@ pub(super) fn routes(views: &[RouteView], wide: bool) -> Rows {
     })
 }
 
+/// Backends printed of each service in the short form.
+const BACKENDS_MAX: usize = 8;
+
 pub(super) fn services(views: &[ServiceView], wide: bool) -> Rows {
-    let heading = ["NAMESPACE", "NAME", "TYPE", "FRONTEND", "AFFINITY", "BACKENDS", "BACKEND LIST"];
-    Rows::build(views, wide, 6, &heading, |view| {
-        let backend = |backend: &crate::api::view::BackendView| {
-            let preferred = if backend.preferred { " preferred" } else { "" };
-            format!("{}:{} ({} {}{preferred})", backend.address, backend.port, backend.cluster, backend.state)
+    let heading = ["NAMESPACE", "NAME", "TYPE", "FRONTEND", "AFFINITY", "BACKENDS", "BACKENDS WITH CLUSTER"];
+    let mut rows = Rows::build(views, true, 6, &heading, |view| {
+        let preferred = |backend: &BackendView| if backend.preferred { " (preferred)" } else { "" };
+        let short = |b: &BackendView| format!("{}:{} ({}){}", bracketed(b.address), b.port, b.state, preferred(b));
+        let long = |b: &BackendView| {
+            format!("{}:{} {} ({}){}", bracketed(b.address), b.port, b.cluster, b.state, preferred(b))
         };
+        let shown = view.backends.iter().take(BACKENDS_MAX).map(short);
+        let rest = view.backends.len().saturating_sub(BACKENDS_MAX);
         vec![
             view.namespace.clone(),
             view.name.clone(),
             view.kind.clone(),
             optional(view.frontend.as_ref()),
             view.affinity.clone(),
-            view.backends.len().to_string(),
-            joined(view.backends.iter().map(backend)),
+            joined(shown.chain((rest > 0).then(|| format!("and {rest} more")))),
+            joined(view.backends.iter().map(long)),
+        ]
+    });
+    // The wide form says more in place of the short list.
+    rows.drop_column(if wide { 5 } else { 6 });
+    rows
+}
+
+pub(super) fn backends(views: &[ServiceBackendView], wide: bool) -> Rows {
+    let heading = [
+        "NAMESPACE",
+        "SERVICE",
+        "PORT",
+        "BACKEND",
+        "CLUSTER",
+        "STATE",
+        "USED",
+        "WEIGHT",
+        "AFFINITY",
+        "LOCAL",
+        "NODE ADDRESS",
+    ];
+    Rows::build(views, wide, 8, &heading, |view| {
+        let preferred = if view.preferred { " (preferred)" } else { "" };
+        vec![
+            view.namespace.clone(),
+            view.service.clone(),
+            format!("{}/{}", view.port_name, view.protocol),
+            format!("{}:{}", bracketed(view.address), view.port),
+            view.cluster.clone(),
+            format!("{}{preferred}", view.state),
+            yes(view.used).to_owned(),
+            view.weight.to_string(),
+            view.affinity.clone(),
+            yes(view.local).to_owned(),
+            optional(view.node_address),
         ]
     })
 }
@@ -198,6 +248,18 @@ fn stale(since: Option<Timestamp>) -> String {
     since.map_or_else(|| "live".to_owned(), |since| format!("stale since {since:.0}"))
 }
 
+/// An address as it stands before a port.
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
+fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
 fn optional(value: Option<impl Display>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
@@ -209,7 +271,36 @@ fn joined(items: impl IntoIterator<Item = impl Display>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::view::{RouteMode, RowStatus};
+    use crate::api::view::{BackendState, RouteMode, RowStatus};
+
+    #[test]
+    fn services_show_states_and_what_is_preferred() {
+        let backend = |address: &str, state, preferred| BackendView {
+            address: address.parse().unwrap(),
+            port: 80,
+            cluster: "east".to_owned(),
+            state,
+            preferred,
+        };
+        let view = ServiceView {
+            namespace: "default".to_owned(),
+            name: "webpod".to_owned(),
+            frontend: Some("10.2.0.80:80/tcp".to_owned()),
+            kind: "ClusterIP".to_owned(),
+            affinity: "remote".to_owned(),
+            backends: vec![
+                backend("10.1.0.10", BackendState::Active, true),
+                backend("fd00::1", BackendState::Unreachable, false),
+            ],
+        };
+        let short = services(std::slice::from_ref(&view), false).into_text();
+        let line = short.lines().nth(1).unwrap();
+        assert!(line.ends_with("remote     10.1.0.10:80 (active) (preferred), [fd00::1]:80 (unreachable)"), "{short}");
+        let wide = services(std::slice::from_ref(&view), true).into_text();
+        assert!(wide.lines().nth(1).unwrap().contains("10.1.0.10:80 east (active) (preferred)"), "{wide}");
+        let many = ServiceView { backends: vec![backend("10.1.0.10", BackendState::Active, false); 11], ..view };
+        assert!(services(&[many], false).into_text().trim_end().ends_with("and 3 more"));
+    }
 
     #[test]
     fn routes_are_columns_and_the_wide_form_has_more() {
