@@ -48,7 +48,7 @@ use crate::{
     lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
     reconcilers::{
-        export::{ExportHandle, ExportTimers, Exporter, WriterRole},
+        export::{ExportHandle, ExportInputs, ExportTimers, Exporter, WriterRole},
         routes::{Routes, RoutesHandle},
     },
     sources::{
@@ -202,7 +202,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
     let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));
     let (exporter, export_handle) = Exporter::new(
-        own_rx,
+        ExportInputs { own: own_rx, snapshots: snapshots_rx.clone() },
         own_store.address(),
         role,
         ExportTimers::default(),

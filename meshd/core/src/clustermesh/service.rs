@@ -148,6 +148,17 @@ pub struct ForZone {
     pub name: String,
 }
 
+/// True when the record of a service has this label. A record that cannot be read has none.
+pub(super) fn has_label(record: &[u8], label: &str, value: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Labelled {
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+    }
+    let read = serde_json::from_slice::<Labelled>(record);
+    read.is_ok_and(|record| record.labels.get(label).is_some_and(|found| found == value))
+}
+
 #[derive(Serialize)]
 struct OutPort {
     #[serde(rename = "Protocol")]

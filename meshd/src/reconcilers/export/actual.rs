@@ -9,7 +9,7 @@ use etcd_client::{
 use futures_util::FutureExt as _;
 use meshd_core::{
     clustermesh::{
-        Key, Keyspace,
+        Key, KeyKind, Keyspace,
         export::{Actual, Desired, Held, Scope},
         keys,
     },
@@ -225,6 +225,8 @@ fn ranges(scope: &Scope, election: Option<&str>) -> Vec<Range> {
         prefix(keys::prefix(Keyspace::State, cluster, Kind::Identities)),
         prefix(keys::prefix(Keyspace::State, cluster, Kind::Nodes)),
         prefix(keys::prefix(Keyspace::State, cluster, Kind::Endpoints)),
+        prefix(keys::prefix(Keyspace::State, cluster, Kind::Services)),
+        prefix(keys::prefix(Keyspace::State, cluster, KeyKind::EndpointSlices)),
         single(Key::cluster_config(cluster).to_string()),
         single(Key::Heartbeat.to_string()),
         prefix(keys::canary_prefix(cluster)),

@@ -1,8 +1,8 @@
 //! Publishing our own cluster: desired records into the store.
 //!
-//! One task owns the connection to our own store. What this node wants published comes as an [`OwnState`]; what the store
-//! holds is listed and watched ([`actual`]), so that whatever somebody else does to a record of ours is seen and repaired
-//! at once; the pure planner of `meshd_core` compares the two, and [`ops`] writes. A full list every five minutes
+//! One task owns the connection to our own store. What this node wants published comes as an [`OwnState`], and the services
+//! its cluster shares in the pipeline's snapshots. What the store holds is listed and watched ([`actual`]), so that
+//! whatever somebody else does to a record of ours is seen and repaired at once; the pure planner of `meshd_core` compares the two, and [`ops`] writes. A full list every five minutes
 //! finds what a watch might have missed (I6). The duties of the cluster's one writer are in [`writer`].
 //!
 //! - A new store (another cluster id) is published into from the start; its canaries are withheld until the nodes we
@@ -10,6 +10,8 @@
 //! - Leases outlive a connection and, by adoption, a restart: a node that comes back within 15 minutes finds its
 //!   records and writes nothing.
 //! - While the store is away nothing is lost: labels that have a number keep it, new ones wait, the kernel is not touched.
+//! - Services are the whole cluster's: the writer alone writes them, and takes one back only once the pipeline has read
+//!   everything of our own cluster.
 //! - Stopping removes nothing (I10); [`ExportHandle::drain`] removes what is ours at once.
 
 mod actual;
@@ -28,7 +30,7 @@ use jiff::Timestamp;
 use meshd_core::{
     clustermesh::{
         Accept, Key, Keyspace, PeerContext,
-        export::{Actual, Allocator, Desired, Op, OwnState, Scope, Withhold, plan},
+        export::{Actual, Allocator, Desired, Op, OwnState, Scope, ServiceRecords, Withhold, plan},
         identity,
     },
     id::{NodeName, NumericIdentity},
@@ -49,6 +51,7 @@ use self::{
 };
 use crate::{
     lifecycle::Problems,
+    pipeline::Snapshot,
     store::{RpcFailure, StoreAddress, chain},
 };
 
@@ -88,6 +91,15 @@ impl Default for ExportTimers {
             retry: Duration::from_secs(15),
         }
     }
+}
+
+/// What says what is to be published.
+#[derive(Debug)]
+pub struct ExportInputs {
+    /// This node and its workloads.
+    pub own: watch::Receiver<Arc<OwnState>>,
+    /// The pipeline's tables, with the services the cluster shares.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
 /// What must survive a restart.
@@ -200,6 +212,9 @@ impl From<RpcFailure> for SessionEnd {
 /// The reconciler; see the [module](self).
 pub struct Exporter<M> {
     own: watch::Receiver<Arc<OwnState>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Records of what the last snapshot says the cluster shares.
+    services: ServiceRecords,
     address: StoreAddress,
     role: WriterRole,
     timers: ExportTimers,
@@ -245,7 +260,7 @@ impl<M: ExportMemory> Exporter<M> {
     /// An exporter and the handle to ask it.
     #[must_use]
     pub fn new(
-        own: watch::Receiver<Arc<OwnState>>,
+        told: ExportInputs,
         address: StoreAddress,
         role: WriterRole,
         timers: ExportTimers,
@@ -253,6 +268,7 @@ impl<M: ExportMemory> Exporter<M> {
         memory: M,
         problems: Problems,
     ) -> (Self, ExportHandle) {
+        let ExportInputs { own, snapshots } = told;
         let (tx, questions) = mpsc::channel(QUESTIONS_MAX);
         let (status, status_rx) = watch::channel(Arc::default());
         let allocator = {
@@ -261,6 +277,8 @@ impl<M: ExportMemory> Exporter<M> {
         };
         let exporter = Self {
             own,
+            snapshots,
+            services: ServiceRecords::default(),
             address,
             role,
             timers,
@@ -330,6 +348,7 @@ impl<M: ExportMemory> Exporter<M> {
 
     async fn session_inner(&mut self) -> Result<Infallible, SessionEnd> {
         let mut session = self.open().await?;
+        self.take_services();
         loop {
             self.duties(&mut session).await?;
             self.round(&mut session).await?;
@@ -360,6 +379,12 @@ impl<M: ExportMemory> Exporter<M> {
                     session.actual = session.follower.relist(&session.scope, desired).await?;
                 }
             }
+            changed = self.snapshots.changed() => {
+                if changed.is_err() {
+                    return Err(SessionEnd::Stopped);
+                }
+                return Ok(self.take_services());
+            }
             // Without anybody left to ask, the branch is off.
             Some(Question::Drain(answer)) = self.questions.recv() => {
                 let outcome = self.drain(session).await;
@@ -368,6 +393,12 @@ impl<M: ExportMemory> Exporter<M> {
             () = sleep_until(wake) => {}
         }
         Ok(true)
+    }
+
+    /// Takes over what the cluster shares; false when that is as before.
+    fn take_services(&mut self) -> bool {
+        let snapshot = self.snapshots.borrow_and_update().clone();
+        self.services.update(&self.own.borrow(), &snapshot.desired.exports)
     }
 
     async fn open(&mut self) -> Result<Session, SessionEnd> {
@@ -387,7 +418,10 @@ impl<M: ExportMemory> Exporter<M> {
         }
         self.withhold = self.withhold(&own, &actual, store_id, is_new);
         self.leases.keep(&client).await?;
-        for lease in scope.removable(&actual).iter().map(|(_, held)| held.lease).collect::<BTreeSet<_>>() {
+        // Those of the cluster's services are ours for certain only where nobody else can have been the writer.
+        let services = actual.services().filter(|_| self.role == WriterRole::Host);
+        let held = scope.removable(&actual).into_iter().chain(services);
+        for lease in held.map(|(_, held)| held.lease).collect::<BTreeSet<_>>() {
             self.leases.adopt(&client, lease).await?;
         }
         self.problems.clear(COMPONENT);
@@ -461,7 +495,7 @@ impl<M: ExportMemory> Exporter<M> {
             Desired::of(&own, |labels| self.allocator.confirmed(labels, &session.actual))
         };
         if session.election.is_writer(&own.node, &session.follower) {
-            desired.add_writer(&own, self.withhold.is_none());
+            desired.add_writer(&own, self.withhold.is_none(), &self.services);
         }
         desired
     }

@@ -9,14 +9,18 @@ use std::{
 use etcd_client::{Client, GetOptions, Permission, PermissionType, UserAddOptions};
 use meshd::{
     lifecycle::Problems,
-    reconcilers::export::{ExportHandle, ExportMemory, ExportStatus, ExportTimers, Exporter, Remembered, WriterRole},
+    pipeline::Snapshot,
+    reconcilers::export::{
+        ExportHandle, ExportInputs, ExportMemory, ExportStatus, ExportTimers, Exporter, Remembered, WriterRole,
+    },
     sources::etcd::OwnCluster,
     store::StoreAddress,
 };
 use meshd_core::{
     clustermesh::export::{DATA_LEASE_TTL, LEASE_KEYS_MAX, OwnState, Workload},
+    desired::{Desired, ExportedBackend, ExportedPort, ExportedService, Exports},
     id::{ClusterId, MaxClusters, NumericIdentity},
-    observed::{Labels, NodeAddress, NodeAddressKind, NodeRow},
+    observed::{ClusterTables, Labels, NodeAddress, NodeAddressKind, NodeRow, Protocol, ServiceName},
     table::RowState,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -53,6 +57,8 @@ impl Memory {
 /// A running exporter of cluster `c1`; it ends with this value, as at SIGTERM.
 struct Publisher {
     own: watch::Sender<Arc<OwnState>>,
+    /// What its pipeline says; from the start that nothing is shared.
+    snapshots: watch::Sender<Arc<Snapshot>>,
     handle: ExportHandle,
     memory: Memory,
     problems: Problems,
@@ -92,6 +98,22 @@ fn state(node: &str, third: u8, workloads: &[(&str, &str)]) -> OwnState {
     }
 }
 
+/// A snapshot of a cluster that shares these services.
+fn sharing(services: &[(&str, &[&str])]) -> Arc<Snapshot> {
+    let service = |backends: &[&str]| {
+        let backend =
+            |address: &&str| ExportedBackend { address: address.parse().unwrap(), port: 8080, terminating: false };
+        let backends = backends.iter().map(backend).collect();
+        let port = ExportedPort { name: "http".into(), protocol: Protocol::Tcp, port: 80, backends };
+        let cluster_ips = ["10.91.0.80".parse().unwrap()].into();
+        Arc::new(ExportedService { cluster_ips, selector: BTreeMap::new(), ports: [port].into() })
+    };
+    let name = |name: &str| ServiceName { namespace: "default".into(), name: name.into() };
+    let services = services.iter().map(|(named, backends)| (name(named), service(backends))).collect();
+    let exports = Exports { complete: true, services };
+    Arc::new(Snapshot { desired: Desired { exports, ..Desired::default() }, ..Snapshot::default() })
+}
+
 impl Publisher {
     fn start(state: OwnState, address: StoreAddress, role: WriterRole, remembered: Remembered) -> Self {
         let timers = ExportTimers {
@@ -111,12 +133,19 @@ impl Publisher {
         remembered: Remembered,
     ) -> Self {
         let (own, own_rx) = watch::channel(Arc::new(state));
+        let (snapshots, snapshots_rx) = watch::channel(sharing(&[]));
+        let told = ExportInputs { own: own_rx, snapshots: snapshots_rx };
         let memory = Memory::default();
         let problems = Problems::default();
         let (exporter, handle) =
-            Exporter::new(own_rx, address, role, timers, remembered, memory.clone(), problems.clone());
+            Exporter::new(told, address, role, timers, remembered, memory.clone(), problems.clone());
         let task = tokio::spawn(exporter.run());
-        Self { own, handle, memory, problems, task }
+        Self { own, snapshots, handle, memory, problems, task }
+    }
+
+    /// Shares `webpod` with these backends.
+    fn share(&self, backends: &[&str]) {
+        self.snapshots.send_replace(sharing(&[("webpod", backends)]));
     }
 
     async fn wait(&self, what: &str, is: impl Fn(&ExportStatus) -> bool) -> Arc<ExportStatus> {
@@ -194,6 +223,116 @@ async fn what_is_published_is_what_a_reader_sees() {
     for (key, lease) in keys(&mut root, "cilium/").await {
         assert_eq!(lease == 0, key.starts_with("cilium/state/identities/"), "{key} has lease {lease}");
     }
+}
+
+/// Keys of `webpod` in the store.
+const WEBPOD: &str = "cilium/state/services/v1/c1/default/webpod";
+const SLICES: &str = "cilium/state/endpointslices/v1/c1/";
+
+/// The backends of `webpod` that a reader has.
+fn backends(tables: &ClusterTables) -> Vec<String> {
+    let rows = tables.services.iter().flat_map(|(_, row)| row.backends.iter());
+    rows.map(|(address, ports)| format!("{address}:{}", ports["http"].port)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_services_are_read_by_others_and_follow_their_backends() {
+    let pki = Pki::new();
+    let etcd = Etcd::start(&pki, "c1", &["west"]).await;
+    let address = pki.address(etcd.address, "node-c1");
+    let start = |node: &str, third| {
+        Publisher::start(state(node, third, &[]), address.clone(), WriterRole::Elected, Remembered::default())
+    };
+    let writer = start("n1", 2);
+    writer.done().await;
+    let sibling = start("n2", 3);
+    sibling.done().await;
+    // Somebody else's service stays whatever is shared.
+    let mut root = etcd.root(&pki).await;
+    let foreign = "cilium/state/services/v1/c1/other/foreign";
+    root.put(foreign, r#"{"cluster":"c1","namespace":"other","name":"foreign","labels":{"app":"x"}}"#, None)
+        .await
+        .unwrap();
+    let reader = Node::start(vec![peer("c1", etcd.address, pki.files("remote-west", "remote-west"))], timers());
+    reader.ready("c1").await;
+    let sees = async |wanted: &[&str]| {
+        let began = Instant::now();
+        while reader.tables("c1").is_none_or(|tables| backends(&tables) != wanted) {
+            assert!(
+                began.elapsed() < DEADLINE,
+                "{wanted:?}: {:?}",
+                reader.tables("c1").map(|tables| backends(&tables))
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Every node knows the services of the cluster; only one writes them.
+    for publisher in [&writer, &sibling] {
+        publisher.share(&["10.1.2.10", "10.1.3.10", "fd00:1::10"]);
+    }
+    sees(&["10.1.2.10:8080", "10.1.3.10:8080", "fd00:1::10:8080"]).await;
+    let row = reader.tables("c1").unwrap().services.iter().next().unwrap().1.clone();
+    let frontend: Vec<String> = row.frontends.keys().map(ToString::to_string).collect();
+    assert_eq!((frontend, row.include_external), (vec!["10.91.0.80".to_owned()], true));
+    let slices = wait_keys(&mut root, SLICES, |keys| keys.len() == 2).await;
+    let lease = root.get(WEBPOD, None).await.unwrap().kvs()[0].lease();
+    assert!(lease != 0 && slices.values().all(|held| *held == lease), "{slices:?}");
+    let config = root.get("cilium/cluster-config/c1", None).await.unwrap().kvs()[0].value_str().unwrap().to_owned();
+    assert!(config.contains(r#""endpointSlicesExportMode":"services-and-endpointslices""#), "{config}");
+    wait_keys(&mut root, "cilium/synced/c1/", |keys| keys.len() == 5).await;
+    // A sibling that has another opinion is not asked.
+    sibling.share(&[]);
+    writer.share(&["10.1.3.10"]);
+    sees(&["10.1.3.10:8080"]).await;
+    // Damage is repaired, and what is not shared any more is taken back in both forms.
+    root.delete(WEBPOD, None).await.unwrap();
+    sees(&["10.1.3.10:8080"]).await;
+    wait_keys(&mut root, SLICES, |keys| keys.len() == 1).await;
+    writer.snapshots.send_replace(sharing(&[]));
+    sees(&[]).await;
+    wait_keys(&mut root, "cilium/state/services/", |keys| keys.keys().eq([foreign])).await;
+    wait_keys(&mut root, SLICES, BTreeMap::is_empty).await;
+    assert!(reader.tables("c1").unwrap().services.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_comes_back_takes_no_service_back_before_it_knows_all_of_them() {
+    let pki = Pki::new();
+    let (store, _) = embedded(&pki, "c1", &[], None).await;
+    let own_address = StoreAddress::Local(store.local_channel());
+    let start = || Publisher::start(state("n1", 2, &[]), own_address.clone(), WriterRole::Host, Remembered::default());
+    let first = start();
+    first.done().await;
+    first.share(&["10.1.2.10"]);
+    let mut root = local(&store).await;
+    let before = wait_keys(&mut root, "cilium/state/", |keys| keys.contains_key(WEBPOD) && keys.len() == 3).await;
+    let revision = |answer: etcd_client::GetResponse| answer.kvs()[0].mod_revision();
+    let written = revision(root.get(WEBPOD, None).await.unwrap());
+    let remembered = first.memory.remembered();
+    drop(first);
+    let (own, own_rx) = watch::channel(Arc::new(state("n1", 2, &[])));
+    let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::default()));
+    let (role, timers, memory) = (WriterRole::Host, ExportTimers::default(), Memory::default());
+    let problems = Problems::default();
+    let (exporter, handle) = Exporter::new(
+        ExportInputs { own: own_rx, snapshots: snapshots_rx },
+        own_address.clone(),
+        role,
+        timers,
+        remembered,
+        memory.clone(),
+        problems.clone(),
+    );
+    let task = tokio::spawn(exporter.run());
+    let second = Publisher { own, snapshots, handle, memory, problems, task };
+    second.done().await;
+    assert_eq!(keys(&mut root, "cilium/state/").await, before, "nothing is known yet, and nothing is taken back");
+    second.share(&["10.1.2.10"]);
+    second.wait("the service is not ours", |status| status.records.contains_key(WEBPOD)).await;
+    second.done().await;
+    assert_eq!(revision(root.get(WEBPOD, None).await.unwrap()), written, "its lease was adopted");
+    second.snapshots.send_replace(sharing(&[]));
+    wait_keys(&mut root, "cilium/state/", |keys| keys.len() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -300,7 +439,7 @@ async fn a_lost_store_is_filled_again_with_the_same_numbers_and_canaries_wait_fo
     first.done().await;
     assert!(keys(&mut root, "cilium/synced/").await.is_empty());
     let _second = Publisher::start(state("n2", 3, &[]), second_address, WriterRole::Elected, Remembered::default());
-    wait_keys(&mut root, "cilium/synced/c1/", |keys| keys.len() == 4).await;
+    wait_keys(&mut root, "cilium/synced/c1/", |keys| keys.len() == 5).await;
     first.done().await;
 }
 

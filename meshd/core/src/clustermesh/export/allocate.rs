@@ -105,7 +105,7 @@ fn is_of(held: &Held, labels: &Labels) -> bool {
 
 /// FNV-1a, 64 bit, with the halves folded so that the low bits depend on everything. The value is part of what nodes
 /// agree on: it must never change.
-fn hash(bytes: &[u8]) -> u64 {
+pub(super) fn hash(bytes: &[u8]) -> u64 {
     let mut state = 0xcbf2_9ce4_8422_2325_u64;
     for byte in bytes {
         state ^= u64::from(*byte);

@@ -6,10 +6,12 @@
 //!
 //! - A node writes and removes only what is its own: its node record, the address records that name one of its addresses
 //!   as host, and identities its workloads need (I5). The *writer* of the cluster, one node, adds the
-//!   cluster-config, the heartbeat and the canaries, and collects identities nobody uses.
+//!   cluster-config, the heartbeat, the canaries and the [services](ServiceRecords) the cluster shares, and collects
+//!   identities nobody uses.
 //! - Leased records must hang on a lease that lives; a record under another lease is written again.
 //! - Order matters to readers: the cluster-config first, an identity before the addresses that refer to it, removals
-//!   after additions, canaries only when all else is there.
+//!   after additions, canaries only when all else is there, and those of
+//!   services only when it is known which services there are.
 //! - An address is published only when its identity is in the store with exactly our labels. While it is not, what is there
 //!   stays as it is.
 //!
@@ -18,6 +20,7 @@
 mod allocate;
 mod plan;
 mod records;
+mod services;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +30,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 pub use allocate::{Allocator, Claim};
 pub use plan::{Actual, Held, Op, Scope, Withhold, plan};
 pub use records::{Desired, RefusedWorkload, WantedRecord, WantedValue, is_identity_label, workload_labels};
+pub use services::ServiceRecords;
 
 use crate::{
     id::{ClusterId, ClusterName, MaxClusters, NodeName},

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Desired, SETTLE, WITHHOLD_MAX, WantedValue};
+use super::{Desired, SETTLE, WITHHOLD_MAX, WantedValue, services::is_marked};
 use crate::{
     clustermesh::{Interner, Key, Keyspace, PeerContext, Record, accept_upsert},
     id::{ClusterName, NodeName, NumericIdentity},
@@ -87,6 +87,21 @@ impl Actual {
                     return self.records.remove(key).is_some();
                 }
             }
+            Ok(
+                parsed @ (Key::Service { keyspace: Keyspace::State, cluster, .. }
+                | Key::EndpointSlice { keyspace: Keyspace::State, cluster, .. }),
+            ) => {
+                if cluster != scope.context.cluster.as_str() {
+                    return false;
+                }
+                if let Ok(held) = &held
+                    && !desired.records.contains_key(key)
+                    && !is_marked(&scope.context, &parsed, &held.value)
+                {
+                    // If it was ours, somebody else writes it now.
+                    return self.records.remove(key).is_some();
+                }
+            }
             Ok(Key::Heartbeat | Key::ClusterConfig { .. } | Key::Canary { .. }) => {}
             Ok(
                 Key::Node { .. }
@@ -106,6 +121,13 @@ impl Actual {
             Ok(held) => self.records.insert(key.into(), held.clone()) != Some(held),
             Err(_) => self.records.remove(key).is_some(),
         }
+    }
+
+    /// Records of services that the cluster shares, as far as they are ours.
+    pub fn services(&self) -> impl Iterator<Item = (&Arc<str>, &Held)> {
+        let is_service =
+            |key: &str| matches!(Key::parse(key.as_bytes()), Ok(Key::Service { .. } | Key::EndpointSlice { .. }));
+        self.records.iter().filter(move |(key, _)| is_service(key))
     }
 
     /// How many of our records hang on each lease.
@@ -168,7 +190,8 @@ pub fn plan(desired: &Desired, actual: &Actual, scope: &Scope, leases: &BTreeSet
         }
     }
     let mut removals = Vec::new();
-    for (key, held) in scope.removable(actual) {
+    let services = actual.services().filter(|_| desired.has_services);
+    for (key, held) in scope.removable(actual).into_iter().chain(services) {
         if !desired.records.contains_key(key) && !desired.waiting.contains(key) {
             removals.push(Op::Delete { key: key.clone(), revision: held.revision });
         }

@@ -10,10 +10,10 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use thiserror::Error;
 
-use super::{OwnState, WORKLOADS_MAX, Workload};
+use super::{OwnState, ServiceRecords, WORKLOADS_MAX, Workload};
 use crate::{
     clustermesh::{
-        Key, Keyspace, LABELS_TEXT_MAX,
+        Key, KeyKind, Keyspace, LABELS_TEXT_MAX,
         cluster_config::{self, ExportMode, OwnConfig},
         heartbeat,
         identity::{CLUSTER_LABEL, CLUSTER_LABEL_SOURCE, IDENTITY_LABELS_MAX},
@@ -38,7 +38,7 @@ const NODE_SOURCE: &str = "custom-resource";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WantedValue {
     /// Exactly these bytes.
-    Bytes(Vec<u8>),
+    Bytes(Arc<[u8]>),
     /// A time: whatever is there is right.
     Time,
 }
@@ -57,13 +57,13 @@ impl WantedRecord {
     #[must_use]
     pub fn bytes(&self, now: Timestamp) -> Vec<u8> {
         match &self.value {
-            WantedValue::Bytes(bytes) => bytes.clone(),
+            WantedValue::Bytes(bytes) => bytes.to_vec(),
             WantedValue::Time => heartbeat::encode(now),
         }
     }
 }
 
-/// A workload that cannot be published.
+/// A workload or service that cannot be published.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RefusedWorkload {
     /// A label would change the meaning of the label text.
@@ -100,6 +100,16 @@ pub enum RefusedWorkload {
         /// The limit.
         limit: usize,
     },
+    /// A service that readers would refuse.
+    #[error("service {service} has {backends} backends, whose record of {size} bytes is more than readers accept")]
+    Service {
+        /// Namespace and name.
+        service: String,
+        /// How many.
+        backends: usize,
+        /// How long.
+        size: usize,
+    },
 }
 
 /// Everything this node wants in the store, by key; identities are the [`Allocator`](super::Allocator)'s.
@@ -111,8 +121,10 @@ pub struct Desired {
     pub waiting: BTreeSet<Arc<str>>,
     /// Labels the workloads need a number for.
     pub labels: BTreeSet<Labels>,
-    /// Workloads that cannot be published.
+    /// Workloads and services that cannot be published.
     pub refused: Vec<RefusedWorkload>,
+    /// Every service that is shared is among the records: marked ones that are not may be removed.
+    pub(super) has_services: bool,
 }
 
 impl Desired {
@@ -123,7 +135,7 @@ impl Desired {
         let key = Key::node(Keyspace::State, &own.cluster, &own.node).to_string().into();
         let extras = node::NodeExtras { source: NODE_SOURCE.to_owned(), ..node::NodeExtras::default() };
         let value = node::encode(&own.cluster, &own.node, &own.row, &extras);
-        desired.records.insert(key, WantedRecord { value: WantedValue::Bytes(value), phase: 1 });
+        desired.records.insert(key, WantedRecord { value: WantedValue::Bytes(value.into()), phase: 1 });
         for (nth, workload) in own.workloads.iter().enumerate() {
             if nth >= WORKLOADS_MAX {
                 let refused = RefusedWorkload::TooMany { workload: name(workload), limit: WORKLOADS_MAX };
@@ -169,28 +181,38 @@ impl Desired {
                 namespace: namespace.clone(),
                 name: workload.name.as_str().into(),
             };
-            self.records.insert(key, WantedRecord { value: WantedValue::Bytes(ip::encode(prefix, &row)), phase: 2 });
+            self.records
+                .insert(key, WantedRecord { value: WantedValue::Bytes(ip::encode(prefix, &row).into()), phase: 2 });
         }
     }
 
-    /// Adds what only the writer of the cluster writes; the canaries only when they may be.
-    pub fn add_writer(&mut self, own: &OwnState, canaries: bool) {
+    /// Adds what only the writer of the cluster writes; the canaries only when they may be, and nothing of services before
+    /// it is known which there are.
+    pub fn add_writer(&mut self, own: &OwnState, canaries: bool, services: &ServiceRecords) {
         let config = cluster_config::encode(&OwnConfig {
             id: own.id,
             max_clusters: own.max_clusters,
             cached: false,
             canaries: true,
             service_exports: None,
-            export_mode: ExportMode::Services,
+            export_mode: ExportMode::ServicesAndEndpointSlices,
         });
-        let config = WantedRecord { value: WantedValue::Bytes(config), phase: 0 };
+        let config = WantedRecord { value: WantedValue::Bytes(config.into()), phase: 0 };
         self.records.insert(Key::cluster_config(&own.cluster).to_string().into(), config);
         let time = |phase| WantedRecord { value: WantedValue::Time, phase };
         self.records.insert(Key::Heartbeat.to_string().into(), time(0));
+        if services.is_complete() {
+            self.has_services = true;
+            let record = |value: &Arc<[u8]>| WantedRecord { value: WantedValue::Bytes(value.clone()), phase: 3 };
+            self.records.extend(services.records().map(|(key, value)| (key.clone(), record(value))));
+            self.refused.extend(services.refused().cloned());
+        }
         if canaries {
-            for kind in Kind::ALL {
+            let of_services = [KeyKind::Services, KeyKind::EndpointSlices];
+            let others = Kind::ALL.map(KeyKind::from).into_iter().filter(|kind| !of_services.contains(kind));
+            for kind in others.chain(of_services.into_iter().filter(|_| services.is_complete())) {
                 let key = Key::canary(Keyspace::State, &own.cluster, kind).to_string();
-                self.records.insert(key.into(), time(3));
+                self.records.insert(key.into(), time(4));
             }
         }
     }

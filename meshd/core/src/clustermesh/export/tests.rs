@@ -4,9 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    clustermesh::{Accept, Key, Keyspace, PeerContext, Record, accept_upsert},
+    clustermesh::{Accept, Interner, Key, KeyKind, Keyspace, PeerContext, Record, accept_upsert, endpointslice},
+    desired::{ExportedBackend, ExportedPort, ExportedService, Exports},
     id::NumericIdentity,
-    observed::{Kind, Labels, NodeAddress, NodeAddressKind},
+    observed::{Kind, Labels, NodeAddress, NodeAddressKind, Protocol, ServiceName},
 };
 
 const LEASE: i64 = 77;
@@ -65,9 +66,38 @@ fn allocator() -> Allocator {
 struct Store {
     actual: Actual,
     revision: i64,
+    services: ServiceRecords,
+}
+
+fn service(name: &str) -> ServiceName {
+    ServiceName { namespace: "default".into(), name: name.into() }
+}
+
+/// A shared service with these backends; a minus in front says that one shuts down.
+fn shared(addresses: &[&str]) -> Arc<ExportedService> {
+    let backend = |text: &&str| ExportedBackend {
+        address: text.trim_start_matches('-').parse().unwrap(),
+        port: 8080,
+        terminating: text.starts_with('-'),
+    };
+    let port = ExportedPort {
+        name: "http".into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        backends: addresses.iter().map(backend).collect(),
+    };
+    let selector = [("app".to_owned(), "webpod".to_owned())].into();
+    Arc::new(ExportedService { cluster_ips: ["10.2.0.80".parse().unwrap()].into(), selector, ports: [port].into() })
 }
 
 impl Store {
+    /// Shares these services and no others; returns the keys of their records.
+    fn share(&mut self, own: &OwnState, complete: bool, services: &[(&str, Arc<ExportedService>)]) -> Vec<Arc<str>> {
+        let services = services.iter().map(|(name, row)| (service(name), row.clone())).collect();
+        self.services.update(own, &Exports { complete, services });
+        self.services.records().map(|(key, _)| key.clone()).collect()
+    }
+
     fn write(&mut self, desired: &Desired, key: &str, value: &[u8], lease: i64) {
         self.revision += 1;
         let held = Held { value: value.into(), lease, revision: self.revision };
@@ -92,7 +122,7 @@ impl Store {
             }
             let mut desired = Desired::of(own, |labels| allocator.confirmed(labels, &self.actual));
             if writer {
-                desired.add_writer(own, true);
+                desired.add_writer(own, true, &self.services);
             }
             let rounds = plan(&desired, &self.actual, &scope(), &[LEASE].into());
             if rounds.is_empty() {
@@ -121,7 +151,7 @@ fn everything_is_published_in_the_order_readers_need() {
     let (mut store, mut allocator) = (Store::default(), allocator());
     let done = store.converge(&own, &mut allocator, true);
     let id = allocator.known().values().next().unwrap();
-    let canary = |kind| format!("put {}", Key::canary(Keyspace::State, &own.cluster, kind));
+    let canary = |kind: KeyKind| format!("put {}", Key::canary(Keyspace::State, &own.cluster, kind));
     assert_eq!(
         done[..6],
         [
@@ -135,10 +165,113 @@ fn everything_is_published_in_the_order_readers_need() {
     );
     let mut last = done[6..].to_vec();
     last.sort();
-    let mut canaries = Kind::ALL.map(canary);
+    let mut canaries = Kind::ALL.map(|kind| canary(kind.into())).to_vec();
     canaries.sort();
+    canaries.retain(|key| !key.contains("/services/"));
     assert_eq!(last, canaries, "canaries come last");
+    let after = store.share(&own, true, &[]);
+    assert!(after.is_empty(), "nothing is shared");
+    let mut last = store.converge(&own, &mut allocator, true);
+    last.sort();
+    assert_eq!(last, [canary(KeyKind::EndpointSlices), canary(KeyKind::Services)], "once it is known which there are");
     assert!(store.converge(&own, &mut allocator, true).is_empty(), "planning again gives nothing");
+}
+
+#[test]
+fn shared_services_are_written_in_both_forms_and_taken_back() {
+    let own = own(Vec::new());
+    let (mut store, mut allocator) = (Store::default(), allocator());
+    store.share(&own, false, &[("webpod", shared(&["10.0.0.10"]))]);
+    let done = store.converge(&own, &mut allocator, true);
+    assert!(
+        done.iter().all(|line| !line.contains("services/v1/") && !line.contains("slices")),
+        "not complete: {done:?}"
+    );
+    let keys = store.share(&own, true, &[("webpod", shared(&["10.0.0.10", "10.0.1.10", "-10.0.2.10", "fd00::10"]))]);
+    let done = store.converge(&own, &mut allocator, true);
+    assert_eq!(keys.len(), 3, "one value, and a slice for each family: {keys:?}");
+    assert!(done[..keys.len()].iter().all(|line| line.contains("/v1/west/default/webpod")), "{done:?}");
+    assert!(done[keys.len()..].iter().all(|line| line.contains("synced")), "canaries come after: {done:?}");
+    let json =
+        String::from_utf8(store.actual.records["cilium/state/services/v1/west/default/webpod"].value.to_vec()).unwrap();
+    let expected = concat!(
+        r#"{"cluster":"west","namespace":"default","name":"webpod","frontends":{"10.2.0.80":{"http":{"Protocol":"TCP","Port":80}}},"#,
+        r#""backends":{"10.0.0.10":{"http":{"Protocol":"TCP","Port":8080}},"10.0.1.10":{"http":{"Protocol":"TCP","Port":8080}},"#,
+        r#""fd00::10":{"http":{"Protocol":"TCP","Port":8080}}},"labels":{"app.kubernetes.io/managed-by":"meshd"},"#,
+        r#""selector":{"app":"webpod"},"includeExternal":true,"shared":true,"clusterID":1}"#
+    );
+    assert_eq!(json, expected);
+    // Another run of the writer finds them, and takes back what is not shared any more.
+    assert!(store.converge(&own, &mut allocator, false).is_empty(), "a node that is not the writer leaves them alone");
+    store.share(&own, false, &[]);
+    assert!(
+        store.converge(&own, &mut allocator, true).is_empty(),
+        "nothing is taken back before it is known what there is"
+    );
+    store.share(&own, true, &[]);
+    let done = store.converge(&own, &mut allocator, true);
+    let mut removed: Vec<String> = keys.iter().map(|key| format!("delete {key}")).collect();
+    removed.sort();
+    assert_eq!(done, removed);
+}
+
+#[test]
+fn a_reader_sees_the_services_that_were_shared() {
+    let own = own(Vec::new());
+    let (mut store, mut allocator) = (Store::default(), allocator());
+    let row = shared(&["10.0.0.10", "-10.0.1.10"]);
+    store.share(&own, true, &[("webpod", row)]);
+    store.converge(&own, &mut allocator, true);
+    let context = PeerContext {
+        own: false,
+        accept: Accept { pod_cidrs: vec!["10.0.0.0/16".parse().unwrap()], node_cidrs: Vec::new() },
+        ..scope().context
+    };
+    let mut endpoints = Vec::new();
+    for (key, held) in store.actual.services() {
+        match Key::parse(key.as_bytes()).unwrap() {
+            Key::EndpointSlice { namespace, name, .. } => {
+                let slice = endpointslice::accept(&context, namespace, name, &held.value).unwrap();
+                assert!(slice.labels.0.contains("kubernetes.io/service-name=webpod;"), "{:?}", slice.labels);
+                assert_eq!((&*slice.ports[0].name, slice.ports[0].port, slice.ipv4), ("http", Some(8080), true));
+                endpoints
+                    .extend(slice.endpoints.into_iter().map(|e| (e.addresses[0].to_string(), e.ready, e.terminating)));
+            }
+            _ => {
+                let mut interner = Interner::default();
+                let read = accept_upsert(&context, &mut interner, Keyspace::State, key.as_bytes(), &held.value);
+                let Ok(Record::Service(name, row)) = read else { panic!("{read:?}") };
+                assert_eq!((name, row.backends.len(), row.include_external), (service("webpod"), 1, true));
+            }
+        }
+    }
+    endpoints.sort();
+    let slices = [("10.0.0.10", true, false), ("10.0.1.10", false, true)];
+    assert_eq!(endpoints, slices.map(|(address, ready, gone)| (address.to_owned(), Some(ready), Some(gone))));
+}
+
+#[test]
+fn foreign_services_stay_and_one_more_backend_changes_one_slice() {
+    let own = own(Vec::new());
+    let (mut store, mut allocator) = (Store::default(), allocator());
+    let foreign = "cilium/state/services/v1/west/kube-system/dns";
+    store.write(&Desired::default(), foreign, br#"{"cluster":"west","namespace":"kube-system","name":"dns"}"#, 5);
+    assert!(!store.actual.records.contains_key(foreign), "it is none of ours");
+    let addresses: Vec<String> = (0..1000).map(|n| format!("10.0.{}.{}", n / 250, 1 + n % 250)).collect();
+    let all: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let keys = store.share(&own, true, &[("webpod", shared(&all[1..]))]);
+    assert!((12..=17).contains(&keys.len()), "16 slices at most: {}", keys.len());
+    store.converge(&own, &mut allocator, true);
+    store.share(&own, true, &[("webpod", shared(&all))]);
+    let done = store.converge(&own, &mut allocator, true);
+    assert_eq!(done.len(), 2, "the value and one slice: {done:?}");
+    let too_many: Vec<String> =
+        (0..17_000).map(|n| format!("10.{}.{}.{}", n / 62_500, n / 250 % 250, n % 250)).collect();
+    let too_many: Vec<&str> = too_many.iter().map(String::as_str).collect();
+    let keys = store.share(&own, true, &[("webpod", shared(&too_many)), ("other", shared(&["10.0.0.10"]))]);
+    assert!(keys.iter().all(|key| key.contains("/other")), "{keys:?}");
+    let refused: Vec<String> = store.services.refused().map(ToString::to_string).collect();
+    assert!(refused.len() == 1 && refused[0].contains("17000 backends"), "{refused:?}");
 }
 
 #[test]
@@ -380,7 +513,7 @@ fn canaries_wait_for_the_nodes_we_knew() {
 proptest! {
     /// Whatever the store holds, a plan carried out gives what is desired, and a second plan nothing.
     #[test]
-    fn plans_converge(before in proptest::collection::vec((0u8..6, 0u8..3), 0..12), count in 0usize..4) {
+    fn plans_converge(before in proptest::collection::vec((0u8..8, 0u8..3), 0..12), count in 0usize..4) {
         let names = ["a", "b", "c", "d"];
         let own = own((0..count).map(|n| workload(names[n], names[n % 2], &[&format!("10.0.1.{n}")])).collect());
         let (mut store, mut allocator) = (Store::default(), allocator());
@@ -388,13 +521,16 @@ proptest! {
             let key = match which {
                 0 => "cilium/state/nodes/v1/west/west-worker".to_owned(),
                 1 => "cilium/cluster-config/west".to_owned(),
+                6 => "cilium/state/services/v1/west/default/webpod".to_owned(),
+                7 => "cilium/state/services/v1/west/default/foreign".to_owned(),
                 n => format!("cilium/state/ip/v1/default/10.0.1.{n}"),
             };
             let desired = Desired::of(&own, |labels| allocator.confirmed(labels, &store.actual));
             store.write(&desired, &key, b"{}", i64::from(lease) * LEASE);
         }
+        store.share(&own, true, &[("webpod", shared(&["10.0.0.10"]))]);
         store.converge(&own, &mut allocator, true);
         prop_assert!(store.converge(&own, &mut allocator, true).is_empty());
-        prop_assert_eq!(store.actual.records.len(), 1 + count + 2 + 4);
+        prop_assert_eq!(store.actual.records.len(), 1 + count + 2 + 2 + 5);
     }
 }
