@@ -14,4 +14,5 @@ mod netns {
     mod netlink;
     mod refusals;
     mod routes;
+    mod services;
 }

@@ -114,7 +114,8 @@ section! {
         /// Labels that workloads of its namespace have which are its backends. Labels that are no part of an identity (see
         /// `workloads.static`) cannot be selected.
         selector: BTreeMap<String, String> = "selects nothing",
-        /// Backends that are no workload of the mesh.
+        /// Backends that are no workload of the mesh. Other clusters refuse a shared service with a backend outside their
+        /// `accept` list of this cluster.
         backends: Vec<RawServiceBackend> = "none",
         /// Use the backends of other clusters' services of the same namespace and name, too.
         global: Option<bool> = "false",
