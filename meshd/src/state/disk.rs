@@ -17,7 +17,9 @@ use jiff::Timestamp;
 use meshd_core::{
     clustermesh::Interner,
     id::{ClusterId, ClusterName, NodeName, NumericIdentity},
-    observed::{Change, ClusterChange, ClusterTables, EndpointRow, IdentityRow, Labels, NodeRow},
+    observed::{
+        Change, ClusterChange, ClusterTables, EndpointRow, IdentityRow, Labels, NodeRow, ServiceName, ServiceRow,
+    },
     table::RowDiff,
 };
 use redb::{
@@ -41,6 +43,7 @@ const CLUSTERS: TableDefinition<'_, &str, u16> = TableDefinition::new("clusters"
 const NODES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("nodes");
 const ENDPOINTS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("endpoints");
 const IDENTITIES: TableDefinition<'_, (&str, u32), &str> = TableDefinition::new("identities");
+const SERVICES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("services");
 const OWNERS: TableDefinition<'_, &[u8], &str> = TableDefinition::new("owners");
 const LABELS: TableDefinition<'_, &str, u32> = TableDefinition::new("labels");
 
@@ -204,6 +207,7 @@ impl Disk {
             transaction.open_table(NODES)?;
             transaction.open_table(ENDPOINTS)?;
             transaction.open_table(IDENTITIES)?;
+            transaction.open_table(SERVICES)?;
             transaction.open_table(OWNERS)?;
             transaction.open_table(LABELS)?;
         }
@@ -239,6 +243,14 @@ impl Disk {
             let mut row: EndpointRow = postcard::from_bytes(value.value())?;
             row.namespace = interner.intern(&row.namespace);
             let change = ClusterChange::Endpoint(prefix_of(prefix)?, Some(row));
+            content.rows.entry(names.get(cluster)?).or_default().push(change);
+        }
+        for entry in transaction.open_table(SERVICES)?.iter()? {
+            let (key, value) = entry?;
+            let (cluster, namespace, name) = key.value();
+            let row: ServiceRow = postcard::from_bytes(value.value())?;
+            let name = ServiceName { namespace: interner.intern(namespace), name: name.into() };
+            let change = ClusterChange::Service(name, Some(Arc::new(row)));
             content.rows.entry(names.get(cluster)?).or_default().push(change);
         }
         for entry in transaction.open_table(OWNERS)?.iter()? {
@@ -294,6 +306,7 @@ impl Disk {
         transaction.open_table(NODES)?.retain(|(name, _), _| !is_other(name))?;
         transaction.open_table(ENDPOINTS)?.retain(|(name, _), _| !is_other(name))?;
         transaction.open_table(IDENTITIES)?.retain(|(name, _), _| !is_other(name))?;
+        transaction.open_table(SERVICES)?.retain(|(name, ..), _| !is_other(name))?;
         transaction.open_table(OWNERS)?.retain(|_, name| !is_other(name))?;
         transaction.commit()?;
         Ok(())
@@ -411,6 +424,19 @@ fn write_cluster(
                     table.insert((name, &*key), &*buffer)?;
                 }
                 RowDiff::Removed(..) => drop(table.remove((name, &*key))?),
+            }
+        }
+    }
+    let mut diffs = new.services.diff(&old.services).peekable();
+    if diffs.peek().is_some() {
+        let mut table = transaction.open_table(SERVICES)?;
+        for diff in diffs {
+            count += 1;
+            let ServiceName { namespace, name: service } = diff.key();
+            let key = (name, &**namespace, &**service);
+            match diff {
+                RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) => drop(table.insert(key, &*bytes(&**row)?)?),
+                RowDiff::Removed(..) => drop(table.remove(key)?),
             }
         }
     }

@@ -269,6 +269,7 @@ fn same_rows(old: &OrdMap<ClusterName, ClusterTables>, new: &OrdMap<ClusterName,
             old_name == new_name
                 && new.nodes.diff(&old.nodes).next().is_none()
                 && new.endpoints.diff(&old.endpoints).next().is_none()
+                && new.services.diff(&old.services).next().is_none()
                 && new.identities.diff(&old.identities).next().is_none()
         })
 }

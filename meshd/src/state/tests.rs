@@ -3,7 +3,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use meshd_core::{
     desired::{NodeTarget, RouteRow},
     id::MaxClusters,
-    observed::{EndpointRow, IdentityRow, NodeAddress, NodeAddressKind, NodeRow, PeerRow},
+    observed::{
+        EndpointRow, IdentityRow, L4Addr, NodeAddress, NodeAddressKind, NodeRow, PeerRow, Protocol, ServiceName,
+        ServiceRow,
+    },
 };
 use redb::{Database, TableDefinition, WriteTransaction};
 
@@ -29,7 +32,21 @@ fn node(cidr: &str) -> Arc<NodeRow> {
     })
 }
 
-/// Two clusters with nodes, an endpoint of each family and an identity.
+fn service() -> ServiceName {
+    ServiceName { namespace: "default".into(), name: "web".into() }
+}
+
+fn shared(backend: &str) -> Arc<ServiceRow> {
+    let ports = [("http".into(), L4Addr { protocol: Protocol::Tcp, port: 80 })];
+    Arc::new(ServiceRow {
+        cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
+        frontends: BTreeMap::new(),
+        backends: [(backend.parse().unwrap(), ports.into())].into(),
+        include_external: true,
+    })
+}
+
+/// Two clusters with nodes, a service, an endpoint of each family and an identity.
 fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();
     let endpoint = EndpointRow {
@@ -47,6 +64,7 @@ fn snapshot() -> Snapshot {
         ClusterChange::Endpoint("10.1.0.10/32".parse().unwrap(), Some(endpoint.clone())),
         ClusterChange::Endpoint("fd00:1::/64".parse().unwrap(), Some(endpoint)),
         ClusterChange::Identity(NumericIdentity(131_100), Some(IdentityRow { labels: Labels("k8s:a=b;".into()) })),
+        ClusterChange::Service(service(), Some(shared("10.1.0.10"))),
     ];
     let west = vec![ClusterChange::Node("sibling".parse().unwrap(), Some(node("10.0.0.0/24")))];
     snapshot.observed.apply(Change::Cluster(name("east"), east), NOW);
@@ -77,6 +95,7 @@ fn what_was_saved_comes_back_stale() {
         assert!(new.nodes.diff(&old.nodes).next().is_none());
         assert!(new.endpoints.diff(&old.endpoints).next().is_none());
         assert!(new.identities.diff(&old.identities).next().is_none());
+        assert!(new.services.diff(&old.services).next().is_none());
         assert_eq!(new.stale_since, Some(NOW));
         assert!(!new.is_initialized(meshd_core::observed::Kind::Nodes), "a loaded row is not a list (I4)");
     }
@@ -99,6 +118,7 @@ fn changes_and_removals_are_saved() {
         ClusterChange::Node("b".parse().unwrap(), None),
         ClusterChange::Endpoint("10.1.0.10/32".parse().unwrap(), None),
         ClusterChange::Identity(NumericIdentity(131_100), None),
+        ClusterChange::Service(service(), None),
     ];
     now.observed.apply(Change::Cluster(name("east"), changes), NOW);
     now.observed.apply(Change::Cluster(name("west"), vec![ClusterChange::Drop]), NOW);
@@ -108,6 +128,7 @@ fn changes_and_removals_are_saved() {
     let (_, loaded) = open(dir.path());
     let east = &loaded.observed.clusters[&name("east")];
     assert_eq!((east.nodes.len(), east.endpoints.len(), east.identities.len()), (1, 1, 0));
+    assert!(east.services.is_empty());
     assert!(!loaded.observed.clusters.contains_key(&name("west")));
     assert!(loaded.owners.is_empty());
 }

@@ -201,6 +201,9 @@ fn a_silent_cluster_keeps_its_backends_in_the_list_and_gets_no_new_connections()
     assert_eq!(lab.backends("east-worker"), ALL_BACKENDS);
     let output = lab.mesh.node("west-worker").exec(&["meshd", "get", "services"]).expect("meshd runs").stdout;
     assert!(output.contains("10.1.0.10:80 (unreachable)"), "{output}");
+    // What east shared is remembered across a restart: it is silent, not gone.
+    lab.mesh.daemon("west-worker").restart().expect("restarted");
+    lab.wait(&["west-worker"], &silent);
     lab.mesh.daemon("east-control-plane").start().expect("started");
     lab.wait(&NODES, &ALL_BACKENDS);
     lab.wait_used(&WEST, &ALL_BACKENDS);

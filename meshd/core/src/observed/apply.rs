@@ -471,6 +471,14 @@ impl ClusterTables {
             self.endpoints.remove(&prefix);
             self.endpoints_sync.unmark(&prefix);
         }
+        // One backend outside refuses a service as a whole, as it would if the record came now.
+        let fits = |row: &ServiceRow| row.backends.keys().map(|ip| IpNet::from(*ip)).all(|ip| pod(&ip) || node(&ip));
+        let services: Vec<ServiceName> =
+            self.services.iter().filter(|(_, row)| !fits(row)).map(|(name, _)| name.clone()).collect();
+        for name in services {
+            self.services.remove(&name);
+            self.services_sync.unmark(&name);
+        }
         nodes
     }
 

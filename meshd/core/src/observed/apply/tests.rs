@@ -117,10 +117,23 @@ fn a_narrower_accept_list_drops_what_no_longer_fits() {
         &mut observed,
         vec![ClusterChange::Node(node("a"), row("10.1.0.0/24")), ClusterChange::Node(node("b"), row("10.2.0.0/24"))],
     );
+    let service = |name: &str, backend: &str| {
+        let row = ServiceRow {
+            cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
+            frontends: BTreeMap::new(),
+            backends: [(backend.parse().unwrap(), BTreeMap::new())].into(),
+            include_external: true,
+        };
+        let name = ServiceName { namespace: "default".into(), name: name.into() };
+        ClusterChange::Service(name, Some(Arc::new(row)))
+    };
+    apply(&mut observed, vec![service("inside", "10.1.0.10"), service("outside", "10.2.0.10")]);
     let accept = Accept { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()], node_cidrs: vec![] };
     let touched = apply(&mut observed, vec![ClusterChange::Accept(accept)]);
     assert_eq!(touched.nodes, [(cluster(), node("a")), (cluster(), node("b"))].into());
     assert_eq!(observed.clusters[&cluster()].nodes.len(), 1);
+    let services = observed.clusters[&cluster()].services.iter().map(|(name, _)| name.to_string());
+    assert_eq!(services.collect::<Vec<_>>(), ["default/inside"]);
 }
 
 /// A store can tell keys without end in a list that never ends.
