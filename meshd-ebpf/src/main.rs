@@ -1,21 +1,38 @@
 //! What the kernel runs for meshd.
 //!
 //! One file per program, and `steps/` for what programs share. A packet enters a program, the program takes the steps it
-//! needs in order, and it leaves with a verdict; everything that outlives the packet sits in a map whose bytes are
-//! described once, in `meshd-abi`.
+//! needs in order, and it leaves with a verdict; everything that outlives the packet sits in a map ([`maps`]) whose bytes are
+//! described once, in `meshd-abi`. What needs no kernel (parsing, sums, hashes) is in `meshd-steps` and tested on the host.
 //!
-//! Two rules of this room come from the verifier. Nothing here may panic: a panic path compiles to an endless loop and the
-//! kernel refuses the program, so every access is bounded by a visible comparison. And a packet pointer is read from the
-//! context once per program and carried: reading it again gives a new pointer without the proven range.
+//! ```text
+//!            outside                                                         workload
+//!   ┌───────────▼─────────────┐                                   ┌─────────────▼─────────────┐
+//!   │ xdp_uplink              │ services, answers                 │ workload_ingress          │ services, answers
+//!   │ uplink_ingress (TC)     │ the same for what XDP left        │   (TC, from the workload) │
+//!   └───────────┬─────────────┘                                   └─────────────┬─────────────┘
+//!               ▼          routing and netfilter of the kernel, or past them    ▼
+//!   ┌───────────┴─────────────┐                                   ┌─────────────┴─────────────┐
+//!   │ uplink_egress (TC)      │ answers, masquerade               │ workload_egress           │ answers
+//!   └───────────▼─────────────┘                                   └─────────────▼─────────────┘
+//! ```
 //!
-//! So far there is one program, [`count`]. It is small on purpose: it proves that compiler, linker, loader, pins and
-//! attachment work on a machine before anything depends on them.
+//! Three rules of this room come from the verifier. Nothing here may panic: a panic path compiles to an endless loop and the
+//! kernel refuses the program, so every access is bounded by a visible comparison. A packet pointer is read from the
+//! context once and carried: reading it again gives a new pointer without the proven range. And what is inlined here is
+//! inlined because an argument that is a context or a packet pointer does not survive a call.
 
 #![no_std]
 #![no_main]
 
-mod count;
+#[macro_use]
+mod context;
+mod maps;
 mod steps;
+mod uplink_egress;
+mod uplink_ingress;
+mod workload_egress;
+mod workload_ingress;
+mod xdp_uplink;
 
 /// The kernel compares this with its list of GPL-compatible licences when it loads a program.
 #[unsafe(no_mangle)]

@@ -4,7 +4,6 @@
 
 mod netns {
     mod alone;
-    mod ebpf;
     mod etcd;
     mod faults;
     mod ipv6;

@@ -28,11 +28,35 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod backend;
+mod connection;
+mod counter;
+mod event;
+mod family;
+mod fragment;
+mod identity;
+mod service;
+mod settings;
+mod socket;
+
+pub use backend::{Backend, BackendState, NeighborKey, NextHop};
+pub use connection::{Connection, ConnectionKey, Tuple, connection_flags};
+pub use counter::{Counter, Reason};
+pub use event::{EVENT_KINDS, FlowEvent, event_kind};
+pub use family::{Address, V4, V6};
+pub use fragment::{Fragment, FragmentKey};
+pub use identity::{CidrKey, Identity, identity_flags, mesh_flags};
+pub use service::{
+    AffinityKey, AffinityValue, MAGLEV_CHUNK, MAGLEV_CHUNK_BITS, NO_TABLE, Scope, Service, ServiceKey, service_flags,
+};
+pub use settings::{Settings, settings_flags};
+pub use socket::{SocketKey, SocketValue};
+
 /// Folder below which everything that meshd pins lives; what is outside of it is foreign.
 pub const BPFFS_FOLDER: &str = "/sys/fs/bpf/meshd";
 
 /// Version of all layouts in this crate, part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The bits of the packet mark that belong to meshd; see the table at the top of the crate.
 pub mod mark {
@@ -48,96 +72,4 @@ pub mod mark {
     const _: () = assert!((DECAPSULATED | KEEP_SOURCE | TRANSLATED) & !MASK == 0);
     const _: () = assert!(DECAPSULATED & KEEP_SOURCE == 0);
     const _: () = assert!((DECAPSULATED | KEEP_SOURCE) & TRANSLATED == 0);
-}
-
-/// Packets and bytes counted on one CPU for one [`ProtocolClass`]. Value of the map `packets`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counter {
-    /// Frames seen.
-    pub packets: u64,
-    /// Their length in bytes, Ethernet header included, frame check sequence not.
-    pub bytes: u64,
-}
-
-const _: () = assert!(size_of::<Counter>() == 16);
-const _: () = assert!(align_of::<Counter>() == 8);
-
-impl Counter {
-    /// The sum of two counters, which is how the copies of several CPUs become one figure. Wraps like the counters
-    /// themselves do.
-    #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self { packets: self.packets.wrapping_add(other.packets), bytes: self.bytes.wrapping_add(other.bytes) }
-    }
-}
-
-/// What a frame carries, by its Ethernet type. The discriminant is the index into the map `packets`.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ProtocolClass {
-    /// IPv4, Ethernet type 0x0800.
-    Ipv4 = 0,
-    /// IPv6, Ethernet type 0x86dd.
-    Ipv6 = 1,
-    /// ARP, Ethernet type 0x0806.
-    Arp = 2,
-    /// Everything else: other types, VLAN-tagged frames, frames shorter than an Ethernet header.
-    Other = 3,
-}
-
-impl ProtocolClass {
-    /// Number of classes, which is the number of elements of the map `packets`.
-    pub const COUNT: u32 = 4;
-
-    /// All classes in index order.
-    pub const ALL: [Self; Self::COUNT as usize] = [Self::Ipv4, Self::Ipv6, Self::Arp, Self::Other];
-
-    /// The class of an Ethernet type given in host byte order (IEEE 802 numbers, as registered by IANA).
-    #[must_use]
-    #[inline(always)]
-    pub const fn from_ethertype(ethertype: u16) -> Self {
-        match ethertype {
-            0x0800 => Self::Ipv4,
-            0x86dd => Self::Ipv6,
-            0x0806 => Self::Arp,
-            _ => Self::Other,
-        }
-    }
-}
-
-const _: () = {
-    let mut index = 0;
-    while index < ProtocolClass::ALL.len() {
-        assert!(ProtocolClass::ALL[index] as usize == index);
-        index += 1;
-    }
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ethertypes_map_to_their_class() {
-        let cases = [
-            (0x0800, ProtocolClass::Ipv4),
-            (0x86dd, ProtocolClass::Ipv6),
-            (0x0806, ProtocolClass::Arp),
-            (0x8100, ProtocolClass::Other),
-            (0x88a8, ProtocolClass::Other),
-            (0x0008, ProtocolClass::Other),
-            (0, ProtocolClass::Other),
-        ];
-        for (ethertype, class) in cases {
-            assert_eq!(ProtocolClass::from_ethertype(ethertype), class, "{ethertype:#06x}");
-        }
-    }
-
-    #[test]
-    fn counters_add_up_and_wrap() {
-        let almost_full = Counter { packets: u64::MAX, bytes: 10 };
-        let one = Counter { packets: 1, bytes: 60 };
-        assert_eq!(almost_full.plus(one), Counter { packets: 0, bytes: 70 });
-    }
 }

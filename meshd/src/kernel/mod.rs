@@ -3,7 +3,7 @@
 //! Everything here is hands: no decision is taken in this room. [`KernelRoutes`] carries out the actions of a plan in
 //! their order and reports each failure; beside it runs a stream of [`ActualChange`]s, which is the only thing a planner
 //! may believe about the kernel (invariant I6). [`linux`] is the real kernel, [`fake`] one in memory with the same
-//! semantics, for the simulation and for tests without root. [`ebpf`] loads programs.
+//! semantics, for the simulation and for tests without root.
 //!
 //! Data passes like this:
 //!
@@ -19,7 +19,6 @@
 //! replaces, so a foreign route that took exactly our prefix, table and metric in the moment between our last look and
 //! the replacement would be replaced. Additions and deletions have no such gap.
 
-pub mod ebpf;
 pub mod fake;
 pub mod linux;
 

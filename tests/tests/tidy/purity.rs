@@ -6,7 +6,12 @@ use super::{
 };
 
 /// The pure crates and their folders.
-const PURE: [(&str, &str); 3] = [("bgp", "bgp"), ("meshd-core", "meshd/core"), ("meshd-abi", "meshd-ebpf/abi")];
+const PURE: [(&str, &str); 4] = [
+    ("bgp", "bgp"),
+    ("meshd-core", "meshd/core"),
+    ("meshd-abi", "meshd-ebpf/abi"),
+    ("meshd-steps", "meshd-ebpf/steps"),
+];
 
 /// Crates that run futures, open sockets, call the kernel, read clocks, or draw random numbers.
 const ACTING: [&str; 30] = [

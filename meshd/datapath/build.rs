@@ -1,4 +1,4 @@
-//! Compiles `meshd-ebpf` for the kernel and leaves the object in `OUT_DIR/meshd-ebpf`, where `kernel::ebpf` embeds it.
+//! Compiles `meshd-ebpf` for the kernel and leaves the object in `OUT_DIR/meshd-ebpf`, where the crate embeds it.
 //!
 //! This is a cargo inside a cargo: another target, another profile, often another toolchain (see `build/toolchain.rs`). Its
 //! target folder lies in `OUT_DIR`, so that it never waits for the lock of the outer one, and it sees nothing of the outer
@@ -38,18 +38,20 @@ fn main() -> ExitCode {
 fn build() -> Result<(), String> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
-    let root = manifest_dir.parent().ok_or("the crate has no parent folder")?;
+    let root = manifest_dir.ancestors().nth(2).ok_or("the crate lies too high in its repository")?;
     let source = root.join("meshd-ebpf");
 
     for path in [
         "build",
         "build.rs",
-        "../Cargo.toml",
-        "../meshd-ebpf/Cargo.lock",
-        "../meshd-ebpf/Cargo.toml",
-        "../meshd-ebpf/abi/Cargo.toml",
-        "../meshd-ebpf/abi/src",
-        "../meshd-ebpf/src",
+        "../../Cargo.toml",
+        "../../meshd-ebpf/Cargo.lock",
+        "../../meshd-ebpf/Cargo.toml",
+        "../../meshd-ebpf/abi/Cargo.toml",
+        "../../meshd-ebpf/abi/src",
+        "../../meshd-ebpf/steps/Cargo.toml",
+        "../../meshd-ebpf/steps/src",
+        "../../meshd-ebpf/src",
     ] {
         println!("cargo::rerun-if-changed={path}");
     }

@@ -1,0 +1,81 @@
+//! Known connections: what to write into their packets.
+//!
+//! A translated connection has one entry per direction, in `connections4` or `connections6`. Each is complete: the tuple as it
+//! arrives is the key, the tuple as it leaves is the value. A packet of a known connection needs no other decision, whatever made
+//! the entry: a service, session affinity, masquerade or DSR.
+
+use crate::{V4, V6};
+
+/// The tuple of a packet as it arrives. Key of `connections4` and `connections6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ConnectionKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port, network byte order. For an ICMP echo its identifier in both ports.
+    pub source_port: u16,
+    /// Destination port, network byte order.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+const _: () = assert!(size_of::<ConnectionKey<V4>>() == 16 && size_of::<ConnectionKey<V6>>() == 40);
+
+/// Bits of [`Connection::flags`].
+pub mod connection_flags {
+    /// Of the answering direction: [`super::Connection::to`] is an index into `next_hops`, otherwise into the backends.
+    pub const REPLY: u8 = 1 << 0;
+    /// A FIN was seen in this direction, or a RST in either.
+    pub const CLOSING: u8 = 1 << 1;
+    /// The source was rewritten to an address of this node (SNAT, masquerade, hairpin).
+    pub const SNAT: u8 = 1 << 2;
+    /// Made by masquerade, not by a service.
+    pub const MASQUERADE: u8 = 1 << 3;
+    /// The backend gets the client's address and answers itself.
+    pub const DSR: u8 = 1 << 4;
+    /// More than the first packet was seen: an answer, or data after it.
+    pub const ANSWERED: u8 = 1 << 5;
+    /// The destination is a workload of this node.
+    pub const LOCAL: u8 = 1 << 6;
+}
+
+/// The tuple of a packet as it leaves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tuple<A> {
+    /// New source address.
+    pub source: A,
+    /// New destination address.
+    pub destination: A,
+    /// New source port, network byte order.
+    pub source_port: u16,
+    /// New destination port, network byte order.
+    pub destination_port: u16,
+}
+
+/// The tuple of a packet as it leaves, and what is known of its connection. Value of `connections4` and `connections6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection<A> {
+    /// What its packets get.
+    pub tuple: Tuple<A>,
+    /// Index of the backend, or of the next hop with [`connection_flags::REPLY`]; 0: none.
+    pub to: u32,
+    /// The service's number; 0: none.
+    pub service: u32,
+    /// When a packet was seen last, in ticks.
+    pub used: u32,
+    /// When the connection began, in ticks.
+    pub began: u32,
+    /// Bits of [`connection_flags`].
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+const _: () = assert!(size_of::<Connection<V4>>() == 32 && size_of::<Connection<V6>>() == 56);

@@ -1,0 +1,55 @@
+//! Addresses and the identity behind them.
+//!
+//! Workloads and nodes are in an exact hash, `identities4` and `identities6`, because a longest-match trie costs four to five
+//! times as much; only prefixes are in a trie.
+
+use crate::{V4, V6};
+
+/// Bits of [`Identity::flags`].
+pub mod identity_flags {
+    /// A workload of this node.
+    pub const LOCAL: u16 = 1 << 0;
+    /// An address of a node of the mesh.
+    pub const NODE: u16 = 1 << 1;
+    /// An address of this very node.
+    pub const THIS_NODE: u16 = 1 << 2;
+    /// Reached through a tunnel now.
+    pub const TUNNEL: u16 = 1 << 3;
+}
+
+/// Value of `identities4`, `identities6`, `cidrs4` and `cidrs6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Numeric security identity.
+    pub identity: u32,
+    /// With [`identity_flags::LOCAL`] its element in `next_hops`, otherwise the element in `tunnels` of the node it is on; 0:
+    /// none.
+    pub way: u32,
+    /// Bits of [`identity_flags`].
+    pub flags: u16,
+    /// Id of its cluster; 0: unknown.
+    pub cluster: u16,
+}
+
+const _: () = assert!(size_of::<Identity>() == 12);
+
+/// Values of the tries `mesh4` and `mesh6`: what masquerade thinks of an address.
+pub mod mesh_flags {
+    /// A workload of this node may have it.
+    pub const OWN: u32 = 1 << 0;
+    /// Inside the mesh, or excluded by configuration: the source stays.
+    pub const KEEP_SOURCE: u32 = 1 << 1;
+}
+
+/// Key of the tries `cidrs4`, `cidrs6`, `mesh4` and `mesh6`, as the kernel wants it: the length first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CidrKey<A> {
+    /// Significant bits of the address.
+    pub length: u32,
+    /// The address; bits beyond the length are ignored.
+    pub address: A,
+}
+
+const _: () = assert!(size_of::<CidrKey<V4>>() == 8 && size_of::<CidrKey<V6>>() == 20);

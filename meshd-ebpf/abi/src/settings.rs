@@ -1,0 +1,41 @@
+//! What the programs know of their node.
+
+use crate::{V4, V6};
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flags {
+    /// Traffic of workloads that leaves the mesh gets this node's address.
+    pub const MASQUERADE: u32 = 1 << 0;
+    /// Flow events are wanted.
+    pub const EVENTS: u32 = 1 << 1;
+    /// The kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16 and newer).
+    pub const IPV6_CHECKSUM_FLAG: u32 = 1 << 2;
+    /// Workloads may send with their own addresses only.
+    pub const CHECK_SOURCE: u32 = 1 << 3;
+}
+
+/// The one element of `settings`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Source of packets that this node sends for others; zero: IPv4 cannot be translated.
+    pub source4: V4,
+    /// The same of IPv6.
+    pub source6: V6,
+    /// First port of translated sources, host byte order.
+    pub ports: u16,
+    /// Number of these ports; 0: none.
+    pub port_count: u16,
+    /// Bits of [`settings_flags`].
+    pub flags: u32,
+    /// Seed of every choice by hash, equal on all nodes of the mesh.
+    pub seed: u32,
+    /// Source address that a workload sees when it reaches itself through a service.
+    pub loopback4: V4,
+    /// The same of IPv6.
+    pub loopback6: V6,
+    /// Flow events that may be written in one tick on one CPU.
+    pub events_per_tick: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 56);

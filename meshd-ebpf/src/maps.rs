@@ -1,0 +1,334 @@
+//! Everything that outlives a packet.
+//!
+//! Sizes here are defaults; the loader sets those of the configuration. What the bytes mean is said in `meshd-abi`. Tables that
+//! exist once per family are reached through [`Tables`], so that a program is written once.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::bpf_map_lookup_elem,
+    macros::btf_map,
+};
+use meshd_abi::{
+    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment, FragmentKey,
+    Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
+};
+use meshd_steps::header::Family;
+
+use crate::{context::Rewriting, steps::connect::Beginning};
+
+/// Memory is taken when entries come: a node with ten services should not pay for 65,536.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+/// One Maglev chunk: offsets into a service's members.
+type Chunk = Array<[u16; MAGLEV_CHUNK], 1>;
+
+#[btf_map]
+static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<Counter, { Reason::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+static EVENT_BUDGET: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+#[btf_map]
+static NEIGHBORS: HashMap<NeighborKey, u32, 4_096, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static ROUTES: PerCpuArray<Route, 1> = PerCpuArray::new();
+#[btf_map]
+static REWRITING6: PerCpuArray<Rewriting<V6>, 1> = PerCpuArray::new();
+#[btf_map]
+static MEMBERS: Array<u32, 262_144> = Array::new();
+#[btf_map]
+static MAGLEV: ArrayOfMaps<Chunk, 4_096> = ArrayOfMaps::new();
+#[btf_map]
+static NEXT_HOPS: Array<NextHop, 4_096> = Array::new();
+#[btf_map]
+static EVENTS: RingBuf<FlowEvent, 1_048_576> = RingBuf::new();
+
+/// `struct bpf_fib_lookup` of the kernel's interface, with the members of its unions that are used here.
+#[repr(C)]
+pub struct Route {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u8,
+    /// Protocol of layer 4.
+    pub protocol: u8,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Length of the packet on the way in, 0: not to be checked; the path's MTU on the way out.
+    pub length: u16,
+    /// The link it arrived at on the way in, the one to leave through on the way out.
+    pub link: u32,
+    /// Type of service, or flow label.
+    pub flow: u32,
+    /// Source address.
+    pub source: [u32; 4],
+    /// Destination address.
+    pub destination: [u32; 4],
+    /// VLAN of the answer.
+    pub vlan: u32,
+    /// The link's own address.
+    pub source_mac: [u8; 6],
+    /// The neighbor's address.
+    pub destination_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Route>() == 64);
+
+/// What this node is.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// Adds a packet to a counter.
+#[inline(always)]
+pub fn count(reason: Reason, bytes: u64) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: it is this CPU's copy of an existing element, and programs of packets do not interrupt each other on a CPU.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += bytes;
+        }
+    }
+}
+
+/// A backend's index by its place among the members of a service.
+#[inline(always)]
+pub fn member(index: u32) -> Option<u32> {
+    MEMBERS.get(index).copied()
+}
+
+/// What a slot of a Maglev table holds.
+#[inline(always)]
+pub fn slot(chunk: u32, index: usize) -> Option<u16> {
+    let chunk = MAGLEV.get_value(chunk, &0)?;
+    chunk.get(index).copied()
+}
+
+/// A neighbor; `None` when it is not known now.
+#[inline(always)]
+pub fn next_hop(index: u32) -> Option<&'static NextHop> {
+    if index == 0 {
+        return None;
+    }
+    NEXT_HOPS.get(index).filter(|hop| hop.link != 0)
+}
+
+/// This CPU's question to the routing table: it is too big for the stack beside the rest.
+#[inline(always)]
+pub fn route() -> Option<&'static mut Route> {
+    // SAFETY: it is this CPU's copy, and programs of packets do not interrupt each other on a CPU.
+    ROUTES.get_ptr_mut(0).map(|route| unsafe { &mut *route })
+}
+
+/// The next hop that is the neighbor with this link-layer address; 0: none that is known.
+#[inline(always)]
+pub fn neighbor(key: &NeighborKey) -> u32 {
+    // SAFETY: a copy is taken at once.
+    unsafe { NEIGHBORS.get(key) }.copied().unwrap_or(0)
+}
+
+/// Takes one from this CPU's events of this tick; false when there is none left.
+#[inline(always)]
+pub fn may_tell(now: u32, per_tick: u32) -> bool {
+    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else { return false };
+    // SAFETY: it is this CPU's copy, and programs of packets do not interrupt each other on a CPU.
+    let [tick, told] = unsafe { &mut *budget };
+    if *tick != now {
+        *tick = now;
+        *told = 0;
+    }
+    *told += 1;
+    *told <= per_tick
+}
+
+/// Room for a flow event, if there is any.
+#[inline(always)]
+pub fn events() -> &'static RingBuf<FlowEvent, 1_048_576> {
+    &EVENTS
+}
+
+/// The tables of one family.
+pub trait Tables: Family {
+    /// This CPU's room for a connection that begins: the stack is too small for it.
+    fn beginning() -> Option<&'static mut Beginning<Self>>;
+    /// This CPU's room for a translation under way; IPv4 needs none.
+    fn rewriting() -> Option<&'static mut Rewriting<Self>>;
+    /// The service behind a destination.
+    fn service(key: &ServiceKey<Self>) -> Option<&'static Service>;
+    /// A backend by index.
+    fn backend(index: u32) -> Option<&'static Backend<Self>>;
+    /// A known connection; its fields may be changed in place.
+    fn connection(key: &ConnectionKey<Self>) -> Option<&'static mut Connection<Self>>;
+    /// Adds a connection; false when it exists or there is no room.
+    fn add_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool;
+    /// Adds or replaces a connection; false when there is no room.
+    fn put_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool;
+    /// Removes a connection.
+    fn remove_connection(key: &ConnectionKey<Self>);
+    /// The backend a client had last.
+    fn affinity(key: &AffinityKey<Self>) -> Option<AffinityValue>;
+    /// Remembers a client's backend.
+    fn put_affinity(key: &AffinityKey<Self>, value: &AffinityValue);
+    /// The ports of a datagram.
+    fn fragment(key: &FragmentKey<Self>) -> Option<Fragment>;
+    /// Remembers the ports of a datagram.
+    fn put_fragment(key: &FragmentKey<Self>, value: &Fragment);
+    /// Who has an address.
+    fn identity(address: &Self) -> Option<&'static Identity>;
+    /// What masquerade thinks of an address (`meshd_abi::mesh_flags`).
+    fn mesh(address: &Self) -> u32;
+    /// The node's address for packets it sends in place of others.
+    fn own_source(settings: &Settings) -> Self;
+    /// The address a workload sees when it reaches itself.
+    fn loopback(settings: &Settings) -> Self;
+}
+
+macro_rules! tables {
+    ($family:ty, $module:ident, $bits:literal, $source:ident, $loopback:ident,
+     $services:ident, $backends:ident, $connections:ident, $affinity:ident, $fragments:ident, $identities:ident, $mesh:ident, $beginnings:ident, $rewritings:expr) => {
+        mod $module {
+            use super::*;
+
+            #[btf_map]
+            pub static $beginnings: PerCpuArray<Beginning<$family>, 1> = PerCpuArray::new();
+            #[btf_map]
+            pub static $services: HashMap<ServiceKey<$family>, Service, 65_536, ON_DEMAND> = HashMap::new();
+            #[btf_map]
+            pub static $backends: Array<Backend<$family>, 65_536> = Array::new();
+            #[btf_map]
+            pub static $connections: HashMap<ConnectionKey<$family>, Connection<$family>, 524_288> = HashMap::new();
+            #[btf_map]
+            pub static $affinity: LruHashMap<AffinityKey<$family>, AffinityValue, 65_536> = LruHashMap::new();
+            #[btf_map]
+            pub static $fragments: LruHashMap<FragmentKey<$family>, Fragment, 8_192> = LruHashMap::new();
+            #[btf_map]
+            pub static $identities: HashMap<$family, Identity, 524_288, ON_DEMAND> = HashMap::new();
+            #[btf_map]
+            pub static $mesh: LpmTrie<$family, u32, 65_536> = LpmTrie::new();
+        }
+        use $module::*;
+
+        impl Tables for $family {
+            #[inline(always)]
+            fn beginning() -> Option<&'static mut Beginning<Self>> {
+                // SAFETY: it is this CPU's copy, programs of packets do not interrupt each other on a CPU, and each takes it once.
+                $beginnings.get_ptr_mut(0).map(|beginning| unsafe { &mut *beginning })
+            }
+            #[inline(always)]
+            fn rewriting() -> Option<&'static mut Rewriting<Self>> {
+                let room: Option<&PerCpuArray<Rewriting<Self>, 1>> = $rewritings;
+                // SAFETY: as with `beginning`.
+                room.and_then(|room| room.get_ptr_mut(0)).map(|room| unsafe { &mut *room })
+            }
+            #[inline(always)]
+            fn service(key: &ServiceKey<Self>) -> Option<&'static Service> {
+                // SAFETY: user space replaces whole values; a reader that races sees the old or the new words of a freed
+                // element until the end of its run, which the kernel allows (RCU), and each of them alone is harmless.
+                unsafe { $services.get(key) }
+            }
+            #[inline(always)]
+            fn backend(index: u32) -> Option<&'static Backend<Self>> {
+                $backends.get(index)
+            }
+            #[inline(always)]
+            fn connection(key: &ConnectionKey<Self>) -> Option<&'static mut Connection<Self>> {
+                // SAFETY: programs on other CPUs may change the same element; they write single aligned fields, and the last
+                // one wins.
+                $connections.get_ptr_mut(key).map(|connection| unsafe { &mut *connection })
+            }
+            #[inline(always)]
+            fn add_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool {
+                $connections.insert(key, value, NOT_THERE).is_ok()
+            }
+            #[inline(always)]
+            fn put_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool {
+                $connections.insert(key, value, 0).is_ok()
+            }
+            #[inline(always)]
+            fn remove_connection(key: &ConnectionKey<Self>) {
+                // It may be gone already, which is what was wanted.
+                let _gone = $connections.remove(key);
+            }
+            #[inline(always)]
+            fn affinity(key: &AffinityKey<Self>) -> Option<AffinityValue> {
+                // SAFETY: a copy is taken at once.
+                unsafe { $affinity.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn put_affinity(key: &AffinityKey<Self>, value: &AffinityValue) {
+                // Least recently used goes: an entry that finds no room costs a client its affinity, not its connection.
+                let _lost = $affinity.insert(key, value, 0);
+            }
+            #[inline(always)]
+            fn fragment(key: &FragmentKey<Self>) -> Option<Fragment> {
+                // SAFETY: a copy is taken at once.
+                unsafe { $fragments.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn put_fragment(key: &FragmentKey<Self>, value: &Fragment) {
+                // Without room the later fragments of this datagram are dropped and counted.
+                let _lost = $fragments.insert(key, value, 0);
+            }
+            #[inline(always)]
+            fn identity(address: &Self) -> Option<&'static Identity> {
+                // SAFETY: see `service`.
+                unsafe { $identities.get(address) }
+            }
+            #[inline(always)]
+            fn mesh(address: &Self) -> u32 {
+                let key = CidrKey { length: $bits, address: *address };
+                // SAFETY: `CidrKey` has the layout of the kernel's key, and the value is a word.
+                unsafe {
+                    let value = bpf_map_lookup_elem((&raw const $mesh).cast_mut().cast(), (&raw const key).cast());
+                    if value.is_null() { 0 } else { *value.cast::<u32>() }
+                }
+            }
+            #[inline(always)]
+            fn own_source(settings: &Settings) -> Self {
+                settings.$source
+            }
+            #[inline(always)]
+            fn loopback(settings: &Settings) -> Self {
+                settings.$loopback
+            }
+        }
+    };
+}
+
+/// `BPF_NOEXIST`.
+const NOT_THERE: u64 = 1;
+
+tables!(
+    V4,
+    v4,
+    32,
+    source4,
+    loopback4,
+    SERVICES4,
+    BACKENDS4,
+    CONNECTIONS4,
+    AFFINITY4,
+    FRAGMENTS4,
+    IDENTITIES4,
+    MESH4,
+    BEGINNINGS4,
+    None
+);
+tables!(
+    V6,
+    v6,
+    128,
+    source6,
+    loopback6,
+    SERVICES6,
+    BACKENDS6,
+    CONNECTIONS6,
+    AFFINITY6,
+    FRAGMENTS6,
+    IDENTITIES6,
+    MESH6,
+    BEGINNINGS6,
+    Some(&REWRITING6)
+);

@@ -1,0 +1,24 @@
+//! Answers of known connections: back to the tuple that was asked.
+
+use meshd_abi::{Reason, connection_flags};
+use meshd_steps::Packet;
+
+use super::{Decision, Send, connect};
+use crate::maps::Tables;
+
+/// Decides about a packet that may be an answer.
+#[inline(always)]
+pub fn answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
+    let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
+    if connection.flags & connection_flags::REPLY == 0 {
+        return Decision::Pass;
+    }
+    connect::touch(connection, packet, now);
+    let is_masquerade = connection.flags & connection_flags::MASQUERADE != 0;
+    Decision::Send(Send {
+        tuple: &connection.tuple,
+        next_hop: connection.to,
+        local: connection.flags & connection_flags::LOCAL != 0,
+        reason: if is_masquerade { Reason::MasqueradeReply } else { Reason::Reply },
+    })
+}

@@ -1,0 +1,187 @@
+//! The first packet of a connection: entries for both directions.
+//!
+//! What is known is laid down in a [`Beginning`], this CPU's own, because it does not fit on the stack beside the caller's.
+
+use meshd_abi::{AffinityKey, Connection, ConnectionKey, Reason, Service, Settings, Tuple, connection_flags};
+use meshd_steps::{
+    Packet, Part,
+    choose::{mix, reduce},
+    header::{protocol, tcp},
+};
+
+use crate::maps::Tables;
+
+/// Ports that are tried for a translated source before the packet is dropped. More tries find a port later and cost every
+/// packet of a client that finds none.
+pub const PORT_TRIES: u32 = 16;
+/// An entry that nobody used for this many ticks gives way to a new connection with the same tuple.
+const STALE: u32 = 60;
+
+/// A connection that begins: what is known of its first packet, and what it is to look like.
+#[repr(C)]
+pub struct Beginning<A> {
+    /// The entry's key: the packet's tuple.
+    pub key: ConnectionKey<A>,
+    /// The key of the other direction.
+    pub answer_key: ConnectionKey<A>,
+    /// The entry of this direction; its source port is a wish with `allocate`.
+    pub forward: Connection<A>,
+    /// The entry of the other direction.
+    pub answer: Connection<A>,
+    /// The client of the service that is asked.
+    pub client: AffinityKey<A>,
+    /// The service that is asked, if any.
+    pub service: Service,
+    /// Time in ticks.
+    pub now: u32,
+    /// The next hop of answers, 0: ask the kernel.
+    pub reply_hop: u32,
+    /// The next hop of this direction, found on the way.
+    pub next_hop: u32,
+    /// A `meshd_abi::Scope`.
+    pub scope: u8,
+    /// The source is an address of this node: its port must be one that no other connection to this destination has.
+    pub allocate: bool,
+}
+
+impl<A: Tables> Beginning<A> {
+    /// Lays down what is known of a packet.
+    #[inline(always)]
+    pub fn of(packet: &Packet<A>, now: u32) -> Option<&'static mut Self> {
+        let beginning = A::beginning()?;
+        beginning.key = packet.key;
+        beginning.now = now;
+        beginning.reply_hop = 0;
+        beginning.next_hop = 0;
+        beginning.allocate = false;
+        Some(beginning)
+    }
+
+    /// Sets the tuple after translation, and with it everything of both entries but the backend.
+    #[inline(always)]
+    pub fn plan(&mut self, tuple: &Tuple<A>, to: u32, service: u32, flags: u8, reply_flags: u8) {
+        let now = self.now;
+        self.forward.tuple = *tuple;
+        self.forward.to = to;
+        self.forward.service = service;
+        self.forward.used = now;
+        self.forward.began = now;
+        self.forward.flags = flags;
+        self.forward.reserved = [0; 3];
+        self.answer.tuple.source = self.key.destination;
+        self.answer.tuple.destination = self.key.source;
+        self.answer.tuple.source_port = self.key.destination_port;
+        self.answer.tuple.destination_port = self.key.source_port;
+        self.answer.to = self.reply_hop;
+        self.answer.service = service;
+        self.answer.used = now;
+        self.answer.began = now;
+        self.answer.flags = reply_flags | connection_flags::REPLY;
+        self.answer.reserved = [0; 3];
+        self.answer_key.source = tuple.destination;
+        self.answer_key.destination = tuple.source;
+        self.answer_key.source_port = tuple.destination_port;
+        self.answer_key.destination_port = tuple.source_port;
+        self.answer_key.protocol = self.key.protocol;
+        self.answer_key.reserved = [0; 3];
+    }
+
+    /// Makes the entries of both directions.
+    ///
+    /// # Errors
+    /// The reason to drop the packet for: no port, no room, or a live connection of the same tuple.
+    #[inline(always)]
+    pub fn connect(&mut self, settings: &Settings) -> Result<(), Reason> {
+        // SCTP's sum covers the ports and is none that can be patched, so its ports stay.
+        if self.allocate && self.key.protocol != protocol::SCTP {
+            self.allocate_port(settings)?;
+        } else if !A::add_connection(&self.answer_key, &self.answer) {
+            self.take_over()?;
+        }
+        if !A::put_connection(&self.key, &self.forward) {
+            A::remove_connection(&self.answer_key);
+            return Err(Reason::NoConnection);
+        }
+        Ok(())
+    }
+
+    /// Finds a port that no other connection to this destination has: the first free of [`PORT_TRIES`] in a sequence that
+    /// differs from flow to flow.
+    #[inline(always)]
+    fn allocate_port(&mut self, settings: &Settings) -> Result<(), Reason> {
+        if settings.port_count == 0 {
+            return Err(Reason::NoSource);
+        }
+        let ports = u64::from(self.key.source_port) << 16 | u64::from(self.key.destination_port);
+        let mut state = u64::from(self.key.source.folded()) << 32 | ports;
+        let mut tries = 0;
+        while tries < PORT_TRIES {
+            let hash = mix(state, tries);
+            state = state.rotate_left(17) ^ u64::from(hash);
+            let port = settings.ports.wrapping_add(reduce(hash, u32::from(settings.port_count)) as u16).to_be();
+            self.answer_key.destination_port = port;
+            if A::add_connection(&self.answer_key, &self.answer) {
+                self.forward.tuple.source_port = port;
+                return Ok(());
+            }
+            tries += 1;
+        }
+        // Either every port tried is taken, or the table is: whoever looks at the last key sees which.
+        Err(if A::connection(&self.answer_key).is_some() { Reason::NoPort } else { Reason::NoConnection })
+    }
+
+    /// An entry with the same tuple exists: it gives way when it belongs to the past.
+    #[inline(always)]
+    fn take_over(&self) -> Result<(), Reason> {
+        let Some(known) = A::connection(&self.answer_key) else { return Err(Reason::NoConnection) };
+        let answer = &self.answer;
+        let same = known.tuple == answer.tuple;
+        let past = known.flags & connection_flags::CLOSING != 0 || self.now.wrapping_sub(known.used) > STALE;
+        if !(same || past) {
+            return Err(Reason::NoPort);
+        }
+        if A::put_connection(&self.answer_key, answer) { Ok(()) } else { Err(Reason::NoConnection) }
+    }
+}
+
+/// What a function that the compiler must not inline answers: 0 for success, otherwise the reason and one.
+#[inline(always)]
+pub fn verdict(outcome: Result<(), Reason>) -> u32 {
+    match outcome {
+        Ok(()) => 0,
+        Err(reason) => reason as u32 + 1,
+    }
+}
+
+/// The other end of [`verdict`].
+#[inline(always)]
+pub fn reason_of(verdict: u32) -> Option<Reason> {
+    // Only what `begin` functions answer; anything else cannot come.
+    match verdict {
+        0 => None,
+        v if v == Reason::NoBackend as u32 + 1 => Some(Reason::NoBackend),
+        v if v == Reason::NoPort as u32 + 1 => Some(Reason::NoPort),
+        v if v == Reason::NoSource as u32 + 1 => Some(Reason::NoSource),
+        v if v == Reason::SourceRange as u32 + 1 => Some(Reason::SourceRange),
+        _ => Some(Reason::NoConnection),
+    }
+}
+
+/// Notes that a packet of a known connection was seen.
+#[inline(always)]
+pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32) {
+    // Written only when it changes, so that the cache line stays shared between CPUs.
+    if connection.used != now {
+        connection.used = now;
+    }
+    let mut flags = connection.flags;
+    if packet.part != Part::Later && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        flags |= connection_flags::CLOSING;
+    }
+    if !packet.is_syn() {
+        flags |= connection_flags::ANSWERED;
+    }
+    if flags != connection.flags {
+        connection.flags = flags;
+    }
+}

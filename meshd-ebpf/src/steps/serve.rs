@@ -1,0 +1,157 @@
+//! From the address of a service to a backend.
+
+use meshd_abi::{
+    AffinityValue, BackendState, NO_TABLE, Reason, Scope, Service, ServiceKey, Settings, Tuple, connection_flags,
+    service_flags,
+};
+use meshd_steps::{
+    Packet,
+    choose::{chunk_of, client_hash, flow_hash, reduce},
+    header::protocol,
+};
+
+use super::{
+    Decision, Send,
+    connect::{self, Beginning},
+};
+use crate::maps::{self, Tables};
+
+/// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows.
+#[inline(always)]
+pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: u32, now: u32) -> Decision<A> {
+    let key = ServiceKey::new(packet.key.destination, packet.key.destination_port, packet.key.protocol, scope);
+    let Some(service) = A::service(&key) else { return Decision::Pass };
+    if let Some(connection) = A::connection(&packet.key) {
+        let is_new = packet.is_syn() && connection.flags & connection_flags::CLOSING != 0;
+        if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
+            if may_stay(backend.state, packet, service) {
+                connect::touch(connection, packet, now);
+                return Decision::Send(Send {
+                    tuple: &connection.tuple,
+                    next_hop: backend.next_hop,
+                    local: connection.flags & connection_flags::LOCAL != 0,
+                    reason: Reason::ToBackend,
+                });
+            }
+            if backend.state == BackendState::Killed as u8 && packet.key.protocol == protocol::TCP && !packet.is_syn() {
+                return Decision::Drop(Reason::BackendKilled);
+            }
+        }
+    }
+    let Some(beginning) = Beginning::of(packet, now) else { return Decision::Drop(Reason::NoConnection) };
+    beginning.service = *service;
+    beginning.scope = scope as u8;
+    beginning.reply_hop = reply_hop;
+    if let Some(reason) = connect::reason_of(begin::<A>()) {
+        return Decision::Drop(reason);
+    }
+    Decision::Send(Send {
+        tuple: &beginning.forward.tuple,
+        next_hop: beginning.next_hop,
+        local: beginning.forward.flags & connection_flags::LOCAL != 0,
+        reason: Reason::NewConnection,
+    })
+}
+
+/// True when a known connection goes on with its backend.
+#[inline(always)]
+fn may_stay<A: Tables>(state: u8, packet: &Packet<A>, service: &Service) -> bool {
+    if state == BackendState::Active as u8 || state == BackendState::Terminating as u8 {
+        return true;
+    }
+    // A datagram loses nothing by another backend, a connection that is only opened neither.
+    state == BackendState::Removed as u8
+        && service.flags & service_flags::KILL_REMOVED == 0
+        && packet.key.protocol != protocol::UDP
+        && !packet.is_syn()
+}
+
+/// Chooses a backend for this CPU's [`Beginning`] and makes the entries; answers a [`connect::verdict`].
+#[inline(never)]
+fn begin<A: Tables>() -> u32 {
+    let (Some(beginning), Some(settings)) = (A::beginning(), maps::settings()) else {
+        return connect::verdict(Err(Reason::NoConnection));
+    };
+    connect::verdict(choose(beginning, settings).and_then(|index| connect_to(beginning, index, settings)))
+}
+
+/// Plans the connection to a backend.
+#[inline(always)]
+fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Settings) -> Result<(), Reason> {
+    let backend = A::backend(index).ok_or(Reason::NoBackend)?;
+    let client = beginning.key.source;
+    let mut tuple = Tuple {
+        source: client,
+        destination: backend.address,
+        source_port: beginning.key.source_port,
+        destination_port: backend.port,
+    };
+    let is_local = backend.local != 0;
+    let mut flags = if is_local { connection_flags::LOCAL } else { 0 };
+    let mut reply_flags = 0;
+    if beginning.scope == Scope::Internal as u8 {
+        reply_flags |= connection_flags::LOCAL;
+        if backend.address == client {
+            // To itself: an answer to its own address would never leave it.
+            tuple.source = A::loopback(settings);
+            flags |= connection_flags::SNAT;
+            reply_flags |= connection_flags::SNAT;
+        }
+    } else if !is_local {
+        tuple.source = A::own_source(settings);
+        if tuple.source == A::default() {
+            return Err(Reason::NoSource);
+        }
+        beginning.allocate = true;
+        flags |= connection_flags::SNAT;
+        reply_flags |= connection_flags::SNAT;
+    }
+    beginning.next_hop = backend.next_hop;
+    beginning.plan(&tuple, index, beginning.service.id, flags, reply_flags);
+    beginning.connect(settings)
+}
+
+/// Picks a backend: the one the client had, as long as it takes new connections, otherwise by hash.
+#[inline(always)]
+fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Result<u32, Reason> {
+    beginning.client.client = beginning.key.source;
+    beginning.client.service = beginning.service.id;
+    let (service, client) = (&beginning.service, &beginning.client.client);
+    if service.count == 0 {
+        return Err(Reason::NoBackend);
+    }
+    if service.affinity != 0 {
+        if let Some(last) = A::affinity(&beginning.client) {
+            if beginning.now.wrapping_sub(last.used) <= service.affinity && is_active::<A>(last.backend) {
+                A::put_affinity(&beginning.client, &AffinityValue { backend: last.backend, used: beginning.now });
+                return Ok(last.backend);
+            }
+        }
+    }
+    let hash = if service.flags & service_flags::BY_SOURCE != 0 {
+        client_hash(settings.seed, client)
+    } else {
+        let key = &beginning.key;
+        flow_hash(settings.seed, client, key.source_port, key.destination_port, key.protocol)
+    };
+    let slot = reduce(hash, service.slots);
+    let member = if service.table == NO_TABLE {
+        slot
+    } else {
+        let (chunk, at) = chunk_of(slot);
+        u32::from(maps::slot(service.table.wrapping_add(chunk), at).ok_or(Reason::NoBackend)?)
+    };
+    let index = maps::member(service.members.wrapping_add(member)).ok_or(Reason::NoBackend)?;
+    if !is_active::<A>(index) {
+        return Err(Reason::NoBackend);
+    }
+    if service.affinity != 0 {
+        A::put_affinity(&beginning.client, &AffinityValue { backend: index, used: beginning.now });
+    }
+    Ok(index)
+}
+
+#[inline(always)]
+fn is_active<A: Tables>(backend: u32) -> bool {
+    A::backend(backend).is_some_and(|backend| backend.state == BackendState::Active as u8)
+}

@@ -1,0 +1,58 @@
+//! TC program `uplink_egress`: what leaves this node. Answers of services that came through the stack get the address that was
+//! asked, and what workloads send to the world gets the node's.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK},
+    macros::classifier,
+    programs::TcContext,
+};
+use meshd_abi::{Address, Reason, V4, V6};
+use meshd_steps::header::{ETHERNET, ethertype, parse};
+
+use crate::{
+    context::{Context, linear},
+    maps::{self, Tables},
+    steps::{self, Decision, answer::answer, deliver, event, fragment, masquerade::masquerade},
+    uplink_ingress::HEADERS,
+};
+
+/// Decides about one packet.
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    linear(&ctx, HEADERS);
+    let frame = ctx.frame();
+    match ethertype(&frame) {
+        Some(V4::ETHERTYPE) => uplink_egress4(ctx.skb.skb),
+        Some(V6::ETHERTYPE) => uplink_egress6(ctx.skb.skb),
+        _ => TC_ACT_OK as i32,
+    }
+}
+
+families!(uplink_egress4, uplink_egress6, uplink, __sk_buff, TcContext, i32);
+
+#[inline(always)]
+fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
+    let frame = &ctx.frame();
+    let length = ctx.length();
+    let (Ok(mut packet), Some(settings)) = (parse::<A, true>(frame, ETHERNET), maps::settings()) else {
+        return deliver::tc_pass(Reason::Passed, length);
+    };
+    if !fragment::complete(&mut packet) {
+        return deliver::tc_pass(Reason::FragmentUnknown, length);
+    }
+    let now = steps::ticks();
+    let mut decision = answer(&packet, now);
+    if matches!(decision, Decision::Pass) {
+        decision = masquerade(&packet, settings, now);
+    }
+    event::tell(&packet, &decision, ctx.link(), length, 1, settings, now);
+    match decision {
+        Decision::Pass => deliver::tc_pass(Reason::Passed, length),
+        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+        // It is on its way out: the route was chosen and the hop counted.
+        Decision::Send(send) => match ctx.translate(frame, &packet, send.tuple, false) {
+            Some(()) => deliver::tc_pass(send.reason, length),
+            None => deliver::tc_drop(Reason::RewriteFailed, length),
+        },
+    }
+}

@@ -1,0 +1,60 @@
+//! TC program `uplink_ingress`: what XDP left to it, with everything that is unusual, and workloads that are addressed directly.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK},
+    macros::classifier,
+    programs::TcContext,
+};
+use meshd_abi::{Address, Reason, Scope, V4, V6};
+use meshd_steps::header::{ETHERNET, ethertype, parse};
+
+use crate::{
+    context::{Context, linear},
+    maps::{self, Tables},
+    steps::{self, Decision, answer::answer, deliver, event, fragment, masquerade, serve::serve},
+    xdp_uplink::{is_answer, sender},
+};
+
+/// Octets of a packet that may hold headers: Ethernet, IPv6, extension headers, TCP.
+pub const HEADERS: u32 = 128;
+
+/// Decides about one packet.
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    linear(&ctx, HEADERS);
+    let frame = ctx.frame();
+    match ethertype(&frame) {
+        Some(V4::ETHERTYPE) => uplink_ingress4(ctx.skb.skb),
+        Some(V6::ETHERTYPE) => uplink_ingress6(ctx.skb.skb),
+        _ => TC_ACT_OK as i32,
+    }
+}
+
+families!(uplink_ingress4, uplink_ingress6, uplink, __sk_buff, TcContext, i32);
+
+#[inline(always)]
+fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
+    let frame = &ctx.frame();
+    let length = ctx.length();
+    let (Ok(mut packet), Some(settings)) = (parse::<A, true>(frame, ETHERNET), maps::settings()) else {
+        return deliver::tc_pass(Reason::Passed, length);
+    };
+    if !fragment::complete(&mut packet) {
+        return deliver::tc_pass(Reason::FragmentUnknown, length);
+    }
+    let now = steps::ticks();
+    let decision = if is_answer(&packet, settings) {
+        answer(&packet, now)
+    } else {
+        serve(&packet, Scope::External, sender(ctx, frame), now)
+    };
+    event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
+    match decision {
+        Decision::Pass => {
+            masquerade::admit(&packet, settings, now);
+            deliver::tc_pass(Reason::Passed, length)
+        }
+        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+        Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
+    }
+}

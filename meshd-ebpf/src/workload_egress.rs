@@ -1,0 +1,51 @@
+//! TC program `workload_egress`: what the stack hands to a workload. Answers of the services it asked come from the backend and
+//! get the service's address here, after netfilter has seen them as what they are.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK},
+    macros::classifier,
+    programs::TcContext,
+};
+use meshd_abi::{Address, Reason, V4, V6};
+use meshd_steps::header::{ETHERNET, ethertype, parse};
+
+use crate::{
+    context::{Context, linear},
+    maps::Tables,
+    steps::{self, Decision, answer::answer, deliver, fragment},
+    uplink_ingress::HEADERS,
+};
+
+/// Decides about one packet.
+#[classifier]
+pub fn workload_egress(ctx: TcContext) -> i32 {
+    linear(&ctx, HEADERS);
+    let frame = ctx.frame();
+    match ethertype(&frame) {
+        Some(V4::ETHERTYPE) => workload_egress4(ctx.skb.skb),
+        Some(V6::ETHERTYPE) => workload_egress6(ctx.skb.skb),
+        _ => TC_ACT_OK as i32,
+    }
+}
+
+families!(workload_egress4, workload_egress6, workload, __sk_buff, TcContext, i32);
+
+#[inline(always)]
+fn workload<A: Tables>(ctx: &TcContext) -> i32 {
+    let frame = &ctx.frame();
+    let length = ctx.length();
+    let Ok(mut packet) = parse::<A, true>(frame, ETHERNET) else {
+        return deliver::tc_pass(Reason::Passed, length);
+    };
+    if !fragment::complete(&mut packet) {
+        return deliver::tc_pass(Reason::FragmentUnknown, length);
+    }
+    match answer(&packet, steps::ticks()) {
+        Decision::Pass => deliver::tc_pass(Reason::Passed, length),
+        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+        Decision::Send(send) => match ctx.translate(frame, &packet, send.tuple, false) {
+            Some(()) => deliver::tc_pass(send.reason, length),
+            None => deliver::tc_drop(Reason::RewriteFailed, length),
+        },
+    }
+}

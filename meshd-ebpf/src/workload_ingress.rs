@@ -1,0 +1,55 @@
+//! TC program `workload_ingress`: what a workload sends. Services it asks are translated, and what it answers for a service gets
+//! the address that was asked.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK},
+    macros::classifier,
+    programs::TcContext,
+};
+use meshd_abi::{Address, Reason, Scope, V4, V6};
+use meshd_steps::header::{ETHERNET, ethertype, parse};
+
+use crate::{
+    context::{Context, linear},
+    maps::{self, Tables},
+    steps::{self, Decision, answer::answer, deliver, event, fragment, serve::serve},
+    uplink_ingress::HEADERS,
+    xdp_uplink::sender,
+};
+
+/// Decides about one packet.
+#[classifier]
+pub fn workload_ingress(ctx: TcContext) -> i32 {
+    linear(&ctx, HEADERS);
+    let frame = ctx.frame();
+    match ethertype(&frame) {
+        Some(V4::ETHERTYPE) => workload_ingress4(ctx.skb.skb),
+        Some(V6::ETHERTYPE) => workload_ingress6(ctx.skb.skb),
+        _ => TC_ACT_OK as i32,
+    }
+}
+
+families!(workload_ingress4, workload_ingress6, workload, __sk_buff, TcContext, i32);
+
+#[inline(always)]
+fn workload<A: Tables>(ctx: &TcContext) -> i32 {
+    let frame = &ctx.frame();
+    let length = ctx.length();
+    let (Ok(mut packet), Some(settings)) = (parse::<A, true>(frame, ETHERNET), maps::settings()) else {
+        return deliver::tc_pass(Reason::Passed, length);
+    };
+    if !fragment::complete(&mut packet) {
+        return deliver::tc_pass(Reason::FragmentUnknown, length);
+    }
+    let now = steps::ticks();
+    let mut decision = serve(&packet, Scope::Internal, sender(ctx, frame), now);
+    if matches!(decision, Decision::Pass) {
+        decision = answer(&packet, now);
+    }
+    event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
+    match decision {
+        Decision::Pass => deliver::tc_pass(Reason::Passed, length),
+        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+        Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
+    }
+}

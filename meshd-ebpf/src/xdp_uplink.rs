@@ -1,0 +1,76 @@
+//! XDP program `xdp_uplink`: packets from outside that are for a service, and answers to what this node sent for others.
+//!
+//! It takes what is common and leaves everything unusual (options, extension headers, fragments, ICMP, packets that are too
+//! long, neighbors that are not resolved) to `uplink_ingress`, which finds it unchanged.
+
+use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
+use meshd_abi::{Address, NeighborKey, Reason, Scope, Settings, V4, V6};
+use meshd_steps::{
+    Frame, Packet,
+    header::{ETHERNET, ethertype, parse},
+};
+
+use crate::{
+    context::Context,
+    maps::{self, Tables},
+    steps::{self, Decision, answer::answer, deliver, event, serve::serve},
+};
+
+/// Decides about one frame.
+#[xdp]
+pub fn xdp_uplink(ctx: XdpContext) -> u32 {
+    let frame = ctx.frame();
+    match ethertype(&frame) {
+        Some(V4::ETHERTYPE) => xdp_uplink4(ctx.ctx),
+        Some(V6::ETHERTYPE) => xdp_uplink6(ctx.ctx),
+        _ => deliver::xdp_pass(Reason::Passed, ctx.length()),
+    }
+}
+
+families!(xdp_uplink4, xdp_uplink6, uplink, xdp_md, XdpContext, u32);
+
+#[inline(always)]
+fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
+    let frame = &ctx.frame();
+    let length = ctx.length();
+    let (Ok(packet), Some(settings)) = (parse::<A, false>(frame, ETHERNET), maps::settings()) else {
+        return deliver::xdp_pass(Reason::Passed, length);
+    };
+    let now = steps::ticks();
+    let decision = decide(ctx, frame, &packet, settings, now);
+    event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
+    match decision {
+        Decision::Pass => deliver::xdp_pass(Reason::Passed, length),
+        Decision::Drop(reason) => deliver::xdp_drop(reason, length),
+        Decision::Send(send) => deliver::xdp(ctx, frame, &packet, &send),
+    }
+}
+
+#[inline(always)]
+fn decide<A: Tables>(
+    ctx: &XdpContext,
+    frame: &Frame,
+    packet: &Packet<A>,
+    settings: &Settings,
+    now: u32,
+) -> Decision<A> {
+    if is_answer(packet, settings) {
+        return answer(packet, now);
+    }
+    serve(packet, Scope::External, sender(ctx, frame), now)
+}
+
+/// True for a packet to the address and the ports that this node uses in place of others.
+#[inline(always)]
+pub fn is_answer<A: Tables>(packet: &Packet<A>, settings: &Settings) -> bool {
+    let port = u16::from_be(packet.key.destination_port);
+    port.wrapping_sub(settings.ports) < settings.port_count && packet.key.destination == A::own_source(settings)
+}
+
+/// The next hop that sent this frame: answers go back the way the question came.
+#[inline(always)]
+pub fn sender<C: Context>(ctx: &C, frame: &Frame) -> u32 {
+    let Some([a, b, c]) = frame.read::<[u16; 3]>(6) else { return 0 };
+    let ([a0, a1], [b0, b1], [c0, c1]) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
+    maps::neighbor(&NeighborKey { link: ctx.link(), address: [a0, a1, b0, b1, c0, c1], reserved: 0 })
+}

@@ -1,0 +1,120 @@
+//! What can go wrong between us and the kernel.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
+use meshd_abi::LAYOUT_VERSION;
+use meshd_core::id::IfIndex;
+use thiserror::Error;
+
+use crate::shape::MapShape;
+
+/// What went wrong.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    /// The folder for pins is not on a bpf file system.
+    #[error("{folder} is not on a bpf file system; hint: mount -t bpf bpf /sys/fs/bpf")]
+    NotBpffs {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file operation below the folder for pins failed.
+    #[error("failed to {operation} {path}")]
+    Pins {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// A pinned map has another shape than the programs expect.
+    #[error(
+        "pinned map {path} has {found}, and the programs need {expected}; hint: it was made by another build of layout \
+         version {LAYOUT_VERSION}"
+    )]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// The shape it has.
+        found: MapShape,
+        /// The shape it must have.
+        expected: MapShape,
+    },
+    /// The kernel refused the object.
+    #[error("failed to load the embedded programs")]
+    Load(#[source] Box<EbpfError>),
+    /// The embedded object lacks something: a build that does not match this binary.
+    #[error("the embedded object has no {kind} {name}")]
+    Missing {
+        /// Program or map.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// A program could not be attached.
+    #[error("failed to {operation} program {program} on link {link}")]
+    Attach {
+        /// What was tried.
+        operation: &'static str,
+        /// The program.
+        program: &'static str,
+        /// The link, by index.
+        link: IfIndex,
+        /// The refusal.
+        source: Box<ProgramError>,
+    },
+    /// The kernel refused a program before any link was involved.
+    #[error("failed to load program {program}")]
+    Verify {
+        /// The program.
+        program: &'static str,
+        /// The refusal, with the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// An attachment could not be opened or was of an unexpected kind.
+    #[error("failed to open the attachment {path}")]
+    Attachment {
+        /// The pin, or where it would be.
+        path: PathBuf,
+        /// The refusal.
+        source: LinkError,
+    },
+    /// An attachment could not be pinned.
+    #[error("failed to pin the attachment {path}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// The refusal.
+        source: PinError,
+    },
+    /// A link is gone.
+    #[error("link {link} does not exist")]
+    NoLink {
+        /// The link, by index.
+        link: IfIndex,
+    },
+    /// A map could not be opened or looked at.
+    #[error("failed to open map {map}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The refusal.
+        source: Box<MapError>,
+    },
+    /// An operation on a map's elements failed.
+    #[error("failed to {operation} map {map}")]
+    Elements {
+        /// What was tried.
+        operation: &'static str,
+        /// The map.
+        map: &'static str,
+        /// The refusal.
+        source: io::Error,
+    },
+}

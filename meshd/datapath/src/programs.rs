@@ -1,0 +1,395 @@
+//! The loaded programs, their maps and their attachments.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::MapData,
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkOrder, PinnedLink},
+        tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::{XdpError, XdpLink},
+    },
+};
+use meshd_abi::{
+    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Fragment, FragmentKey, Identity,
+    MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, Settings, V4, V6,
+};
+use meshd_core::id::IfIndex;
+use tracing::debug;
+
+use crate::{
+    CpuArray, DatapathError, OBJECT, Table, pins,
+    shape::{self, Sizes},
+    sys,
+};
+
+/// A program of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// Packets from outside, in the driver.
+    XdpUplink,
+    /// Packets from outside, in the stack.
+    UplinkIngress,
+    /// Packets that leave the node.
+    UplinkEgress,
+    /// Packets of a workload, at the node's end of its link.
+    WorkloadIngress,
+    /// Packets for a workload, at the node's end of its link.
+    WorkloadEgress,
+}
+
+impl Program {
+    /// Every program.
+    pub const ALL: [Self; 5] =
+        [Self::XdpUplink, Self::UplinkIngress, Self::UplinkEgress, Self::WorkloadIngress, Self::WorkloadEgress];
+
+    /// Its name in the object.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpUplink => "xdp_uplink",
+            Self::UplinkIngress => "uplink_ingress",
+            Self::UplinkEgress => "uplink_egress",
+            Self::WorkloadIngress => "workload_ingress",
+            Self::WorkloadEgress => "workload_egress",
+        }
+    }
+
+    /// Where it hooks in; `None` for XDP.
+    const fn direction(self) -> Option<TcAttachType> {
+        match self {
+            Self::XdpUplink => None,
+            Self::UplinkIngress | Self::WorkloadIngress => Some(TcAttachType::Ingress),
+            Self::UplinkEgress | Self::WorkloadEgress => Some(TcAttachType::Egress),
+        }
+    }
+}
+
+/// How a program ended up on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// XDP in the driver, before a socket buffer exists.
+    Native,
+    /// XDP in the network stack, because the driver has none of its own. Slower, same verdicts.
+    Generic,
+    /// TC by a link of its own (TCX, kernel 6.6 and newer).
+    Tcx,
+    /// The attachment of an earlier process was kept and runs this program now, in the mode it had.
+    Adopted,
+}
+
+/// The maps of one address family.
+#[derive(Debug)]
+pub struct FamilyMaps<A> {
+    /// Services by destination.
+    pub services: Table<ServiceKey<A>, Service>,
+    /// Backends by index.
+    pub backends: Table<u32, Backend<A>>,
+    /// Known connections.
+    pub connections: Table<ConnectionKey<A>, Connection<A>>,
+    /// Backends that clients had last.
+    pub affinity: Table<AffinityKey<A>, AffinityValue>,
+    /// Datagrams in fragments.
+    pub fragments: Table<FragmentKey<A>, Fragment>,
+    /// Addresses of workloads and nodes.
+    pub identities: Table<A, Identity>,
+    /// Prefixes of the mesh, values of `meshd_abi::mesh_flags`.
+    pub mesh: Table<CidrKey<A>, u32>,
+}
+
+/// The maps.
+#[derive(Debug)]
+pub struct Maps {
+    /// Element 0 is what the programs know of their node.
+    pub settings: Table<u32, Settings>,
+    /// Counters by reason.
+    pub counters: CpuArray<Counter>,
+    /// Neighbors by index.
+    pub next_hops: Table<u32, NextHop>,
+    /// Indexes of neighbors by their link-layer address.
+    pub neighbors: Table<NeighborKey, u32>,
+    /// Indexes of backends, a range of them for each service.
+    pub members: Table<u32, u32>,
+    /// Descriptors of Maglev chunks.
+    maglev: Table<u32, u32>,
+    /// IPv4.
+    pub v4: FamilyMaps<V4>,
+    /// IPv6.
+    pub v6: FamilyMaps<V6>,
+}
+
+impl Maps {
+    fn open(folder: &Path) -> Result<Self, DatapathError> {
+        macro_rules! family {
+            ($digit:literal) => {
+                FamilyMaps {
+                    services: table(folder, concat!("SERVICES", $digit))?,
+                    backends: table(folder, concat!("BACKENDS", $digit))?,
+                    connections: table(folder, concat!("CONNECTIONS", $digit))?,
+                    affinity: table(folder, concat!("AFFINITY", $digit))?,
+                    fragments: table(folder, concat!("FRAGMENTS", $digit))?,
+                    identities: table(folder, concat!("IDENTITIES", $digit))?,
+                    mesh: table(folder, concat!("MESH", $digit))?,
+                }
+            };
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(path, source)| DatapathError::Pins {
+            operation: "read",
+            path: path.into(),
+            source,
+        })?;
+        Ok(Self {
+            settings: table(folder, "SETTINGS")?,
+            counters: CpuArray::new("COUNTERS", open(folder, "COUNTERS")?, cpus),
+            next_hops: table(folder, "NEXT_HOPS")?,
+            neighbors: table(folder, "NEIGHBORS")?,
+            members: table(folder, "MEMBERS")?,
+            maglev: table(folder, "MAGLEV")?,
+            v4: family!("4"),
+            v6: family!("6"),
+        })
+    }
+
+    /// Replaces one chunk of a Maglev table in one step.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn put_chunk(&self, index: u32, slots: &[u16; MAGLEV_CHUNK]) -> Result<(), DatapathError> {
+        let error = |source| DatapathError::Elements { operation: "write to", map: "MAGLEV", source };
+        let chunk = sys::create_array("meshd_chunk", size_of_val(slots) as u32).map_err(error)?;
+        let inner: Table<u32, [u16; MAGLEV_CHUNK]> = Table::new("MAGLEV", chunk);
+        inner.put(&0, slots)?;
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&inner.descriptor()).cast_unsigned();
+        self.maglev.put(&index, &descriptor)
+    }
+
+    /// Frees one chunk of a Maglev table.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_chunk(&self, index: u32) -> Result<bool, DatapathError> {
+        self.maglev.remove(&index)
+    }
+}
+
+fn open(folder: &Path, name: &'static str) -> Result<OwnedFd, DatapathError> {
+    let error = |source| DatapathError::Map { map: name, source: Box::new(source) };
+    let map = MapData::from_pin(folder.join(name)).map_err(error)?;
+    map.fd().as_fd().try_clone_to_owned().map_err(|source| DatapathError::Elements {
+        operation: "keep open",
+        map: name,
+        source,
+    })
+}
+
+fn table<K: Copy, V: Copy>(folder: &Path, name: &'static str) -> Result<Table<K, V>, DatapathError> {
+    Ok(Table::new(name, open(folder, name)?))
+}
+
+/// The loaded programs and their maps.
+///
+/// Dropping this closes our descriptors and changes nothing in the kernel: what is pinned stays.
+pub struct Programs {
+    ebpf: Ebpf,
+    folder: PathBuf,
+    /// The maps.
+    pub maps: Maps,
+}
+
+impl Programs {
+    /// Loads the embedded object; maps that an earlier process left below `folder` are taken over with their content.
+    ///
+    /// `folder` must be on a bpf file system and is created when it is absent; in production it is
+    /// [`meshd_abi::BPFFS_FOLDER`].
+    ///
+    /// # Errors
+    /// When the folder is none for pins, a pinned map has another shape, or the kernel refuses a map or a program.
+    pub fn load(folder: &Path, sizes: &Sizes) -> Result<Self, DatapathError> {
+        let folder = pins::prepare_folder(folder)?;
+        let mut loader = EbpfLoader::new();
+        for spec in shape::maps(sizes) {
+            let pin = folder.join(spec.name);
+            pins::refuse_other_shape(&pin, &spec)?;
+            loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
+        for program in Program::ALL {
+            let loaded = match program.direction() {
+                None => xdp(&mut ebpf, program)?.load(),
+                Some(_) => classifier(&mut ebpf, program)?.load(),
+            };
+            loaded.map_err(|source| DatapathError::Verify { program: program.name(), source: Box::new(source) })?;
+        }
+        let maps = Maps::open(&folder)?;
+        Ok(Self { ebpf, folder, maps })
+    }
+
+    /// The object, for test runs of single programs.
+    #[must_use]
+    pub fn object(&self) -> &Ebpf {
+        &self.ebpf
+    }
+
+    /// Puts a program on a link of the caller's network namespace.
+    ///
+    /// An attachment of ours that is already there gets this program in one step. A foreign XDP program is left alone: the
+    /// kernel answers EBUSY and that is the error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&mut self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
+        let pin = self.pin(program, link);
+        if let Some(attachment) = pins::open_link(&pin)? {
+            if self.adopt(program, link, &pin, attachment)? {
+                debug!(%link, program = program.name(), "kept the attachment of an earlier process");
+                return Ok(Attached::Adopted);
+            }
+            // The link it was on is gone and its index was given to another one.
+            pins::remove(&pin)?;
+        }
+        let (attachment, attached) = match program.direction() {
+            None => attach_xdp(&mut self.ebpf, program, link)?,
+            Some(direction) => attach_classifier(&mut self.ebpf, program, direction, link)?,
+        };
+        attachment.pin(&pin).map_err(|source| DatapathError::Pin { path: pin, source })?;
+        debug!(%link, program = program.name(), ?attached, "attached");
+        Ok(attached)
+    }
+
+    /// Takes a program off a link; false when it was not on it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(&mut self, program: Program, link: IfIndex) -> Result<bool, DatapathError> {
+        pins::detach(&self.pin(program, link))
+    }
+
+    /// Detaches everything of ours below the folder and removes the folder: what `drain` and uninstalling want.
+    ///
+    /// Continues after a failure and reports the first.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn remove(self) -> Result<(), DatapathError> {
+        let Self { ebpf, folder, maps } = self;
+        drop((ebpf, maps));
+        let mut outcome = Ok(());
+        for pin in pins::entries(&folder)? {
+            let is_link = pin.file_name().is_some_and(|name| name.to_string_lossy().contains(LINK_MARK));
+            outcome = outcome.and(if is_link { pins::detach(&pin).map(|_| ()) } else { pins::remove(&pin) });
+        }
+        outcome?;
+        pins::remove_empty_folder(&folder)?;
+        folder.parent().map_or(Ok(()), pins::remove_empty_folder)
+    }
+
+    fn pin(&self, program: Program, link: IfIndex) -> PathBuf {
+        self.folder.join(format!("{}{LINK_MARK}{}", program.name(), link.0))
+    }
+
+    /// Puts our program into an attachment; false when the attachment has lost its link.
+    fn adopt(
+        &mut self,
+        program: Program,
+        link: IfIndex,
+        pin: &Path,
+        attachment: PinnedLink,
+    ) -> Result<bool, DatapathError> {
+        let unexpected = |source| DatapathError::Attachment { path: pin.to_owned(), source };
+        let attachment = FdLink::from(attachment);
+        // The pin alone keeps it; a descriptor held here would keep the program on after the pin is removed.
+        let outcome = match program.direction() {
+            None => {
+                let attachment = XdpLink::try_from(attachment).map_err(unexpected)?;
+                let xdp = xdp(&mut self.ebpf, program)?;
+                xdp.attach_to_link(attachment).and_then(|id| xdp.take_link(id).map(|_| ()))
+            }
+            Some(_) => {
+                let attachment = SchedClassifierLink::try_from(attachment).map_err(unexpected)?;
+                let classifier = classifier(&mut self.ebpf, program)?;
+                classifier.attach_to_link(attachment).and_then(|id| classifier.take_link(id).map(|_| ()))
+            }
+        };
+        match outcome {
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(libc::ENOLINK) => Ok(false),
+            Err(source) => Err(attach_error("adopt", program, link, source)),
+        }
+    }
+}
+
+/// Between the program's name and the link's index in the name of a pin.
+const LINK_MARK: &str = "_link_";
+
+fn attach_xdp(ebpf: &mut Ebpf, program: Program, link: IfIndex) -> Result<(FdLink, Attached), DatapathError> {
+    let error = |source| attach_error("attach", program, link, source);
+    let xdp = xdp(ebpf, program)?;
+    let (id, attached) = match xdp.attach_to_if_index(link.0, XdpMode::Driver) {
+        Ok(id) => (id, Attached::Native),
+        Err(refusal) if errno(&refusal) == Some(libc::EOPNOTSUPP) => {
+            (xdp.attach_to_if_index(link.0, XdpMode::Skb).map_err(error)?, Attached::Generic)
+        }
+        Err(source) => return Err(error(source)),
+    };
+    let attachment = xdp.take_link(id).map_err(error)?;
+    let attachment = FdLink::try_from(attachment)
+        .map_err(|source| DatapathError::Attachment { path: program.name().into(), source })?;
+    Ok((attachment, attached))
+}
+
+fn attach_classifier(
+    ebpf: &mut Ebpf,
+    program: Program,
+    direction: TcAttachType,
+    link: IfIndex,
+) -> Result<(FdLink, Attached), DatapathError> {
+    let error = |source| attach_error("attach", program, link, source);
+    let name = link_name(link)?;
+    let classifier = classifier(ebpf, program)?;
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = classifier.attach_with_options(&name, direction, options).map_err(error)?;
+    let attachment = classifier.take_link(id).map_err(error)?;
+    let attachment = FdLink::try_from(attachment)
+        .map_err(|source| DatapathError::Attachment { path: program.name().into(), source })?;
+    Ok((attachment, Attached::Tcx))
+}
+
+fn link_name(link: IfIndex) -> Result<String, DatapathError> {
+    let name: CString = nix::net::if_::if_indextoname(link.0).map_err(|_| DatapathError::NoLink { link })?;
+    name.into_string().map_err(|_| DatapathError::NoLink { link })
+}
+
+fn xdp(ebpf: &mut Ebpf, program: Program) -> Result<&mut Xdp, DatapathError> {
+    match ebpf.program_mut(program.name()).map(TryInto::try_into) {
+        Some(Ok(program)) => Ok(program),
+        Some(Err(_)) | None => Err(DatapathError::Missing { kind: "XDP program", name: program.name() }),
+    }
+}
+
+fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
+    match ebpf.program_mut(program.name()).map(TryInto::try_into) {
+        Some(Ok(program)) => Ok(program),
+        Some(Err(_)) | None => Err(DatapathError::Missing { kind: "TC program", name: program.name() }),
+    }
+}
+
+fn attach_error(operation: &'static str, program: Program, link: IfIndex, source: ProgramError) -> DatapathError {
+    DatapathError::Attach { operation, program: program.name(), link, source: Box::new(source) }
+}
+
+/// The kernel's own answer inside an error of the loader.
+fn errno(error: &ProgramError) -> Option<i32> {
+    let of = |error: &io::Error| error.raw_os_error();
+    match error {
+        ProgramError::SyscallError(error) => of(&error.io_error),
+        ProgramError::XdpError(XdpError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
+    }
+}

@@ -1,0 +1,122 @@
+//! The maps there are, and what shape they must have.
+
+use std::fmt;
+
+use aya::maps::MapType;
+use meshd_abi::{
+    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Fragment, FragmentKey, Identity,
+    NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
+};
+
+/// Kind and sizes of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapShape {
+    /// `BPF_MAP_TYPE_*`.
+    pub kind: u32,
+    /// Octets of a key.
+    pub key_size: u32,
+    /// Octets of a value.
+    pub value_size: u32,
+    /// Most elements.
+    pub max_entries: u32,
+}
+
+impl fmt::Display for MapShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "type {}, {}-byte keys, {}-byte values and {} entries",
+            self.kind, self.key_size, self.value_size, self.max_entries
+        )
+    }
+}
+
+/// How many elements the maps have whose size is a matter of taste.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Frontends, per family and scope: one of each address, port and protocol.
+    pub services: u32,
+    /// Backends, per family.
+    pub backends: u32,
+    /// Members of all services together.
+    pub members: u32,
+    /// Chunks of Maglev tables: a service takes one, or four with the large table.
+    pub maglev: u32,
+    /// Entries of IPv4 connections, two for each; IPv6 gets a quarter.
+    pub connections: u32,
+    /// Clients with session affinity, per family.
+    pub affinity: u32,
+    /// Datagrams in fragments at a time, per family.
+    pub fragments: u32,
+    /// Addresses of workloads and nodes, per family.
+    pub identities: u32,
+    /// Prefixes of the mesh, per family.
+    pub prefixes: u32,
+    /// Neighbors.
+    pub next_hops: u32,
+    /// Octets of the ring of flow events, a power of two of pages.
+    pub events: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            services: 65_536,
+            backends: 65_536,
+            members: 262_144,
+            maglev: 4_096,
+            connections: 524_288,
+            affinity: 65_536,
+            fragments: 8_192,
+            identities: 524_288,
+            prefixes: 65_536,
+            next_hops: 4_096,
+            events: 1 << 20,
+        }
+    }
+}
+
+/// A map of the object.
+#[derive(Clone, Copy, Debug)]
+pub struct MapSpec {
+    /// Its name in the object and below the folder of pins.
+    pub name: &'static str,
+    /// Its shape.
+    pub shape: MapShape,
+}
+
+const fn spec<K, V>(name: &'static str, kind: MapType, max_entries: u32) -> MapSpec {
+    let shape =
+        MapShape { kind: kind as u32, key_size: size_of::<K>() as u32, value_size: size_of::<V>() as u32, max_entries };
+    MapSpec { name, shape }
+}
+
+/// Every map of the object that is pinned.
+#[must_use]
+pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
+    use MapType::{Array, ArrayOfMaps, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
+    let connections6 = sizes.connections.div_ceil(4);
+    vec![
+        spec::<u32, Settings>("SETTINGS", Array, 1),
+        spec::<u32, Counter>("COUNTERS", PerCpuArray, Reason::COUNT),
+        spec::<NeighborKey, u32>("NEIGHBORS", Hash, sizes.next_hops),
+        spec::<u32, u32>("MEMBERS", Array, sizes.members),
+        spec::<u32, u32>("MAGLEV", ArrayOfMaps, sizes.maglev),
+        spec::<u32, NextHop>("NEXT_HOPS", Array, sizes.next_hops),
+        spec::<(), ()>("EVENTS", RingBuf, sizes.events),
+        spec::<ServiceKey<V4>, Service>("SERVICES4", Hash, sizes.services),
+        spec::<ServiceKey<V6>, Service>("SERVICES6", Hash, sizes.services),
+        spec::<u32, Backend<V4>>("BACKENDS4", Array, sizes.backends),
+        spec::<u32, Backend<V6>>("BACKENDS6", Array, sizes.backends),
+        spec::<ConnectionKey<V4>, Connection<V4>>("CONNECTIONS4", Hash, sizes.connections),
+        spec::<ConnectionKey<V6>, Connection<V6>>("CONNECTIONS6", Hash, connections6),
+        spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, sizes.affinity),
+        spec::<AffinityKey<V6>, AffinityValue>("AFFINITY6", LruHash, sizes.affinity),
+        spec::<FragmentKey<V4>, Fragment>("FRAGMENTS4", LruHash, sizes.fragments),
+        spec::<FragmentKey<V6>, Fragment>("FRAGMENTS6", LruHash, sizes.fragments),
+        spec::<V4, Identity>("IDENTITIES4", Hash, sizes.identities),
+        spec::<V6, Identity>("IDENTITIES6", Hash, sizes.identities),
+        spec::<CidrKey<V4>, u32>("MESH4", LpmTrie, sizes.prefixes),
+        spec::<CidrKey<V6>, u32>("MESH6", LpmTrie, sizes.prefixes),
+    ]
+}

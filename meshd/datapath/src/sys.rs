@@ -1,0 +1,137 @@
+//! Calls of bpf(2) that the loader library has not: batches, and elements of any type.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use libc::{SYS_bpf, c_long};
+
+/// `BPF_MAP_LOOKUP_ELEM` and its neighbors in `enum bpf_cmd`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+pub(crate) enum Element {
+    /// Copies an element's value.
+    Lookup = 1,
+    /// Adds or replaces an element.
+    Update = 2,
+    /// Removes an element.
+    Delete = 3,
+}
+
+/// `BPF_MAP_LOOKUP_BATCH` and its neighbors in `enum bpf_cmd`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+pub(crate) enum Batch {
+    /// Copies elements.
+    Lookup = 24,
+    /// Adds or replaces elements.
+    Update = 26,
+    /// Removes elements.
+    Delete = 27,
+}
+
+/// The part of `union bpf_attr` for one element.
+#[repr(C)]
+struct ElementAttr {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` for a batch.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Works on one element. A null value is for deletions.
+///
+/// # Safety
+/// `key` and `value` must point to as many bytes as the map's keys and values have.
+pub(crate) unsafe fn element(command: Element, map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map: map.as_raw_fd().cast_unsigned(),
+        reserved: 0,
+        key: key as u64,
+        value: value as u64,
+        flags: 0,
+    };
+    // SAFETY: the caller vouches for the pointers.
+    result(unsafe { libc::syscall(SYS_bpf, command as i32, &raw mut attr, size_of::<ElementAttr>()) })
+}
+
+/// Where the next batch of a lookup begins.
+pub(crate) type Cursor = [u8; 64];
+
+/// Works on many elements at once; returns how many were, also when it failed in between.
+///
+/// # Safety
+/// `keys` and `values` must point to `count` keys and values; the cursors are those of the same walk.
+pub(crate) unsafe fn batch(
+    command: Batch,
+    map: BorrowedFd<'_>,
+    keys: *mut u8,
+    values: *mut u8,
+    count: u32,
+    cursors: (Option<&Cursor>, Option<&mut Cursor>),
+) -> (u32, io::Result<()>) {
+    let mut attr = BatchAttr {
+        in_batch: cursors.0.map_or(0, |cursor| cursor.as_ptr() as u64),
+        out_batch: cursors.1.map_or(0, |cursor| cursor.as_mut_ptr() as u64),
+        keys: keys as u64,
+        values: values as u64,
+        count,
+        map: map.as_raw_fd().cast_unsigned(),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the caller vouches for the pointers, and a cursor is as long as the longest key of ours.
+    let answer = unsafe { libc::syscall(SYS_bpf, command as i32, &raw mut attr, size_of::<BatchAttr>()) };
+    (attr.count, result(answer))
+}
+
+fn result(answer: c_long) -> io::Result<()> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The part of `union bpf_attr` that a map is made with.
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner: u32,
+    numa: u32,
+    name: [u8; 16],
+}
+
+/// Makes an array of one element.
+pub(crate) fn create_array(name: &str, value_size: u32) -> io::Result<OwnedFd> {
+    /// `BPF_MAP_CREATE`
+    const CREATE: i32 = 0;
+    /// `BPF_MAP_TYPE_ARRAY`
+    const ARRAY: u32 = 2;
+    let mut attr = CreateAttr { kind: ARRAY, key_size: 4, value_size, max_entries: 1, ..CreateAttr::default() };
+    for (to, from) in attr.name.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
+    // SAFETY: the structure is as long as the kernel is told.
+    let answer = unsafe { libc::syscall(SYS_bpf, CREATE, &raw mut attr, size_of::<CreateAttr>()) };
+    result(answer)?;
+    let descriptor = i32::try_from(answer).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}

@@ -1,0 +1,24 @@
+//! The programs load, and how hard that is for the verifier.
+
+use meshd_datapath::Program;
+
+use crate::bench::{in_namespaces, load};
+
+/// Most instructions the verifier may look at for one program; the kernel's own limit is 1,000,000.
+const VERIFIED_MAX: u32 = 200_000;
+
+#[test]
+fn every_program_loads_and_stays_easy_to_verify() {
+    in_namespaces(|folder| {
+        let programs = load(&folder);
+        for program in Program::ALL {
+            let loaded = programs.object().program(program.name()).expect("it is in the object");
+            let info = loaded.info().expect("the kernel describes it");
+            let verified = info.verified_instruction_count().expect("kernel 5.16 and newer tell");
+            println!("{}: {verified} instructions verified, {:?} octets", program.name(), info.size_jitted());
+            assert!(verified <= VERIFIED_MAX, "{}: {verified}", program.name());
+        }
+        programs.remove().expect("remove");
+        assert!(!folder.exists());
+    });
+}
