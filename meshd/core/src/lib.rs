@@ -13,6 +13,7 @@ pub mod clustermesh;
 pub mod derive;
 pub mod desired;
 pub mod id;
+pub mod maglev;
 pub mod observed;
 pub mod plan;
 pub mod table;

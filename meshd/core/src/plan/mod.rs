@@ -6,6 +6,7 @@
 
 mod action;
 mod actual;
+pub mod datapath;
 mod nexthops;
 mod planner;
 

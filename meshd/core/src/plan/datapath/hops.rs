@@ -1,0 +1,154 @@
+//! Neighbors of this node, so that a program needs not ask the routing table.
+//!
+//! An element is a link-layer address on a link, because that is what a packet arrives from. A neighbor whose link-layer address changes
+//! keeps its element: known connections refer to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use meshd_abi::{NeighborKey, NextHop};
+
+use super::{Write, space::Space};
+use crate::id::IfIndex;
+
+/// A neighbor as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// Its link-layer address.
+    pub destination: [u8; 6],
+    /// That of the link.
+    pub source: [u8; 6],
+    /// MTU of the link.
+    pub mtu: u32,
+}
+
+#[derive(Debug)]
+struct Element {
+    index: u32,
+    hop: Option<Hop>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+/// Plans `NEXT_HOPS` and `NEIGHBORS`.
+#[derive(Debug)]
+pub struct HopPlanner {
+    elements: BTreeMap<(IfIndex, [u8; 6]), Element>,
+    by_address: BTreeMap<(IfIndex, IpAddr), [u8; 6]>,
+    space: Space,
+}
+
+impl HopPlanner {
+    /// Takes over what the map of neighbors held; `room` is the size of both maps.
+    #[must_use]
+    pub fn new(room: u32, existing: &[(NeighborKey, u32)]) -> Self {
+        let mut planner = Self { elements: BTreeMap::new(), by_address: BTreeMap::new(), space: Space::new(1, room) };
+        for (key, index) in existing {
+            if planner.space.claim(*index, 1) {
+                let element = Element { index: *index, hop: None, addresses: BTreeSet::new() };
+                planner.elements.insert((IfIndex(key.link), key.address), element);
+            }
+        }
+        planner
+    }
+
+    /// The element of a neighbor; 0 without one.
+    #[must_use]
+    pub fn find(&self, link: IfIndex, address: IpAddr) -> u32 {
+        let Some(mac) = self.by_address.get(&(link, address)) else { return 0 };
+        self.elements.get(&(link, *mac)).map_or(0, |element| element.index)
+    }
+
+    /// A neighbor came or changed; `None` when it went or is not resolved. Nothing happens without room: the programs ask the
+    /// routing table then.
+    pub fn put(&mut self, link: IfIndex, address: IpAddr, hop: Option<Hop>) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let old = self.by_address.get(&(link, address)).copied();
+        if let (Some(old), Some(hop)) = (old, hop) {
+            if old != hop.destination && self.move_alone(link, address, old, hop, &mut writes) {
+                return writes;
+            }
+        }
+        if let Some(old) = old.filter(|old| hop.is_none_or(|hop| hop.destination != *old)) {
+            self.leave(link, address, old, &mut writes);
+        }
+        if let Some(hop) = hop {
+            self.join(link, address, hop, &mut writes);
+        }
+        writes
+    }
+
+    /// Removes what an earlier process wrote and nobody named since.
+    pub fn finish(&mut self) -> Vec<Write> {
+        let lost: Vec<(IfIndex, [u8; 6])> =
+            self.elements.iter().filter(|(_, element)| element.addresses.is_empty()).map(|(key, _)| *key).collect();
+        let mut writes = Vec::new();
+        for key in lost {
+            self.remove(key, &mut writes);
+        }
+        writes
+    }
+
+    /// The only neighbor with a link-layer address has another one now: the element goes with it.
+    fn move_alone(&mut self, link: IfIndex, address: IpAddr, old: [u8; 6], hop: Hop, writes: &mut Vec<Write>) -> bool {
+        let alone = self.elements.get(&(link, old)).is_some_and(|element| element.addresses.len() == 1);
+        if !alone || self.elements.contains_key(&(link, hop.destination)) {
+            return false;
+        }
+        let Some(mut element) = self.elements.remove(&(link, old)) else { return false };
+        element.hop = Some(hop);
+        writes.push(write_hop(link, element.index, &hop));
+        writes.push(Write::Neighbor(neighbor_key(link, hop.destination), Some(element.index)));
+        writes.push(Write::Neighbor(neighbor_key(link, old), None));
+        self.elements.insert((link, hop.destination), element);
+        self.by_address.insert((link, address), hop.destination);
+        true
+    }
+
+    fn join(&mut self, link: IfIndex, address: IpAddr, hop: Hop, writes: &mut Vec<Write>) {
+        let key = (link, hop.destination);
+        if !self.elements.contains_key(&key) {
+            let Some(index) = self.space.take(1) else { return };
+            self.elements.insert(key, Element { index, hop: None, addresses: BTreeSet::new() });
+        }
+        let Some(element) = self.elements.get_mut(&key) else { return };
+        element.addresses.insert(address);
+        if element.hop != Some(hop) {
+            element.hop = Some(hop);
+            writes.push(write_hop(link, element.index, &hop));
+            writes.push(Write::Neighbor(neighbor_key(link, hop.destination), Some(element.index)));
+        }
+        self.by_address.insert((link, address), hop.destination);
+    }
+
+    fn leave(&mut self, link: IfIndex, address: IpAddr, old: [u8; 6], writes: &mut Vec<Write>) {
+        self.by_address.remove(&(link, address));
+        let Some(element) = self.elements.get_mut(&(link, old)) else { return };
+        element.addresses.remove(&address);
+        if element.addresses.is_empty() {
+            self.remove((link, old), writes);
+        }
+    }
+
+    fn remove(&mut self, key: (IfIndex, [u8; 6]), writes: &mut Vec<Write>) {
+        let Some(element) = self.elements.remove(&key) else { return };
+        writes.push(Write::Neighbor(neighbor_key(key.0, key.1), None));
+        writes.push(Write::NextHop(element.index, NextHop::default()));
+        // Connections may still name it. An element without a link makes programs ask the routing table, and whoever gets it
+        // next is a neighbor of this node as well: a packet that follows it is forwarded from there.
+        self.space.give(element.index, 1);
+    }
+}
+
+fn neighbor_key(link: IfIndex, address: [u8; 6]) -> NeighborKey {
+    NeighborKey { link: link.0, address, reserved: 0 }
+}
+
+fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
+    let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
+    Write::NextHop(
+        index,
+        NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, reserved: 0 },
+    )
+}

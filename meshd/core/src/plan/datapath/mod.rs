@@ -1,0 +1,68 @@
+//! What the kernel's programs are to find in their maps.
+//!
+//! Each part is a planner of its own, fed with what changed and answering with [`Write`]s in the order in which they must be
+//! carried out: a service is written after its members, and what it no longer needs is freed after that (invariant I8). What the
+//! maps held when the process started is taken over by content, so that known connections keep their backends.
+
+mod hops;
+mod identities;
+mod services;
+mod space;
+
+pub use hops::{Hop, HopPlanner};
+pub use identities::{IdentityPlanner, Standing};
+pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings};
+
+use std::net::IpAddr;
+
+use meshd_abi::{Address, Backend, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, V4, V6};
+
+/// A change to a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// A backend of IPv4.
+    Backend4(u32, Backend<V4>),
+    /// A backend of IPv6.
+    Backend6(u32, Backend<V6>),
+    /// Members from this place on.
+    Members(u32, Vec<u32>),
+    /// A chunk of a Maglev table.
+    Chunk(u32, Box<[u16; MAGLEV_CHUNK]>),
+    /// A frontend of IPv4; `None` removes it.
+    Service4(ServiceKey<V4>, Option<Service>),
+    /// A frontend of IPv6; `None` removes it.
+    Service6(ServiceKey<V6>, Option<Service>),
+    /// A neighbor.
+    NextHop(u32, NextHop),
+    /// A neighbor by its link-layer address; `None` removes it.
+    Neighbor(NeighborKey, Option<u32>),
+    /// Who has an address of IPv4; `None` removes it.
+    Identity4(V4, Option<Identity>),
+    /// Who has an address of IPv6; `None` removes it.
+    Identity6(V6, Option<Identity>),
+}
+
+/// An address as maps have it.
+fn v4(address: IpAddr) -> Option<V4> {
+    match address {
+        IpAddr::V4(address) => Some(V4::from_octets(address.octets())),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// See [`v4`].
+fn v6(address: IpAddr) -> Option<V6> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(V6::from_octets(address.octets())),
+    }
+}
+
+/// The address that a map's words are.
+fn ip<A: Address>(address: A) -> IpAddr {
+    let [a, b, c, d] = address.words();
+    if A::IS_V4 { IpAddr::from(V4(a).octets()) } else { IpAddr::from(V6([a, b, c, d]).octets()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,697 @@
+//! Services, their members and Maglev tables, their backends.
+//!
+//! Everything is by *group*: the backends that one port of a service has for one family under one traffic policy. All frontends
+//! of the port share it. A group has a number (for affinity, counters, events), a range of members, perhaps a Maglev table, and an element for
+//! each backend that keeps its index as long as the backend exists, because known connections refer to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use meshd_abi::{
+    Address, Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, V4, V6, service_flags,
+};
+
+use super::{Write, ip, space::Space, v4, v6};
+use crate::{
+    desired::{self, FrontendKind, Service, ServicePort},
+    maglev,
+    observed::{ForwardingMode, OnRemoval, Protocol, ServiceName, TrafficPolicy},
+};
+
+/// Ticks of the programs' clock in a second: 10^9 nanoseconds of 2^30 each.
+const TICKS: f64 = 1e9 / (1u64 << 30) as f64;
+
+/// What holds for all services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceSettings {
+    /// Slots of a Maglev table, 0: none, a hash picks the member.
+    pub slots: u32,
+    /// How packets reach backends on other nodes, unless a service says otherwise.
+    pub mode: ForwardingMode,
+    /// Room for backends, per family.
+    pub backends: u32,
+    /// Room for members.
+    pub members: u32,
+    /// Room for chunks of Maglev tables.
+    pub chunks: u32,
+}
+
+/// What the maps held when the process started.
+#[derive(Debug, Clone, Default)]
+pub struct Existing {
+    /// Frontends of IPv4.
+    pub services4: Vec<(ServiceKey<V4>, Entry)>,
+    /// Frontends of IPv6.
+    pub services6: Vec<(ServiceKey<V6>, Entry)>,
+    /// Members, all of them.
+    pub members: Vec<u32>,
+    /// Backends of IPv4 that are in use, with their index.
+    pub backends4: Vec<(u32, Backend<V4>)>,
+    /// Backends of IPv6 that are in use, with their index.
+    pub backends6: Vec<(u32, Backend<V6>)>,
+}
+
+/// Changes to the maps, and what could not be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// What to write, in this order.
+    pub writes: Vec<Write>,
+    /// Why a service is not in the maps as it should be.
+    pub problems: Vec<String>,
+}
+
+/// Frontends are the same for both families but for the address.
+type FrontendKey = (IpAddr, u16, u8, u8);
+
+/// A port of a service under one policy, for one family.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct GroupKey {
+    service: ServiceName,
+    protocol: Protocol,
+    port: u16,
+    ipv4: bool,
+    /// Backends of this node only.
+    local_only: bool,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    id: u32,
+    members: (u32, u32),
+    chunks: (u32, u32),
+    backends: BTreeMap<(IpAddr, u16), u32>,
+    frontends: BTreeSet<FrontendKey>,
+    /// What the table was made of.
+    shares: Vec<maglev::Member>,
+}
+
+/// What a backend's element says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Element {
+    address: IpAddr,
+    port: u16,
+    state: BackendState,
+    local: bool,
+    next_hop: u32,
+}
+
+/// Plans the maps of services.
+#[derive(Debug)]
+pub struct ServicePlanner {
+    settings: ServiceSettings,
+    groups: BTreeMap<GroupKey, Group>,
+    /// Frontends in the maps and the entry each has.
+    frontends: HashMap<FrontendKey, Entry>,
+    /// Of those, frontends that this process has not planned yet.
+    inherited: BTreeSet<FrontendKey>,
+    members: Vec<u32>,
+    elements: [BTreeMap<u32, Element>; 2],
+    /// Backends by address, for those whose next hop changes.
+    by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
+    ids: Space,
+    member_space: Space,
+    chunk_space: Space,
+    backend_space: [Space; 2],
+    /// Ranges that a program may still be reading: given back by [`Self::begin_round`].
+    retired: Vec<Retired>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Retired {
+    Members(u32, u32),
+    Chunks(u32, u32),
+    Id(u32),
+}
+
+impl ServicePlanner {
+    /// Takes over what the maps hold.
+    #[must_use]
+    pub fn new(settings: ServiceSettings, existing: Existing) -> Self {
+        let mut planner = Self {
+            settings,
+            groups: BTreeMap::new(),
+            frontends: HashMap::new(),
+            inherited: BTreeSet::new(),
+            members: existing.members,
+            elements: [BTreeMap::new(), BTreeMap::new()],
+            by_address: BTreeMap::new(),
+            ids: Space::new(1, u32::MAX),
+            member_space: Space::new(0, settings.members),
+            chunk_space: Space::new(0, settings.chunks),
+            backend_space: [Space::new(1, settings.backends), Space::new(1, settings.backends)],
+            retired: Vec::new(),
+        };
+        for (index, backend) in existing.backends4 {
+            planner.inherit_backend(index, &backend);
+        }
+        for (index, backend) in existing.backends6 {
+            planner.inherit_backend(index, &backend);
+        }
+        for (key, entry) in existing.services4 {
+            planner.inherit_frontend(&key, entry);
+        }
+        for (key, entry) in existing.services6 {
+            planner.inherit_frontend(&key, entry);
+        }
+        planner
+    }
+
+    fn inherit_backend<A: Address>(&mut self, index: u32, backend: &Backend<A>) {
+        let family = usize::from(!A::IS_V4);
+        let state = match backend.state {
+            1 => BackendState::Active,
+            2 => BackendState::Terminating,
+            3 => BackendState::Removed,
+            4 => BackendState::Killed,
+            _ => return,
+        };
+        if !self.backend_space[family].claim(index, 1) {
+            return;
+        }
+        let element = Element {
+            address: ip(backend.address),
+            port: u16::from_be(backend.port),
+            state,
+            local: backend.local != 0,
+            next_hop: backend.next_hop,
+        };
+        self.elements[family].insert(index, element);
+    }
+
+    fn inherit_frontend<A: Address>(&mut self, key: &ServiceKey<A>, entry: Entry) {
+        let key = (ip(key.address), u16::from_be(key.port), key.protocol, key.scope);
+        // Several frontends share a group: the first claims its ranges.
+        self.member_space.claim(entry.members, u32::from(entry.count));
+        if entry.table != NO_TABLE {
+            self.chunk_space.claim(entry.table, chunks_of(entry.slots));
+        }
+        self.ids.claim(entry.id, 1);
+        self.frontends.insert(key, entry);
+        self.inherited.insert(key);
+    }
+
+    /// Gives ranges back that earlier plans replaced. To be called when the programs that were running then have ended, which
+    /// a few milliseconds make sure of.
+    pub fn begin_round(&mut self) {
+        for retired in std::mem::take(&mut self.retired) {
+            match retired {
+                Retired::Members(begin, length) => self.member_space.give(begin, length),
+                Retired::Chunks(begin, length) => self.chunk_space.give(begin, length),
+                Retired::Id(id) => self.ids.give(id, 1),
+            }
+        }
+    }
+
+    /// Plans one service; `None` removes it. `hop` tells the next hop of an address.
+    pub fn plan(&mut self, name: &ServiceName, wanted: Option<&Service>, hop: impl Fn(IpAddr) -> u32) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        let start = GroupKey {
+            service: name.clone(),
+            protocol: Protocol::Tcp,
+            port: 0,
+            ipv4: false,
+            local_only: false,
+        };
+        let mut left: BTreeSet<GroupKey> =
+            self.groups.range(start..).map(|(key, _)| key).take_while(|key| key.service == *name).cloned().collect();
+        // A service whose name sorts the same has the same name: protocol `Tcp` is the first of its kind.
+        if let Some(service) = wanted {
+            for port in &service.ports {
+                for ipv4 in [true, false] {
+                    for key in self.put_port(name, service, port, ipv4, &hop, &mut plan) {
+                        left.remove(&key);
+                    }
+                }
+            }
+        }
+        for key in left {
+            self.remove_group(&key, wanted.map_or(OnRemoval::Keep, |service| service.on_removal), &mut plan);
+        }
+        plan
+    }
+
+    /// Removes what an earlier process left and nobody planned since: to be called when every service was planned once.
+    pub fn finish(&mut self) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        for key in std::mem::take(&mut self.inherited) {
+            if let Some(entry) = self.frontends.remove(&key) {
+                plan.writes.push(write_service(&key, None));
+                if !self.groups.values().any(|group| group.id == entry.id) {
+                    self.retire(&entry);
+                }
+            }
+        }
+        let claimed: BTreeSet<(bool, u32)> = self
+            .groups
+            .iter()
+            .flat_map(|(key, group)| group.backends.values().map(|index| (key.ipv4, *index)))
+            .collect();
+        for ipv4 in [true, false] {
+            let lost: Vec<u32> = self.elements[usize::from(!ipv4)]
+                .iter()
+                .filter(|(index, element)| !claimed.contains(&(ipv4, **index)) && is_live(element.state))
+                .map(|(index, _)| *index)
+                .collect();
+            for index in lost {
+                self.set_state(ipv4, index, BackendState::Removed, &mut plan);
+            }
+        }
+        plan
+    }
+
+    /// Frees removed backends to which no connection refers any more; `used` names those it still does, by family and index.
+    pub fn release(&mut self, used: impl Fn(bool, u32) -> bool) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        for ipv4 in [true, false] {
+            let family = usize::from(!ipv4);
+            let free: Vec<u32> = self.elements[family]
+                .iter()
+                .filter(|(index, element)| !is_live(element.state) && !used(ipv4, **index))
+                .map(|(index, _)| *index)
+                .collect();
+            for index in free {
+                self.set_state(ipv4, index, BackendState::Free, &mut plan);
+                if let Some(element) = self.elements[family].remove(&index) {
+                    self.forget_address(element.address, index);
+                }
+                self.backend_space[family].give(index, 1);
+            }
+        }
+        plan
+    }
+
+    /// The next hop of these addresses changed.
+    pub fn rehop(&mut self, addresses: &BTreeSet<IpAddr>, hop: impl Fn(IpAddr) -> u32) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        for address in addresses {
+            let next_hop = hop(*address);
+            let family = usize::from(!address.is_ipv4());
+            for index in self.by_address.get(address).into_iter().flatten() {
+                if let Some(element) = self.elements[family].get_mut(index) {
+                    if element.next_hop != next_hop {
+                        element.next_hop = next_hop;
+                        plan.writes.push(write_backend(*index, element));
+                    }
+                }
+            }
+        }
+        plan
+    }
+
+    /// Every address that is a backend.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_address.keys().copied()
+    }
+
+    /// Backends in use, per family.
+    #[must_use]
+    pub fn backends(&self) -> [usize; 2] {
+        [self.elements[0].len(), self.elements[1].len()]
+    }
+
+    /// Room that is left for members and for chunks of Maglev tables.
+    #[must_use]
+    pub fn room(&self) -> [u64; 2] {
+        [self.member_space.left(), self.chunk_space.left()]
+    }
+
+    /// Frontends in the maps.
+    #[must_use]
+    pub fn frontends(&self) -> usize {
+        self.frontends.len()
+    }
+
+    fn put_port(
+        &mut self,
+        name: &ServiceName,
+        service: &Service,
+        port: &ServicePort,
+        ipv4: bool,
+        hop: &impl Fn(IpAddr) -> u32,
+        plan: &mut ServicePlan,
+    ) -> Vec<GroupKey> {
+        let Some(protocol) = number(port.protocol) else { return Vec::new() };
+        let mut wanted: BTreeMap<bool, BTreeSet<FrontendKey>> = BTreeMap::new();
+        for frontend in port.frontends.iter().filter(|frontend| frontend.address.is_ipv4() == ipv4) {
+            let mut add = |scope: Scope, policy: TrafficPolicy| {
+                let local_only = policy == TrafficPolicy::Local;
+                let key = (frontend.address, frontend.port, protocol, scope as u8);
+                wanted.entry(local_only).or_default().insert(key);
+            };
+            add(Scope::Internal, service.internal_policy);
+            // An address inside the mesh is none that is asked from outside.
+            if frontend.kind != FrontendKind::ClusterIp {
+                add(Scope::External, service.external_policy);
+            }
+        }
+        let mut planned = Vec::new();
+        for (local_only, frontends) in wanted {
+            let key =
+                GroupKey { service: name.clone(), protocol: port.protocol, port: port.port, ipv4, local_only };
+            self.put_group(&key, frontends, service, port, hop, plan);
+            planned.push(key);
+        }
+        planned
+    }
+
+    fn put_group(
+        &mut self,
+        key: &GroupKey,
+        frontends: BTreeSet<FrontendKey>,
+        service: &Service,
+        port: &ServicePort,
+        hop: &impl Fn(IpAddr) -> u32,
+        plan: &mut ServicePlan,
+    ) {
+        let mut group = match self.groups.remove(key) {
+            Some(group) => group,
+            None => self.adopt(key, &frontends),
+        };
+        if group.id == 0 {
+            // There are more numbers than elements of any map.
+            group.id = self.ids.take(1).unwrap_or(u32::MAX);
+        }
+        let backends: Vec<&desired::Backend> = port
+            .backends
+            .iter()
+            .filter(|backend| backend.address.is_ipv4() == key.ipv4 && (!key.local_only || backend.local))
+            .collect();
+        let kept = self.put_backends(&mut group, key, &backends, hop, plan);
+        let old = (group.members, group.chunks);
+        if let Some(entry) = self.put_members(&mut group, key, &kept, service, plan) {
+            for frontend in &frontends {
+                let flags = flags_of(service, self.settings.mode, frontend);
+                let entry = Entry { flags, ..entry };
+                self.inherited.remove(frontend);
+                if self.frontends.insert(*frontend, entry) != Some(entry) {
+                    plan.writes.push(write_service(frontend, Some(entry)));
+                }
+            }
+        }
+        for frontend in group.frontends.difference(&frontends) {
+            self.frontends.remove(frontend);
+            plan.writes.push(write_service(frontend, None));
+        }
+        group.frontends = frontends;
+        if old.0 != group.members {
+            self.retired.push(Retired::Members(old.0.0, old.0.1));
+        }
+        if old.1 != group.chunks {
+            self.retired.push(Retired::Chunks(old.1.0, old.1.1));
+        }
+        // Backends that left go after the tables that named them.
+        let gone: Vec<(IpAddr, u16)> = group
+            .backends
+            .keys()
+            .filter(|at| !backends.iter().any(|backend| (backend.address, backend.port) == **at))
+            .copied()
+            .collect();
+        for at in gone {
+            if let Some(index) = group.backends.remove(&at) {
+                self.set_state(key.ipv4, index, removed_state(service.on_removal), plan);
+            }
+        }
+        self.groups.insert(key.clone(), group);
+    }
+
+    /// What an earlier process wrote for these frontends.
+    fn adopt(&mut self, key: &GroupKey, frontends: &BTreeSet<FrontendKey>) -> Group {
+        let Some(entry) = frontends
+            .iter()
+            .filter(|frontend| self.inherited.contains(*frontend))
+            .find_map(|frontend| self.frontends.get(frontend))
+            .copied()
+        else {
+            return Group::default();
+        };
+        let mut group = Group {
+            id: entry.id,
+            members: (entry.members, u32::from(entry.count)),
+            chunks: if entry.table == NO_TABLE { (0, 0) } else { (entry.table, chunks_of(entry.slots)) },
+            ..Group::default()
+        };
+        let family = usize::from(!key.ipv4);
+        for at in entry.members..entry.members.saturating_add(u32::from(entry.count)) {
+            let Some(index) = self.members.get(at as usize) else { continue };
+            if let Some(element) = self.elements[family].get(index) {
+                group.backends.insert((element.address, element.port), *index);
+                self.by_address.entry(element.address).or_default().insert(*index);
+            }
+        }
+        group
+    }
+
+    /// Writes elements; returns those that take new connections, with their weight.
+    fn put_backends(
+        &mut self,
+        group: &mut Group,
+        key: &GroupKey,
+        backends: &[&desired::Backend],
+        hop: &impl Fn(IpAddr) -> u32,
+        plan: &mut ServicePlan,
+    ) -> Vec<(u32, maglev::Member)> {
+        let family = usize::from(!key.ipv4);
+        let mut kept = Vec::new();
+        let mut refused = 0usize;
+        for backend in backends {
+            if key.protocol == Protocol::Sctp && backend.port != key.port {
+                refused += 1;
+                continue;
+            }
+            let at = (backend.address, backend.port);
+            let index = match group.backends.get(&at) {
+                Some(index) => *index,
+                None => {
+                    let Some(index) = self.backend_space[family].take(1) else {
+                        plan.problems.push(format!(
+                            "service {}: no room for backend {} (services.maps.backends is {})",
+                            key.service, backend.address, self.settings.backends
+                        ));
+                        continue;
+                    };
+                    group.backends.insert(at, index);
+                    self.by_address.entry(backend.address).or_default().insert(index);
+                    index
+                }
+            };
+            let element = Element {
+                address: backend.address,
+                port: backend.port,
+                state: if backend.used { BackendState::Active } else { BackendState::Terminating },
+                local: backend.local,
+                next_hop: hop(backend.address),
+            };
+            if self.elements[family].insert(index, element) != Some(element) {
+                plan.writes.push(write_backend(index, &element));
+            }
+            if backend.used {
+                kept.push((index, maglev::Member { key: stable_key(backend), weight: backend.weight }));
+            }
+        }
+        if refused > 0 {
+            plan.problems.push(format!(
+                "service {}: SCTP cannot be moved to another port than {}, so {refused} backends are not used",
+                key.service, key.port
+            ));
+        }
+        kept
+    }
+
+    /// Writes members and table to ranges that nobody reads; returns the entry that names them. `None`: there is no room, and the
+    /// old entry stays.
+    fn put_members(
+        &mut self,
+        group: &mut Group,
+        key: &GroupKey,
+        kept: &[(u32, maglev::Member)],
+        service: &Service,
+        plan: &mut ServicePlan,
+    ) -> Option<Entry> {
+        let indexes: Vec<u32> = kept.iter().map(|(index, _)| *index).collect();
+        let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX - 1);
+        let indexes = &indexes[..usize::from(count)];
+        let affinity = service.session_affinity.map_or(0, |seconds| (f64::from(seconds) * TICKS).ceil() as u32);
+        let same_members = group.members.1 == u32::from(count)
+            && self.members.get(group.members.0 as usize..).is_some_and(|rest| rest.starts_with(indexes));
+        let members: Vec<maglev::Member> = kept.iter().take(usize::from(count)).map(|(_, member)| *member).collect();
+        let slots = if count == 0 { 0 } else { self.settings.slots };
+        if same_members && group.chunks.1 > 0 && slots > 0 && group.shares == members {
+            return Some(entry_of(group, count, slots, affinity));
+        }
+        let table = if slots == 0 { Vec::new() } else { maglev::fill(&members, slots) };
+        let chunks = if table.is_empty() { 0 } else { chunks_of(slots) };
+        let new_members = if same_members && chunks == 0 {
+            group.members
+        } else {
+            let Some(begin) = self.member_space.take(u32::from(count)) else {
+                plan.problems.push(format!("service {}: no room for its {count} members", key.service));
+                return None;
+            };
+            (begin, u32::from(count))
+        };
+        let new_chunks = if chunks == 0 {
+            (0, 0)
+        } else if let Some(begin) = self.chunk_space.take(chunks) {
+            (begin, chunks)
+        } else {
+            plan.problems.push(format!(
+                "service {}: no room for a Maglev table, its backends are chosen by plain hash until there is",
+                key.service
+            ));
+            (0, 0)
+        };
+        if new_members != group.members && count > 0 {
+            let end = new_members.0 as usize + indexes.len();
+            if self.members.len() < end {
+                self.members.resize(end, 0);
+            }
+            self.members[new_members.0 as usize..end].copy_from_slice(indexes);
+            plan.writes.push(Write::Members(new_members.0, indexes.to_vec()));
+        }
+        for (at, part) in table.chunks(MAGLEV_CHUNK).enumerate().take(new_chunks.1 as usize) {
+            let mut chunk = Box::new([0; MAGLEV_CHUNK]);
+            chunk[..part.len()].copy_from_slice(part);
+            plan.writes.push(Write::Chunk(new_chunks.0 + at as u32, chunk));
+        }
+        group.members = new_members;
+        group.chunks = new_chunks;
+        group.shares = members;
+        Some(entry_of(group, count, slots, affinity))
+    }
+
+    fn remove_group(&mut self, key: &GroupKey, on_removal: OnRemoval, plan: &mut ServicePlan) {
+        let Some(group) = self.groups.remove(key) else { return };
+        for frontend in &group.frontends {
+            // Another service may have taken it over.
+            if self.frontends.get(frontend).is_some_and(|entry| entry.id == group.id) {
+                self.frontends.remove(frontend);
+                plan.writes.push(write_service(frontend, None));
+            }
+        }
+        for index in group.backends.values() {
+            self.set_state(key.ipv4, *index, removed_state(on_removal), plan);
+        }
+        self.retired.push(Retired::Members(group.members.0, group.members.1));
+        self.retired.push(Retired::Chunks(group.chunks.0, group.chunks.1));
+        self.retired.push(Retired::Id(group.id));
+    }
+
+    fn retire(&mut self, entry: &Entry) {
+        self.retired.push(Retired::Members(entry.members, u32::from(entry.count)));
+        if entry.table != NO_TABLE {
+            self.retired.push(Retired::Chunks(entry.table, chunks_of(entry.slots)));
+        }
+        self.retired.push(Retired::Id(entry.id));
+    }
+
+    fn set_state(&mut self, ipv4: bool, index: u32, state: BackendState, plan: &mut ServicePlan) {
+        if let Some(element) = self.elements[usize::from(!ipv4)].get_mut(&index) {
+            element.state = state;
+            plan.writes.push(write_backend(index, element));
+        }
+    }
+
+    fn forget_address(&mut self, address: IpAddr, index: u32) {
+        if let Some(indexes) = self.by_address.get_mut(&address) {
+            indexes.remove(&index);
+            if indexes.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+fn entry_of(group: &Group, count: u16, slots: u32, affinity: u32) -> Entry {
+    let has_table = group.chunks.1 > 0;
+    Entry {
+        id: group.id,
+        table: if has_table { group.chunks.0 } else { NO_TABLE },
+        slots: if has_table { slots } else { u32::from(count) },
+        members: group.members.0,
+        affinity,
+        count,
+        flags: 0,
+    }
+}
+
+const fn is_live(state: BackendState) -> bool {
+    matches!(state, BackendState::Active | BackendState::Terminating)
+}
+
+const fn removed_state(on_removal: OnRemoval) -> BackendState {
+    match on_removal {
+        OnRemoval::Keep => BackendState::Removed,
+        OnRemoval::Kill => BackendState::Killed,
+    }
+}
+
+const fn chunks_of(slots: u32) -> u32 {
+    slots.div_ceil(MAGLEV_CHUNK as u32)
+}
+
+/// IP protocol number of a port's protocol.
+const fn number(protocol: Protocol) -> Option<u8> {
+    match protocol {
+        Protocol::Tcp => Some(6),
+        Protocol::Udp => Some(17),
+        Protocol::Sctp => Some(132),
+        Protocol::Any | Protocol::None => None,
+    }
+}
+
+fn flags_of(service: &Service, mode: ForwardingMode, frontend: &FrontendKey) -> u16 {
+    let mut flags = 0;
+    let is_external = frontend.3 == Scope::External as u8;
+    if service.mode.unwrap_or(mode) == ForwardingMode::Dsr && is_external {
+        flags |= service_flags::DSR;
+    }
+    if service.on_removal == OnRemoval::Kill {
+        flags |= service_flags::KILL_REMOVED;
+    }
+    flags
+}
+
+/// What tells a backend from others on every node.
+fn stable_key(backend: &desired::Backend) -> u64 {
+    let folded = match backend.address {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            (bits as u64) ^ ((bits >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        }
+    };
+    folded << 16 ^ folded >> 48 ^ u64::from(backend.port)
+}
+
+fn write_backend(index: u32, element: &Element) -> Write {
+    macro_rules! backend {
+        ($address:expr) => {
+            Backend {
+                address: $address,
+                next_hop: element.next_hop,
+                port: element.port.to_be(),
+                state: element.state as u8,
+                local: u8::from(element.local),
+            }
+        };
+    }
+    match (v4(element.address), v6(element.address)) {
+        (Some(address), _) => Write::Backend4(index, backend!(address)),
+        (None, address) => Write::Backend6(index, backend!(address.unwrap_or_default())),
+    }
+}
+
+fn write_service(key: &FrontendKey, entry: Option<Entry>) -> Write {
+    let (address, port, protocol, scope) = *key;
+    macro_rules! key {
+        ($address:expr) => {
+            ServiceKey { address: $address, port: port.to_be(), protocol, scope }
+        };
+    }
+    match (v4(address), v6(address)) {
+        (Some(address), _) => Write::Service4(key!(address), entry),
+        (None, address) => Write::Service6(key!(address.unwrap_or_default()), entry),
+    }
+}
