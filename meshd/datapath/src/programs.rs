@@ -85,6 +85,19 @@ pub enum Attached {
     Adopted,
 }
 
+impl Attached {
+    /// The word for people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Native => "xdp native",
+            Self::Generic => "xdp generic",
+            Self::Tcx => "tcx",
+            Self::Adopted => "adopted",
+        }
+    }
+}
+
 /// The maps of one address family.
 #[derive(Debug)]
 pub struct FamilyMaps<A> {
@@ -261,6 +274,20 @@ impl Programs {
         attachment.pin(&pin).map_err(|source| DatapathError::Pin { path: pin, source })?;
         debug!(%link, program = program.name(), ?attached, "attached");
         Ok(attached)
+    }
+
+    /// Programs and links of attachments below the folder, whoever made them.
+    #[must_use]
+    pub fn attached(&self) -> Vec<(Program, IfIndex)> {
+        // A folder that cannot be listed shows when something is pinned in it.
+        let pins = pins::entries(&self.folder).unwrap_or_default();
+        pins.iter()
+            .filter_map(|pin| pin.file_name()?.to_str()?.split_once(LINK_MARK))
+            .filter_map(|(name, link)| {
+                let program = Program::ALL.into_iter().find(|program| program.name() == name)?;
+                Some((program, IfIndex(link.parse().ok()?)))
+            })
+            .collect()
     }
 
     /// Takes a program off a link; false when it was not on it.

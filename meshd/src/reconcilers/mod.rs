@@ -1,4 +1,5 @@
 //! Making the targets hold what is desired: one room per target, each with the same files.
 
+pub mod datapath;
 pub mod export;
 pub mod routes;

@@ -436,7 +436,7 @@ mod tests {
             let mut observed = Observed::default();
             for (index, name) in [(1, "one"), (2, "two")] {
                 let name = name.into();
-                let row = LinkRow { name, up: true, running: true, loopback: false, mtu: 1500, kind: None };
+                let row = LinkRow { name, up: true, running: true, loopback: false, mtu: 1500, kind: None, mac: None };
                 observed.links.upsert(IfIndex(index), row);
             }
             core.borrow_mut().host.update(&observed);

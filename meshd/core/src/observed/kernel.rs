@@ -22,6 +22,8 @@ pub struct LinkRow {
     pub mtu: u32,
     /// Driver kind (`veth`, `bridge`, …) when the kernel says one.
     pub kind: Option<Arc<str>>,
+    /// Link-layer address, when it is one of Ethernet.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// Key of an address row.

@@ -108,7 +108,7 @@ fn network(number: usize, there: bool) -> KernelChange {
 
 fn link(number: u8, up: bool) -> KernelChange {
     let name = format!("eth{number}").into();
-    let row = LinkRow { name, up, running: up, loopback: false, mtu: 1400 + u32::from(number), kind: None };
+    let row = LinkRow { name, up, running: up, loopback: false, mtu: 1400 + u32::from(number), kind: None, mac: None };
     KernelChange::Link(IfIndex(number.into()), Some(row))
 }
 

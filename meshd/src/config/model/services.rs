@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use meshd_core::observed::ForwardingMode;
 
-pub use crate::config::raw::services::{BackendAlgorithm, DsrKind};
+pub use crate::config::raw::services::{BackendAlgorithm, DsrKind, XdpUse};
 
 /// How services are loaded into the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct ServicesConfig {
     pub cgroup: Option<PathBuf>,
     /// Links of workloads; empty means those that routes to this node's workloads name.
     pub workload_links: Vec<LinkPattern>,
+    /// Where packets from outside are taken over.
+    pub xdp: XdpUse,
     /// Where ports of nodes may be.
     pub node_port_range: RangeInclusive<u16>,
     /// Source ports for translation.

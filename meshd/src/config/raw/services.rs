@@ -81,6 +81,18 @@ choice! {
 }
 
 choice! {
+    /// Where packets from outside are taken over.
+    XdpUse {
+        /// In the driver where the uplink is a device of its own and its driver can, otherwise in the stack.
+        Auto = "auto",
+        /// Before the stack on every uplink, in the driver where it can.
+        On = "on",
+        /// In the stack.
+        Off = "off",
+    }
+}
+
+choice! {
     /// State of a backend that is no workload.
     StaticBackendState {
         /// It answers.
@@ -215,6 +227,9 @@ section! {
         cgroup: Option<FilePath> = "none",
         /// Links of workloads, whose packets to service addresses are translated.
         workload_links: Vec<LinkText> = "the links that routes to this node's workloads name",
+        /// Take packets from outside over before the stack sees them (XDP). With `auto` virtual links are left to the stack,
+        /// where it costs more than it saves.
+        xdp: Option<XdpUse> = "auto",
         /// Where `node_port` of services may be.
         node_port_range: Option<PortRangeText> = "30000-32767",
         /// Source ports that `snat` uses.

@@ -55,11 +55,13 @@ fn link_row(link: &LinkMessage) -> Option<LinkRow> {
         loopback: flags.contains(LinkFlags::Loopback),
         mtu: 0,
         kind: None,
+        mac: None,
     };
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => row.name = name.as_str().into(),
             LinkAttribute::Mtu(mtu) => row.mtu = *mtu,
+            LinkAttribute::Address(address) => row.mac = address.as_slice().try_into().ok(),
             LinkAttribute::LinkInfo(infos) => {
                 row.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string().into()),

@@ -8,9 +8,11 @@ mod hops;
 mod identities;
 mod services;
 mod space;
+mod ways;
 
 pub use hops::{Hop, HopPlanner};
 pub use identities::{IdentityPlanner, Standing};
+pub use ways::{Way, Ways};
 pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings};
 
 use std::net::IpAddr;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use meshd_core::observed::ForwardingMode;
 
 use super::Validator;
-use crate::config::model::services::{BackendAlgorithm, DsrKind, LinkPattern, ServiceMaps, ServicesConfig};
+use crate::config::model::services::{BackendAlgorithm, DsrKind, LinkPattern, ServiceMaps, ServicesConfig, XdpUse};
 use crate::config::raw::services::{LinkText, PortRangeText, RawServiceMaps, RawServices, ServiceMode};
 
 /// Ports of nodes unless `services.node_port_range` says otherwise.
@@ -33,13 +33,6 @@ const LINK_NAME_MAX: usize = 15;
 impl Validator<'_> {
     pub(super) fn services(&mut self, raw: RawServices) -> ServicesConfig {
         let enabled = raw.enabled.unwrap_or(false);
-        if enabled {
-            self.warn(
-                "services.enabled",
-                "services are merged and shown, but this version does not load them into the kernel",
-                "remove services.enabled until a later version",
-            );
-        }
         let table_size = raw.table_size.unwrap_or(TABLE_SIZES[0]);
         if !TABLE_SIZES.contains(&table_size) {
             self.error("services.table_size", format!("{table_size} is not possible"), "write 16381 or 65521");
@@ -73,6 +66,7 @@ impl Validator<'_> {
             uplinks: self.links("services.uplinks", &raw.uplinks),
             cgroup: raw.cgroup.map(|path| self.path(&path)),
             workload_links: self.links("services.workload_links", &raw.workload_links),
+            xdp: raw.xdp.unwrap_or(XdpUse::Auto),
             node_port_range,
             snat_ports,
             remote_timeout: timeout_s,

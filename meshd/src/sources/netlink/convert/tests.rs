@@ -99,7 +99,7 @@ fn a_link_tells_its_state_and_a_bridge_port_message_nothing() {
     ];
     let row = link_row(&link).unwrap();
     let wanted =
-        LinkRow { name: "eth0".into(), up: true, running: true, loopback: false, mtu: 1500, kind: Some("veth".into()) };
+        LinkRow { name: "eth0".into(), up: true, running: true, loopback: false, mtu: 1500, kind: Some("veth".into()), mac: None };
     assert_eq!(row, wanted);
     link.header.interface_family = AddressFamily::Bridge;
     assert_eq!(link_row(&link), None);

@@ -1,0 +1,146 @@
+//! What the maps hold when the process starts, and what connections still refer to.
+
+use std::collections::BTreeSet;
+
+use meshd_abi::{Address, Connection, ConnectionKey, connection_flags};
+use meshd_core::plan::datapath::Existing;
+use meshd_datapath::{DatapathError, FamilyMaps, Maps};
+
+/// Reads what an earlier process left.
+///
+/// # Errors
+/// When a map cannot be read.
+pub fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
+    let services4 = maps.v4.services.all()?;
+    let services6 = maps.v6.services.all()?;
+    let entries = services4.iter().map(|(_, entry)| entry).chain(services6.iter().map(|(_, entry)| entry));
+    let top = entries.map(|entry| entry.members.saturating_add(u32::from(entry.count))).max().unwrap_or(0);
+    let mut members = vec![0; top as usize];
+    maps.members.walk(|index, backend| {
+        if let Some(place) = members.get_mut(*index as usize) {
+            *place = *backend;
+        }
+    })?;
+    let mut existing = Existing { services4, services6, members, ..Existing::default() };
+    maps.v4.backends.walk(|index, backend| {
+        if backend.state != 0 {
+            existing.backends4.push((*index, *backend));
+        }
+    })?;
+    maps.v6.backends.walk(|index, backend| {
+        if backend.state != 0 {
+            existing.backends6.push((*index, *backend));
+        }
+    })?;
+    Ok(existing)
+}
+
+/// How long entries live without a packet, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// TCP with packets in both directions.
+    pub established: u32,
+    /// TCP that was only opened.
+    pub opening: u32,
+    /// TCP of which an end said goodbye.
+    pub closing: u32,
+    /// Everything else.
+    pub datagram: u32,
+}
+
+impl Lifetimes {
+    /// With room for new connections.
+    pub const RELAXED: Self = Self { established: 21_600, opening: 60, closing: 15, datagram: 90 };
+    /// With hardly any: what a flood leaves must go first.
+    pub const PRESSED: Self = Self { established: 21_600, opening: 5, closing: 2, datagram: 15 };
+}
+
+/// What one look at the connections found.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Entries that stay, of both families.
+    pub left: [usize; 2],
+    /// Entries that were removed.
+    pub removed: usize,
+    /// Backends that entries refer to, per family.
+    pub used: [BTreeSet<u32>; 2],
+}
+
+/// Removes entries that nobody has used for as long as they live, and tells what the others refer to.
+///
+/// # Errors
+/// When a map cannot be read or written.
+pub fn sweep(maps: &Maps, now: u32, lifetimes: &Lifetimes) -> Result<Sweep, DatapathError> {
+    let mut sweep = Sweep::default();
+    sweep_family(&maps.v4, now, lifetimes, &mut sweep, 0)?;
+    sweep_family(&maps.v6, now, lifetimes, &mut sweep, 1)?;
+    Ok(sweep)
+}
+
+fn sweep_family<A: Address>(
+    maps: &FamilyMaps<A>,
+    now: u32,
+    lifetimes: &Lifetimes,
+    sweep: &mut Sweep,
+    family: usize,
+) -> Result<(), DatapathError> {
+    let mut idle = Vec::new();
+    let used = &mut sweep.used[family];
+    let mut left = 0;
+    maps.connections.walk(|key, connection| {
+        if is_idle(key, connection, now, lifetimes) {
+            idle.push((*key, *connection));
+        } else {
+            left += 1;
+            if connection.flags & connection_flags::REPLY == 0 {
+                used.insert(connection.to);
+            }
+        }
+    })?;
+    let mut gone = Vec::with_capacity(idle.len());
+    for (key, connection) in idle {
+        // Both directions live as long as one of them is used: an address and port that is given to somebody else must not
+        // be named by what is left of an older connection.
+        let other = other_direction(&key, &connection);
+        match maps.connections.get(&other)? {
+            Some(partner) if !is_idle(&other, &partner, now, lifetimes) => {
+                left += 1;
+                if connection.flags & connection_flags::REPLY == 0 {
+                    used.insert(connection.to);
+                }
+            }
+            _ => gone.push(key),
+        }
+    }
+    maps.connections.remove_all(&gone)?;
+    sweep.left[family] = left;
+    sweep.removed += gone.len();
+    Ok(())
+}
+
+fn is_idle<A>(key: &ConnectionKey<A>, connection: &Connection<A>, now: u32, lifetimes: &Lifetimes) -> bool {
+    /// IP protocol number of TCP.
+    const TCP: u8 = 6;
+    let has = |flag| connection.flags & flag != 0;
+    let seconds = match key.protocol {
+        TCP if has(connection_flags::CLOSING) => lifetimes.closing,
+        TCP if has(connection_flags::ANSWERED) => lifetimes.established,
+        TCP => lifetimes.opening,
+        _ => lifetimes.datagram,
+    };
+    // A program may be ahead of the clock that was read here.
+    let age = now.wrapping_sub(connection.used);
+    age < u32::MAX / 2 && age > seconds
+}
+
+/// The key of the entry for the other direction.
+fn other_direction<A: Copy>(key: &ConnectionKey<A>, connection: &Connection<A>) -> ConnectionKey<A> {
+    ConnectionKey {
+        source: connection.tuple.destination,
+        destination: connection.tuple.source,
+        source_port: connection.tuple.destination_port,
+        destination_port: connection.tuple.source_port,
+        protocol: key.protocol,
+        reserved: [0; 3],
+    }
+}

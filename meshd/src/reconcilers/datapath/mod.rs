@@ -1,0 +1,412 @@
+//! Services, identities and neighbors into the maps of the kernel's programs, and the programs onto links.
+//!
+//! One task. A new snapshot is compared with the last one (I11) and handed to the planners of `meshd_core::plan::datapath`; what they
+//! want written is carried out in their order ([`ops`]). Between snapshots it looks at the connections every few
+//! seconds ([`actual`]): entries that nobody uses go, and backends that nothing refers to are freed.
+//!
+//! ```text
+//! snapshot ─► links ──────► attach, detach
+//!          ─► neighbors ──► next hops ─┐
+//!          ─► endpoints ──► identities ├─► writes ─► maps
+//!          ─► services ───► services ──┘
+//! ```
+//!
+//! System calls here block, but for microseconds each; a round runs on a thread for blocking work, so that the rest of
+//! the daemon does not wait for it.
+
+mod actual;
+mod links;
+mod ops;
+mod status;
+
+pub use status::{DatapathStatus, LinkStatus, MapStatus};
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags};
+use meshd_core::{
+    derive::LocalNode,
+    id::{ClusterId, ClusterName, NumericIdentity},
+    observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
+    plan::datapath::{Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Ways, Write},
+    table::RowDiff,
+};
+use meshd_datapath::{DatapathError, Programs, shape::Sizes};
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{debug, info, warn};
+
+use self::{
+    actual::Lifetimes,
+    links::{LinkPlan, Links},
+};
+use crate::{lifecycle::Problems, pipeline::Snapshot};
+
+/// Name of this part among the problems of a node.
+const COMPONENT: &str = "datapath";
+/// How often the connections are looked at.
+const SWEEP_PERIOD: Duration = Duration::from_secs(5);
+/// How often they are when there is hardly any room.
+const SWEEP_PRESSED: Duration = Duration::from_secs(1);
+/// Hundredths of the table of connections from which on there is hardly any room.
+const PRESSED_PERCENT: usize = 85;
+/// Seed of every choice by hash: the same on every node of every mesh, so that all send a flow to the same backend.
+const SEED: u32 = 7606;
+/// Source address a workload sees when it reaches itself through a service: link-local, so that no network has it.
+const LOOPBACK4: [u8; 4] = [169, 254, 77, 1];
+/// The same of IPv6.
+const LOOPBACK6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x65, 0x73, 0x68, 0x64, 1];
+
+/// What the reconciler is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder for pins.
+    pub folder: std::path::PathBuf,
+    /// This node.
+    pub local: Arc<LocalNode>,
+    /// Id of the own cluster.
+    pub cluster_id: ClusterId,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// What holds for all services.
+    pub services: ServiceSettings,
+    /// Links and programs.
+    pub links: LinkPlan,
+    /// Ports for translated sources: the first and how many.
+    pub ports: (u16, u16),
+}
+
+/// Loads the programs and starts keeping their maps.
+///
+/// # Errors
+/// When the kernel refuses the programs or a map.
+pub fn start(
+    options: Options,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    problems: Problems,
+) -> Result<(impl Future<Output = ()> + Send + 'static, watch::Receiver<DatapathStatus>), DatapathError> {
+    let begin = Instant::now();
+    let programs = Programs::load(&options.folder, &options.sizes)?;
+    let existing = actual::existing(&programs.maps)?;
+    let neighbors = programs.maps.neighbors.all()?;
+    let (status, status_rx) = watch::channel(DatapathStatus::default());
+    let state = State {
+        services: ServicePlanner::new(options.services, existing),
+        hops: HopPlanner::new(options.sizes.next_hops, &neighbors),
+        identities: IdentityPlanner::default(),
+        ways: Ways::default(),
+        links: Links::default(),
+        last: Arc::default(),
+        finished: false,
+        swept: Instant::now(),
+        connections: [0; 2],
+        refused: 0,
+        problems: BTreeSet::new(),
+        programs,
+        options,
+    };
+    state.write_settings()?;
+    info!(elapsed = ?begin.elapsed(), "the datapath's programs are loaded");
+    Ok((run(Box::new(state), snapshots, problems, status), status_rx))
+}
+
+async fn run(
+    mut state: Box<State>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    problems: Problems,
+    status: watch::Sender<DatapathStatus>,
+) {
+    let mut tick = interval(SWEEP_PRESSED);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let snapshot = tokio::select! {
+            changed = snapshots.changed() => {
+                if changed.is_err() { return }
+                Some(snapshots.borrow_and_update().clone())
+            }
+            _ = tick.tick() => None,
+        };
+        let round = spawn_blocking(move || {
+            let outcome = match snapshot {
+                Some(snapshot) => state.round(snapshot),
+                None => state.sweep(),
+            };
+            (state, outcome)
+        });
+        let Ok((back, outcome)) = round.await else {
+            // The daemon ends with a task of it, and says why.
+            warn!("a round of the datapath did not end");
+            return;
+        };
+        state = back;
+        let message = outcome.err().map(|error| error_chain(&error)).or_else(|| state.problem());
+        problems.report(COMPONENT, message);
+        status.send_replace(state.status());
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+struct State {
+    options: Options,
+    programs: Programs,
+    services: ServicePlanner,
+    hops: HopPlanner,
+    identities: IdentityPlanner,
+    ways: Ways,
+    links: Links,
+    last: Arc<Snapshot>,
+    /// What an earlier process left has been swept.
+    finished: bool,
+    swept: Instant,
+    connections: [usize; 2],
+    /// Connections that were refused for want of room when it was last looked.
+    refused: u64,
+    problems: BTreeSet<String>,
+}
+
+impl State {
+    fn write_settings(&self) -> Result<(), DatapathError> {
+        let mut settings = Settings {
+            ports: self.options.ports.0,
+            port_count: self.options.ports.1,
+            flags: 0,
+            seed: SEED,
+            loopback4: V4::from_octets(LOOPBACK4),
+            loopback6: V6::from_octets(LOOPBACK6),
+            ..Settings::default()
+        };
+        for address in self.options.local.addresses.iter().rev() {
+            match address {
+                IpAddr::V4(address) => settings.source4 = V4::from_octets(address.octets()),
+                IpAddr::V6(address) => settings.source6 = V6::from_octets(address.octets()),
+            }
+        }
+        self.programs.maps.settings.put(&0, &settings)
+    }
+
+    /// Takes a new snapshot over.
+    fn round(&mut self, snapshot: Arc<Snapshot>) -> Result<(), DatapathError> {
+        let last = std::mem::replace(&mut self.last, snapshot.clone());
+        self.problems.clear();
+        self.services.begin_round();
+        let mut writes = Vec::new();
+        let moved = self.neighbors(&last, &snapshot, &mut writes);
+        self.identities(&last, &snapshot, &mut writes);
+        self.plan_services(&last, &snapshot, moved, &mut writes);
+        if snapshot.complete && snapshot.local_known && !self.finished {
+            self.finished = true;
+            let plan = self.services.finish();
+            self.take(plan, &mut writes);
+            writes.extend(self.hops.finish());
+        }
+        let count = writes.len();
+        let outcome = ops::run(&self.programs.maps, writes);
+        if count > 0 {
+            debug!(writes = count, "changed maps");
+        }
+        // Links last: a program that is attached finds its tables filled.
+        let refusals = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
+        self.problems.extend(refusals);
+        outcome
+    }
+
+    /// Next hops from neighbors; returns the addresses whose element may be another one now.
+    fn neighbors(&mut self, last: &Snapshot, new: &Snapshot, writes: &mut Vec<Write>) -> BTreeSet<IpAddr> {
+        let mut changed = BTreeSet::new();
+        let links_changed = new.observed.links.revision() != last.observed.links.revision();
+        let mut put = |hops: &mut HopPlanner, key: &NeighborKey, row: Option<&NeighborRow>| {
+            let mac = row.filter(|row| !row.failed).and_then(|row| row.mac);
+            let link = new.observed.links.get(&key.link);
+            let hop = mac.zip(link.filter(|link| link.up && !link.loopback)).and_then(|(destination, link)| {
+                Some(Hop { destination, source: link.mac?, mtu: link.mtu })
+            });
+            let planned = hops.put(key.link, key.address, hop);
+            changed.insert((key.link, key.address));
+            writes.extend(planned);
+        };
+        if links_changed {
+            for (key, row) in new.observed.neighbors.iter() {
+                put(&mut self.hops, key, Some(row));
+            }
+        }
+        for diff in new.observed.neighbors.diff(&last.observed.neighbors) {
+            match diff {
+                RowDiff::Added(key, row) | RowDiff::Changed(key, _, row) => {
+                    put(&mut self.hops, key, Some(row));
+                }
+                RowDiff::Removed(key, _) => put(&mut self.hops, key, None),
+            }
+        }
+        changed.iter().flat_map(|way| self.ways.behind(way).collect::<Vec<_>>()).collect()
+    }
+
+    fn identities(&mut self, last: &Snapshot, new: &Snapshot, writes: &mut Vec<Write>) {
+        let nothing = ClusterTables::default();
+        let names: BTreeSet<&ClusterName> =
+            new.observed.clusters.keys().chain(last.observed.clusters.keys()).collect();
+        for name in names {
+            let tables = new.observed.clusters.get(name).unwrap_or(&nothing);
+            let old = last.observed.clusters.get(name).unwrap_or(&nothing);
+            let cluster = self.cluster_id(name, tables, old);
+            let remote = *name != self.options.local.cluster;
+            for diff in tables.endpoints.diff(&old.endpoints) {
+                let (prefix, row) = match diff {
+                    RowDiff::Added(prefix, row) | RowDiff::Changed(prefix, _, row) => (prefix, Some(row)),
+                    RowDiff::Removed(prefix, _) => (prefix, None),
+                };
+                if prefix.prefix_len() != prefix.max_prefix_len() {
+                    continue;
+                }
+                let standing = Standing { remote, node: false, cluster };
+                let identity = row.map(|row| self.endpoint(row, remote, cluster));
+                writes.extend(self.identities.put(prefix.addr(), standing, identity));
+            }
+            for diff in tables.nodes.diff(&old.nodes) {
+                let (before, after) = match diff {
+                    RowDiff::Added(_, row) => (None, Some(row)),
+                    RowDiff::Changed(_, before, after) => (Some(before), Some(after)),
+                    RowDiff::Removed(_, row) => (Some(row), None),
+                };
+                let standing = Standing { remote, node: true, cluster };
+                let addresses = |row: Option<&Arc<NodeRow>>| -> BTreeSet<IpAddr> {
+                    row.into_iter().flat_map(|row| row.addresses.iter().map(|address| address.ip)).collect()
+                };
+                let (before, after) = (addresses(before), addresses(after));
+                for gone in before.difference(&after) {
+                    writes.extend(self.identities.put(*gone, standing, None));
+                }
+                for address in &after {
+                    let identity = Some(self.node(*address, cluster));
+                    writes.extend(self.identities.put(*address, standing, identity));
+                }
+            }
+        }
+    }
+
+    /// Id of a cluster: its rows say it.
+    fn cluster_id(&self, name: &ClusterName, tables: &ClusterTables, old: &ClusterTables) -> u16 {
+        if *name == self.options.local.cluster {
+            return self.options.cluster_id.get();
+        }
+        let first = |tables: &ClusterTables| tables.nodes.iter().next().map(|(_, row)| row.cluster_id.get());
+        first(tables).or_else(|| first(old)).unwrap_or(0)
+    }
+
+    fn endpoint(&self, row: &EndpointRow, remote: bool, cluster: u16) -> Identity {
+        let local = !remote && row.host.is_some_and(|host| self.options.local.addresses.contains(&host));
+        let flags = if local { identity_flags::LOCAL } else { 0 };
+        Identity { identity: row.identity.0, way: 0, flags, cluster }
+    }
+
+    fn node(&self, address: IpAddr, cluster: u16) -> Identity {
+        let own = self.options.local.addresses.contains(&address);
+        let (identity, flags) = if own {
+            (NumericIdentity::HOST, identity_flags::NODE | identity_flags::THIS_NODE)
+        } else {
+            (NumericIdentity::REMOTE_NODE, identity_flags::NODE)
+        };
+        Identity { identity: identity.0, way: 0, flags, cluster }
+    }
+
+    fn plan_services(&mut self, last: &Snapshot, new: &Snapshot, mut moved: BTreeSet<IpAddr>, writes: &mut Vec<Write>) {
+        let routes_changed = new.desired.routes.revision() != last.desired.routes.revision()
+            || new.desired.bgp.revision() != last.desired.bgp.revision()
+            || new.desired.targets.revision() != last.desired.targets.revision()
+            || new.observed.routes.revision() != last.observed.routes.revision();
+        if routes_changed {
+            moved.extend(self.ways.recheck(&new.observed, &new.desired));
+        }
+        let changes: Vec<(ServiceName, _)> = new
+            .desired
+            .services
+            .diff(&last.desired.services)
+            .map(|diff| match diff {
+                RowDiff::Added(name, row) | RowDiff::Changed(name, _, row) => (name.clone(), Some(row.clone())),
+                RowDiff::Removed(name, _) => (name.clone(), None),
+            })
+            .collect();
+        for (name, service) in changes {
+            let (ways, hops) = (std::cell::RefCell::new(&mut self.ways), &self.hops);
+            let hop = |address| {
+                let way = ways.borrow_mut().of(address, &new.observed, &new.desired);
+                way.map_or(0, |(link, via)| hops.find(link, via))
+            };
+            let plan = self.services.plan(&name, service.as_deref(), hop);
+            self.take(plan, writes);
+        }
+        if !moved.is_empty() {
+            let (ways, hops) = (std::cell::RefCell::new(&mut self.ways), &self.hops);
+            let hop = |address| {
+                let way = ways.borrow_mut().of(address, &new.observed, &new.desired);
+                way.map_or(0, |(link, via)| hops.find(link, via))
+            };
+            let plan = self.services.rehop(&moved, hop);
+            self.take(plan, writes);
+        }
+    }
+
+    fn take(&mut self, plan: ServicePlan, writes: &mut Vec<Write>) {
+        writes.extend(plan.writes);
+        self.problems.extend(plan.problems);
+    }
+
+    /// Looks at the connections when it is time.
+    fn sweep(&mut self) -> Result<(), DatapathError> {
+        let room = [self.options.sizes.connections as usize, self.options.sizes.connections.div_ceil(4) as usize];
+        let refused = self.counter(Reason::NoConnection)?;
+        let is_pressed = refused != self.refused
+            || self.connections.iter().zip(room).any(|(used, room)| used * 100 >= room * PRESSED_PERCENT);
+        let period = if is_pressed { SWEEP_PRESSED } else { SWEEP_PERIOD };
+        if self.swept.elapsed() < period {
+            return Ok(());
+        }
+        self.swept = Instant::now();
+        let lifetimes = if is_pressed { Lifetimes::PRESSED } else { Lifetimes::RELAXED };
+        let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes)?;
+        self.connections = sweep.left;
+        self.refused = refused;
+        let plan = self.services.release(|ipv4, index| sweep.used[usize::from(!ipv4)].contains(&index));
+        let wanted: BTreeSet<IpAddr> = self.services.addresses().collect();
+        self.ways.retain(|address| wanted.contains(&address));
+        ops::run(&self.programs.maps, plan.writes)
+    }
+
+    fn counter(&self, reason: Reason) -> Result<u64, DatapathError> {
+        Ok(self.programs.maps.counters.get(reason as u32)?.iter().map(|counter| counter.packets).sum())
+    }
+
+    /// The most important of what is wrong.
+    fn problem(&self) -> Option<String> {
+        let first = self.problems.first()?;
+        let more = self.problems.len() - 1;
+        Some(if more == 0 { first.clone() } else { format!("{first} (and {more} more)") })
+    }
+}
+
+/// The programs' clock: ticks of 2^30 nanoseconds of the coarse monotonic clock.
+fn ticks() -> u32 {
+    // The clock exists on every Linux; zero would only make entries look young.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
+        (now.tv_sec().unsigned_abs()) * 1_000_000_000 + now.tv_nsec().unsigned_abs()
+    });
+    (now >> 30) as u32
+}

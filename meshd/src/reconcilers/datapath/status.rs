@@ -1,0 +1,74 @@
+//! What the datapath says about itself.
+
+use meshd_abi::Reason;
+
+use super::State;
+
+/// The datapath at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatapathStatus {
+    /// Programs on links.
+    pub programs: Vec<LinkStatus>,
+    /// How full the maps are.
+    pub maps: Vec<MapStatus>,
+    /// Packets by reason, since the maps were made; those without any are left out.
+    pub packets: Vec<(Reason, u64)>,
+}
+
+/// A program on a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// The program.
+    pub program: &'static str,
+    /// The link.
+    pub link: String,
+    /// How it is attached, or why not.
+    pub outcome: Result<String, String>,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapStatus {
+    /// What it holds.
+    pub name: &'static str,
+    /// Elements in use.
+    pub used: u64,
+    /// Elements there is room for.
+    pub room: u64,
+}
+
+impl State {
+    pub(super) fn status(&self) -> DatapathStatus {
+        let sizes = &self.options.sizes;
+        let map = |name, used: u64, room: u32| MapStatus { name, used, room: room.into() };
+        let [members, chunks] = self.services.room();
+        let [backends4, backends6] = self.services.backends();
+        let maps = vec![
+            map("services", self.services.frontends() as u64, sizes.services),
+            map("backends_ipv4", backends4 as u64, sizes.backends),
+            map("backends_ipv6", backends6 as u64, sizes.backends),
+            map("members", u64::from(sizes.members) - members, sizes.members),
+            map("maglev", u64::from(sizes.maglev) - chunks, sizes.maglev),
+            map("connections_ipv4", self.connections[0] as u64, sizes.connections),
+            map("connections_ipv6", self.connections[1] as u64, sizes.connections.div_ceil(4)),
+            map("identities", self.identities.len() as u64, sizes.identities),
+        ];
+        let programs = self
+            .links
+            .attached
+            .iter()
+            .map(|((program, _), attachment)| LinkStatus {
+                program: program.name(),
+                link: attachment.name.to_string(),
+                outcome: attachment.outcome.clone().map(|attached| attached.word().to_owned()),
+            })
+            .collect();
+        let packets = Reason::ALL
+            .iter()
+            // A counter that cannot be read is not worth losing the others for.
+            .filter_map(|reason| Some((*reason, self.counter(*reason).ok()?)))
+            .filter(|(_, packets)| *packets > 0)
+            .collect();
+        DatapathStatus { programs, maps, packets }
+    }
+}
