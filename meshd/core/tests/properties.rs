@@ -2,6 +2,7 @@
 
 mod properties {
     mod derive;
+    mod masquerade;
     mod owners;
     mod plan;
     mod table;

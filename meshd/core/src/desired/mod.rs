@@ -4,10 +4,12 @@
 //! carries them. A node that moves to another address changes one target row; its routes stay as they are, exactly as
 //! in the kernel, where they refer to a nexthop object.
 
+mod masquerade;
 mod next_hop;
 mod route;
 mod service;
 
+pub use masquerade::{EXCLUSIONS_MAX, Exclusion, ExclusionSet, Masquerade, MasqueradeRules, MasqueradeWish};
 pub use next_hop::Resolution;
 pub use route::{Conflict, ConflictCause, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target, TargetKey};
 pub use service::{
@@ -41,6 +43,9 @@ pub struct Desired {
     pub services: Table<ServiceName, Arc<Service>>,
     /// What our own cluster shares with the mesh.
     pub exports: Exports,
+
+    /// What workload traffic that leaves the mesh is to look like.
+    pub masquerade: Masquerade,
 }
 
 impl Desired {

@@ -11,7 +11,8 @@ use jiff::Timestamp;
 
 use super::{
     AddressKey, AddressRow, BgpChange, BgpTargetId, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow,
-    NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, OwnServiceRow, PeerRow, RejectedRow,
+    MasqueradeSetting, NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, OwnServiceRow, PeerRow,
+    RejectedRow,
     Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
@@ -31,6 +32,9 @@ pub enum Change {
     Bgp(Vec<BgpChange>),
     /// Every service of our own cluster: one that is not among them is removed.
     OwnServices(BTreeMap<ServiceName, Arc<OwnServiceRow>>),
+
+    /// What people want of masquerade.
+    Masquerade(MasqueradeSetting),
     /// Changes of which nobody must see only some: what is added for what is removed.
     All(Vec<Change>),
 }
@@ -149,6 +153,8 @@ pub struct Touched {
     pub links: bool,
     /// Foreign routes changed.
     pub routes: bool,
+    /// What people want of masquerade changed.
+    pub masquerade: bool,
     /// Anything at all changed.
     pub any: bool,
 }
@@ -170,6 +176,11 @@ impl Observed {
                 }
             }
             Change::OwnServices(rows) => self.apply_own_services(rows),
+
+            Change::Masquerade(setting) => {
+                self.touched.masquerade |= self.masquerade != setting;
+                self.masquerade = setting;
+            }
             Change::All(changes) => {
                 for change in changes {
                     self.apply(change, now);

@@ -11,6 +11,7 @@ mod cluster;
 mod endpoint;
 mod identity;
 mod kernel;
+mod masquerade;
 mod node;
 mod own_service;
 mod peer;
@@ -26,6 +27,7 @@ pub use kernel::{
     AddressKey, AddressRow, LinkRow, NeighborKey, NeighborRow, NextHopSpec, RouteKey, RouteKind, RouteRow, RuleKey,
     RuleRow,
 };
+pub use masquerade::{KeptBy, MasqueradeRow, MasqueradeSetting};
 pub use node::{NodeAddress, NodeAddressKind, NodeRow};
 pub use own_service::{
     Affinity, ForwardingMode, OnRemoval, OwnServicePort, OwnServiceRow, ServiceKind, StaticBackend, TrafficPolicy,
@@ -68,6 +70,8 @@ pub struct Observed {
     pub bgp_targets: Table<BgpTargetId, BgpTarget>,
     /// BGP next hops in use, and whether each is known to be dead although the kernel has a route to it.
     pub bgp_next_hops: Table<BgpNextHop, bool>,
+    /// Whether and what to masquerade.
+    pub masquerade: MasqueradeSetting,
     bgp_limit: Option<usize>,
     /// Prefixes that were refused because there are as many as there may be, counted each time they were told.
     pub bgp_refused: u64,

@@ -7,11 +7,14 @@
 mod action;
 mod actual;
 pub mod datapath;
+
+mod masquerade;
 mod nexthops;
 mod planner;
 
 pub use action::{Action, RouteVia};
 pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember};
+pub use masquerade::{HeldMasquerade, MasqueradePlanner, MasqueradeStep};
 pub use planner::{
     FLUSH_ROUTES_MIN, PLAN_ACTIONS_MAX, PlannerOptions, RETRY_MAX, RETRY_MIN, RoutePlanner, WITHDRAW_HOLD,
 };
