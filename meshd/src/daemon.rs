@@ -21,13 +21,13 @@ use meshd_core::{
         export::{OwnState, Workload},
         over_bgp::OverBgp,
     },
-    derive::{LocalNode, RouteDeriver, ServiceDeriver},
+    derive::{LocalNode, MasqueradeDeriver, RouteDeriver, ServiceDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
     observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{JoinError, JoinHandle, spawn_blocking},
     time::{Instant, interval, timeout},
 };
@@ -44,16 +44,21 @@ use crate::{
         self, Config, ConfigErrors, ConfigSource, host,
         model::bgp::{BgpConfig, BgpImport},
     },
-    kernel::linux::{LinuxOptions, LinuxRoutes, Netns},
+    kernel::{
+        linux::{LinuxOptions, LinuxRoutes, Netns},
+        nftables::{self, Nft},
+    },
     lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
     reconcilers::{
         export::{ExportHandle, ExportInputs, ExportTimers, Exporter, WriterRole},
+        masquerade::{MasqueradeHandle, Masquerading},
         routes::{Routes, RoutesHandle},
     },
     sources::{
         config::{self as peers, PeerSet, PeerSources, services::OwnServices},
         etcd::{self, EtcdSource, OwnCluster},
+        masquerade::{self, MasqueradeSources},
         netlink::NetlinkSource,
     },
     speaker::{self, SpeakerHandle, Surroundings, boot::Mark, convert::SpeakerConfig, settings::Settings},
@@ -147,6 +152,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("peers", peers::run(peer_sources_rx, remembered_clusters.clone(), peer_set));
     let _netlink = NetlinkSource::start(Netns::current(), changes.clone(), problems.clone())
         .context("failed to follow links, addresses and routes")?;
+    let (masquerade_sources, masquerade_sources_rx) = watch::channel(MasqueradeSources::from(&config));
+    tasks.spawn("masquerade-source", masquerade::run(masquerade_sources_rx, changes.clone(), problems.clone()));
     let bgp_changes = changes.clone();
     let (own_services, own_services_rx) = watch::channel(config.own_services.clone());
     tasks.spawn("services", peers::services::run(own_services_rx, changes.clone()));
@@ -185,6 +192,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         has_speaker: speaker.is_some(),
         deriver,
         services,
+        masquerade: MasqueradeDeriver::new((*local).clone()),
     };
     tasks.spawn("pipeline", pipeline.run());
 
@@ -199,6 +207,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (routes, routes_handle, settled) =
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
+    let masquerade = start_masquerade(snapshots_rx.clone(), &problems, &mut tasks);
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
     let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));
     let (exporter, export_handle) = Exporter::new(
@@ -220,11 +229,17 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         snapshots: snapshots_rx,
         peer_sources: names_rx,
         routes: routes_handle.clone(),
+        masquerade: masquerade.clone(),
         problems: problems.clone(),
         ready: settled.clone(),
         own_store: own_store.clone(),
         speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
-        drain: drain(routes_handle.clone(), export_handle, speaker.as_ref().map(|speaker| speaker.handle.clone())),
+        drain: drain(Leaving {
+            routes: routes_handle.clone(),
+            masquerade,
+            export: export_handle,
+            speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
+        }),
         started,
     };
     if let Some(address) = config.api.metrics {
@@ -239,6 +254,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         source,
         local,
         peer_sources,
+        masquerade_sources,
         own,
         own_services,
         own_store: own_store.clone(),
@@ -276,6 +292,7 @@ struct Live {
     source: ConfigSource,
     local: Arc<LocalNode>,
     peer_sources: watch::Sender<PeerSources>,
+    masquerade_sources: watch::Sender<MasqueradeSources>,
     own: watch::Sender<Arc<OwnState>>,
     own_services: watch::Sender<OwnServices>,
     own_store: Arc<OwnStore>,
@@ -338,8 +355,8 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
 }
 
 impl Live {
-    /// Takes over a configuration that was read again. Peers, workloads, services of the cluster, users and certificates change at once; the rest needs
-    /// a restart and says so.
+    /// Takes over a configuration that was read again. Peers, workloads, services of the cluster, masquerade, users and
+    /// certificates change at once; the rest needs a restart and says so.
     fn take_over(&self, new: Result<Config, ConfigErrors>) {
         let new = match new {
             Ok(new) => new,
@@ -355,6 +372,8 @@ impl Live {
         }
         self.peer_sources.send_replace(PeerSources::from(&new));
         let unchanged = self.config.clone();
+        let native = unchanged.routing.native_cidrs.clone();
+        self.masquerade_sources.send_replace(MasqueradeSources { native, ..MasqueradeSources::from(&new) });
         // The cluster's name, id and size are those that this process allocated identities and read remote clusters with: a
         // new id must not be published before a restart, because readers drop what they had of the old one.
         let own = Config { workloads: new.workloads.clone(), ..unchanged.clone() };
@@ -366,6 +385,7 @@ impl Live {
             peers_defaults: unchanged.peers_defaults,
             workloads: unchanged.workloads,
             own_services: unchanged.own_services,
+            masquerade: unchanged.masquerade,
             bgp: match (unchanged.bgp, &new.bgp) {
                 // The kernel's routes have had this metric since the start.
                 (Some(known), Some(new)) => {
@@ -379,7 +399,7 @@ impl Live {
             ..new
         };
         let waits = rest != self.config;
-        let message = "a change outside `peers`, `workloads` and `bgp`, or of `bgp.import.metric`, takes effect at the next restart";
+        let message = "a change outside `peers`, `workloads`, `masquerade` and `bgp`, or of `bgp.import.metric`, takes effect at the next restart";
         self.problems.report("config", waits.then(|| message.to_owned()));
         info!("configuration reloaded");
     }
@@ -440,6 +460,22 @@ fn start_speaker(
     let (config, config_rx) = watch::channel(wanted);
     tasks.spawn("bgp-settings", tell_speaker(config_rx, settings, local.clone(), problems.clone(), stamp));
     Ok(Some(RunningSpeaker { config, handle, ended }))
+}
+
+/// Starts what makes the packet filter hold the desired masquerade. Without notifications of the kernel it looks periodically.
+fn start_masquerade(
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    problems: &Problems,
+    tasks: &mut Tasks,
+) -> MasqueradeHandle {
+    let touched = Arc::new(Notify::new());
+    match nftables::watch::start(touched.clone()) {
+        Ok(watch) => tasks.spawn("masquerade-watch", watch),
+        Err(error) => warn!(%error, "nobody tells about changes of the packet filter; it is looked at periodically"),
+    }
+    let (masquerading, handle) = Masquerading::new(Arc::new(Nft), touched, snapshots, problems.clone());
+    tasks.spawn("masquerade", masquerading.run());
+    handle
 }
 
 /// Differs when the file is another one.
@@ -585,10 +621,20 @@ async fn follow_peers(
     }
 }
 
-/// Takes the node out of the mesh: first its records, so that nobody sends to it any more, then its routes.
-fn drain(routes: RoutesHandle, export: ExportHandle, speaker: Option<SpeakerHandle>) -> Drain {
+/// Whom a node that leaves the mesh has to ask.
+#[derive(Clone)]
+struct Leaving {
+    routes: RoutesHandle,
+    masquerade: MasqueradeHandle,
+    export: ExportHandle,
+    speaker: Option<SpeakerHandle>,
+}
+
+/// Takes the node out of the mesh: first its records, so that nobody sends to it any more, then its routes and its table of the
+/// packet filter.
+fn drain(leaving: Leaving) -> Drain {
     Arc::new(move || {
-        let (routes, export, speaker) = (routes.clone(), export.clone(), speaker.clone());
+        let Leaving { routes, masquerade, export, speaker } = leaving.clone();
         Box::pin(async move {
             let mut view = DrainView::default();
             if let Some(speaker) = &speaker
@@ -611,6 +657,9 @@ fn drain(routes: RoutesHandle, export: ExportHandle, speaker: Option<SpeakerHand
                 Ok(Ok(count)) => view.removed_routes = count as u64,
                 Ok(Err(message)) => view.errors.push(message),
                 Err(ended) => view.errors.push(ended.to_string()),
+            }
+            if let Err(message) = masquerade.withdraw().await {
+                view.errors.push(message);
             }
             view
         })

@@ -8,6 +8,7 @@ mod netns {
     mod faults;
     mod ipv6;
     mod lab;
+    mod masquerade;
     mod mesh;
     mod meshes;
     mod netlink;

@@ -5,18 +5,24 @@ use std::{collections::BTreeMap, sync::Arc};
 use ipnet::IpNet;
 use meshd_core::{
     derive::LocalNode,
-    desired::{Conflict, NodeTarget, TargetKey},
+    desired::{Conflict, Exclusion, ExclusionSet, MasqueradeWish, NodeTarget, TargetKey},
     id::ClusterName,
-    observed::{ClusterTables, Kind, Labels, NodeAddressKind},
-    plan::Action,
+    observed::{ClusterTables, Kind, Labels, MasqueradeSetting, NodeAddressKind},
+    plan::{Action, MasqueradeStep},
     table::RowState,
 };
 
 use super::view::{
-    ActionView, EndpointView, IdentityView, NextHopView, NodeAddressView, NodeView, PeerView, PlanView, PrefixView,
-    RejectedView, RouteMode, RouteView, RowStatus,
+    ActionView, EndpointView, ExclusionView, IdentityView, MasqueradeView, NextHopView, NodeAddressView, NodeView, PeerView,
+    PlanView, PrefixView, RejectedView, RouteMode, RouteView, RowStatus,
 };
-use crate::{pipeline::Snapshot, reconcilers::routes::RouteState};
+use crate::{
+    pipeline::Snapshot,
+    reconcilers::{
+        masquerade::{MasqueradeState, describe},
+        routes::RouteState,
+    },
+};
 
 /// Remote clusters, by name. `sources` says where each is configured.
 #[must_use]
@@ -229,14 +235,63 @@ pub fn endpoints(snapshot: &Snapshot) -> Vec<EndpointView> {
     views
 }
 
+/// What is excluded from masquerade, and whether the kernel knows.
+#[must_use]
+pub fn exclusions(snapshot: &Snapshot, state: &MasqueradeState) -> Vec<ExclusionView> {
+    let reason = |(set, prefix): &Exclusion| match (set, &snapshot.observed.masquerade) {
+        (ExclusionSet::Kept, MasqueradeSetting::On(row)) => row.kept.get(prefix).map_or("kept", |by| by.as_str()),
+        (set, _) => set.as_str(),
+    };
+    let status = |exclusion: &Exclusion| match (state.held.excludes(exclusion), &state.error) {
+        (true, _) => RowStatus::Done,
+        (false, Some(_)) => RowStatus::Error,
+        (false, None) => RowStatus::Pending,
+    };
+    let view = |(exclusion, ()): (&Exclusion, &())| ExclusionView {
+        prefix: exclusion.1,
+        reason: reason(exclusion).to_owned(),
+        status: status(exclusion),
+    };
+    let mut views: Vec<ExclusionView> = snapshot.desired.masquerade.exclusions.iter().map(view).collect();
+    views.sort_by_key(|view| view.prefix);
+    views
+}
+
+/// The state of masquerade in figures.
+#[must_use]
+pub fn masquerade(snapshot: &Snapshot, state: &MasqueradeState) -> MasqueradeView {
+    let desired = &snapshot.desired.masquerade;
+    let MasqueradeWish::On(rules) = &desired.wish else { return MasqueradeView::default() };
+    let table = state.held.table();
+    MasqueradeView {
+        enabled: true,
+        installed: state.installed,
+        uplinks: rules.uplinks.iter().map(ToString::to_string).collect(),
+        exclusions: desired.exclusions.len() as u64,
+        exclusions_installed: table.map_or(0, |table| {
+            table.exclusions.iter().filter(|exclusion| desired.exclusions.contains(exclusion)).count() as u64
+        }),
+        exclusions_left_out: desired.left_out as u64,
+        masqueraded_connections: table.map_or(0, |table| table.masqueraded),
+        kept_connections: table.map_or(0, |table| table.kept),
+    }
+}
+
 /// Actions as lines of a plan.
 #[must_use]
-pub fn plan(actions: &[Action]) -> PlanView {
+pub fn plan(actions: &[Action], masquerade: Option<&MasqueradeStep>) -> PlanView {
     let view = |action: &Action| {
         let text = action.to_string();
         let mut words = text.splitn(4, ' ').skip(1);
         let object = [words.next(), words.next()].into_iter().flatten().collect::<Vec<_>>().join(" ");
         ActionView { op: action.verb().to_owned(), object, detail: words.next().unwrap_or_default().to_owned() }
     };
-    PlanView { actions: actions.iter().map(view).collect() }
+    let step = masquerade.map(|step| {
+        let text = describe(step);
+        let mut words = text.splitn(5, ' ');
+        let op = words.next().unwrap_or_default().to_owned();
+        let object = words.by_ref().take(3).collect::<Vec<_>>().join(" ");
+        ActionView { op, object, detail: words.next().unwrap_or_default().to_owned() }
+    });
+    PlanView { actions: actions.iter().map(view).chain(step).collect() }
 }

@@ -47,6 +47,27 @@ pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>) -> Result<Strin
     gauge(&mut registry, "routes_installed_count", "Wanted routes the kernel holds", status.routes.installed);
     gauge(&mut registry, "routes_error_count", "Wanted routes in error", status.routes.errors);
 
+    let masquerade = &status.masquerade;
+    if masquerade.enabled {
+        let help = "Prefixes that are excluded from masquerade";
+        gauge(&mut registry, "masquerade_exclusions_count", help, masquerade.exclusions_installed);
+        let help = "Prefixes that are not excluded because there are too many";
+        gauge(&mut registry, "masquerade_exclusions_left_out_count", help, masquerade.exclusions_left_out);
+        gauge(&mut registry, "masquerade_installed", "1 when the rules are in place", u64::from(masquerade.installed));
+        for (name, help, value) in [
+            (
+                "masquerade_connections",
+                "Connections masqueraded by the rules in place",
+                masquerade.masqueraded_connections,
+            ),
+            ("masquerade_kept_connections", "Connections that kept their source by them", masquerade.kept_connections),
+        ] {
+            let counter: Counter<u64, AtomicU64> = Counter::default();
+            counter.inc_by(value);
+            registry.register(name, help, counter);
+        }
+    }
+
     if let Some(store) = &status.store {
         gauge(&mut registry, "store_keys_count", "Keys of the embedded store", store.keys);
         gauge(&mut registry, "store_connections_count", "Open connections of the embedded store", store.connections);

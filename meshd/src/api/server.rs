@@ -38,7 +38,10 @@ use super::{
 use crate::{
     lifecycle::Problems,
     pipeline::Snapshot,
-    reconcilers::routes::{Ended, RoutesHandle},
+    reconcilers::{
+        masquerade::MasqueradeHandle,
+        routes::{Ended, RoutesHandle},
+    },
     speaker::SpeakerHandle,
     store::own::OwnStore,
 };
@@ -59,6 +62,8 @@ pub struct Api {
     pub peer_sources: watch::Receiver<BTreeMap<ClusterName, String>>,
     /// The route reconciler.
     pub routes: RoutesHandle,
+    /// The masquerade reconciler.
+    pub masquerade: MasqueradeHandle,
     /// What is wrong.
     pub problems: Problems,
     /// Becomes true when the node first did all its work.
@@ -143,6 +148,7 @@ fn router(api: Api) -> Router {
         .route("/v1/get/endpoints", get(endpoints))
         .route("/v1/get/peers", get(peers))
         .route("/v1/get/rejected", get(rejected))
+        .route("/v1/get/exclusions", get(exclusions))
         .merge(super::bgp::routes())
         .route("/v1/plan", get(plan))
         .route("/v1/drain", post(drain))
@@ -219,6 +225,7 @@ impl Api {
                 }
             }),
             datapath: Default::default(),
+            masquerade: answers::masquerade(&snapshot, &self.masquerade.state()),
             store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: Some(self.started),
@@ -353,8 +360,13 @@ async fn rejected(State(api): State<Api>, Query(filter): Query<Filter>) -> impl 
     filter.keep(answers::rejected(&api.snapshot()), |row| row.cluster.clone())
 }
 
+async fn exclusions(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
+    filter.keep(answers::exclusions(&api.snapshot(), &api.masquerade.state()), |row| row.prefix.to_string())
+}
+
 async fn plan(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
-    Ok(Json(answers::plan(&api.routes.plan().await?)))
+    let step = api.masquerade.plan().await;
+    Ok(Json(answers::plan(&api.routes.plan().await?, step.as_ref())))
 }
 
 async fn drain(State(api): State<Api>) -> impl IntoResponse {

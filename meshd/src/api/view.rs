@@ -18,6 +18,7 @@
 //! | `GET /v1/get/endpoints` | list of [`EndpointView`] |
 //! | `GET /v1/get/peers` | list of [`PeerView`] |
 //! | `GET /v1/get/rejected` | list of [`RejectedView`] |
+//! | `GET /v1/get/exclusions` | list of [`ExclusionView`] |
 //! | `GET /v1/plan` | [`PlanView`] |
 //! | `POST /v1/drain` | [`DrainView`] |
 //! | any error | [`ErrorView`] with a 4xx or 5xx status |
@@ -52,6 +53,9 @@ pub struct StatusView {
     pub bgp: BgpCountsView,
     /// State of the eBPF datapath.
     pub datapath: DatapathView,
+    /// State of masquerade.
+    #[serde(default)]
+    pub masquerade: MasqueradeView,
     /// What clients of the embedded store hold, where this node serves one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreView>,
@@ -211,6 +215,38 @@ pub struct DatapathView {
     pub programs: Vec<String>,
     /// Names of the maps.
     pub maps: Vec<String>,
+}
+
+/// State of masquerade; all zero when it is off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasqueradeView {
+    /// Is it wanted?
+    pub enabled: bool,
+    /// Does the kernel hold the wanted rules?
+    pub installed: bool,
+    /// Links that lead out of the node.
+    pub uplinks: Vec<String>,
+    /// Prefixes that are to be excluded.
+    pub exclusions: u64,
+    /// Of these, prefixes that the kernel excludes.
+    pub exclusions_installed: u64,
+    /// Prefixes that are not excluded, because there are too many.
+    pub exclusions_left_out: u64,
+    /// Connections that got an address of the node, since the table was put in its place.
+    pub masqueraded_connections: u64,
+    /// Connections that kept their source, since then.
+    pub kept_connections: u64,
+}
+
+/// A prefix that is excluded from masquerade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExclusionView {
+    /// The prefix. Prefixes inside it are not listed.
+    pub prefix: IpNet,
+    /// Why: `pods` and `nodes` of the mesh, or `configuration`, `native_cidrs`, `agent_file`, `link_local`.
+    pub reason: String,
+    /// Does the kernel exclude it?
+    pub status: RowStatus,
 }
 
 /// A node of the own or a remote cluster.

@@ -44,6 +44,8 @@ enum Table {
     Peers,
     /// Records of remote clusters that were refused, and why
     Rejected,
+    /// Prefixes that are excluded from masquerade
+    Exclusions,
 }
 
 /// Show the remote clusters: the same as `get peers`
@@ -75,6 +77,7 @@ impl Get {
             Table::Endpoints => self.show("endpoints", rows::endpoints),
             Table::Peers => self.show("peers", rows::peers),
             Table::Rejected => self.show("rejected", rows::rejected),
+            Table::Exclusions => self.show("exclusions", rows::exclusions),
         }
     }
 

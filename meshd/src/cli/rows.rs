@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::failure::Failure;
 use super::output;
 use crate::api::view::{
-    BackendView, EndpointView, IdentityView, NextHopView, NodeView, PeerView, PrefixView, RejectedView, RouteView,
-    ServiceBackendView, ServiceView,
+    BackendView, EndpointView, ExclusionView, IdentityView, NextHopView, NodeView, PeerView, PrefixView, RejectedView,
+    RouteView, ServiceBackendView, ServiceView,
 };
 
 /// A heading and rows of as many cells.
@@ -83,6 +83,12 @@ pub(super) fn routes(views: &[RouteView], wide: bool) -> Rows {
             optional(view.mtu),
             optional(view.error.as_ref()),
         ]
+    })
+}
+
+pub(super) fn exclusions(views: &[ExclusionView], wide: bool) -> Rows {
+    Rows::build(views, wide, 3, &["PREFIX", "REASON", "STATUS"], |view| {
+        vec![view.prefix.to_string(), view.reason.clone(), view.status.to_string()]
     })
 }
 

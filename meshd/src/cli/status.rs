@@ -77,6 +77,17 @@ fn page(view: &StatusView, wide: bool) -> String {
     }
     let datapath = if view.datapath.enabled { list(view.datapath.programs.clone()) } else { "off".to_owned() };
     let _ = writeln!(page, "Datapath:   {datapath}");
+    let masquerade = &view.masquerade;
+    if masquerade.enabled {
+        let state = if masquerade.installed { "on" } else { "not installed" };
+        let _ = writeln!(
+            page,
+            "Masquerade: {state} (uplinks {}; {}/{} exclusions installed)",
+            list(masquerade.uplinks.clone()),
+            masquerade.exclusions_installed,
+            masquerade.exclusions
+        );
+    }
     if wide {
         let started = view.started.map_or_else(|| "unknown".to_owned(), |started| started.to_string());
         let _ = writeln!(page, "Version:    {}\nStarted:    {started}", view.version);

@@ -49,6 +49,8 @@ pub struct Config {
     pub own_services: BTreeMap<ServiceName, Arc<OwnServiceRow>>,
     /// How services are loaded into the kernel.
     pub services: ServicesConfig,
+    /// Masquerade, when there is to be some.
+    pub masquerade: Option<MasqueradeConfig>,
     /// The BGP speaker, when there is to be one.
     pub bgp: Option<BgpConfig>,
     /// How the daemon is asked.
@@ -165,6 +167,21 @@ pub struct RoutingConfig {
     pub nexthop_objects: bool,
     /// Metric of the routes.
     pub metric: Metric,
+}
+
+/// What is masqueraded, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MasqueradeConfig {
+    /// Destinations to which workloads keep their address.
+    pub exclude: Vec<IpNet>,
+    /// Is what goes to link-local addresses masqueraded?
+    pub link_local: bool,
+    /// A file of the ip-masq-agent.
+    pub agent_file: Option<PathBuf>,
+    /// Links that lead out of the node; empty means those that carry its addresses.
+    pub uplinks: Vec<String>,
+    /// Source addresses, at most one per family; the kernel chooses the others.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A workload on this node.

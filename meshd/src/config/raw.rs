@@ -86,7 +86,7 @@ section! {
         /// Network policy.
         policy: Option<Unsupported> = "",
         /// Source NAT for traffic that leaves the mesh.
-        masquerade: Option<Unsupported> = "",
+        masquerade: RawMasquerade = "",
         /// Nodes, workloads and services from a Kubernetes API server.
         kubernetes: Option<Unsupported> = "",
     }
@@ -294,6 +294,28 @@ section! {
         labels: BTreeMap<String, String> = "none",
         /// Its service account.
         service_account: Option<Name> = "default",
+    }
+}
+
+section! {
+    /// Source NAT for traffic that leaves the mesh, by a table of nftables (`inet meshd`); needs the program `nft`. What goes
+    /// to PodCIDRs and node addresses of any cluster, or to `routing.native_cidrs`, keeps its source, also where
+    /// somebody else has a masquerade rule.
+    RawMasquerade {
+        /// Masquerade what workloads of this node send out of the mesh.
+        enabled: Option<bool> = "false",
+        /// Further destinations to which workloads keep their address. At most 16,384 prefixes are excluded in all.
+        exclude: Vec<PrefixText> = "none",
+        /// Masquerade what goes to link-local addresses (169.254.0.0/16, fe80::/10), too.
+        link_local: Option<bool> = "false",
+        /// A file of the ip-masq-agent in YAML or JSON with `nonMasqueradeCIDRs`, `masqLinkLocal` and `masqLinkLocalIPv6`. It is
+        /// watched. A missing or empty one means the agent's defaults (private and reserved prefixes); one that is wrong is
+        /// reported and changes nothing.
+        agent_file: Option<FilePath> = "none",
+        /// Links that lead out of the node.
+        uplinks: Vec<Name> = "those that carry an address of the node",
+        /// Source addresses to use, at most one per family.
+        address: Vec<Address> = "what the kernel chooses for the link",
     }
 }
 

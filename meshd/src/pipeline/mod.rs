@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use imbl::OrdMap;
 use jiff::Timestamp;
 use meshd_core::{
-    derive::{RouteDeriver, ServiceDeriver},
+    derive::{MasqueradeDeriver, RouteDeriver, ServiceDeriver},
     desired::Desired,
     id::ClusterName,
     observed::{Change, KernelKind, Kind, Observed},
@@ -38,6 +38,8 @@ pub struct Snapshot {
     /// Every configured cluster, the own one included, has told its nodes once, and every BGP peer its routes: nothing wanted
     /// is missing any more.
     pub complete: bool,
+    /// Every configured cluster has told its nodes, in this run or in the one before it, or the wait for it is over.
+    pub known: bool,
     /// The links, addresses and routes of this node have been read: what is desired has next hops, as far as there are any.
     pub local_known: bool,
 }
@@ -58,6 +60,8 @@ pub struct Pipeline {
     pub deriver: RouteDeriver,
     /// Observed to desired services.
     pub services: ServiceDeriver,
+    /// The same for masquerade.
+    pub masquerade: MasqueradeDeriver,
 }
 
 impl Pipeline {
@@ -88,18 +92,21 @@ impl Pipeline {
     }
 
     fn derive(&mut self, current: &mut Snapshot) {
-        let told = is_complete(&current.observed.clusters, &self.clusters.borrow_and_update());
+        let configured = self.clusters.borrow_and_update().clone();
+        let told = is_complete(&current.observed.clusters, &configured);
         current.complete = told && (!self.has_speaker || current.observed.is_bgp_complete());
         if told && !self.deriver.is_settled() {
             info!("every configured cluster has been heard");
             self.deriver.settle();
         }
+        current.known = self.deriver.is_settled() || is_known(&current.observed.clusters, &configured);
         let local = [KernelKind::Links, KernelKind::Addresses, KernelKind::Routes];
         current.local_known = local.iter().all(|kind| current.observed.is_kernel_initialized(*kind));
         let touched = current.observed.take_touched();
         let now = Timestamp::now();
         self.deriver.update(&current.observed, &touched, now, &mut current.desired);
         self.services.update(&current.observed, &touched, now, &mut current.desired);
+        self.masquerade.update(&current.observed, &touched, &mut current.desired);
     }
 }
 
@@ -119,4 +126,14 @@ fn is_complete(
 ) -> bool {
     !configured.is_empty()
         && configured.iter().all(|name| clusters.get(name).is_some_and(|tables| tables.is_initialized(Kind::Nodes)))
+}
+
+/// True when of every configured cluster the nodes are known, if only from memory.
+fn is_known(
+    clusters: &OrdMap<ClusterName, meshd_core::observed::ClusterTables>,
+    configured: &BTreeSet<ClusterName>,
+) -> bool {
+    let knows =
+        |name| clusters.get(name).is_some_and(|tables| tables.is_initialized(Kind::Nodes) || !tables.nodes.is_empty());
+    !configured.is_empty() && configured.iter().all(knows)
 }

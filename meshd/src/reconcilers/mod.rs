@@ -2,4 +2,5 @@
 
 pub mod datapath;
 pub mod export;
+pub mod masquerade;
 pub mod routes;

@@ -5,4 +5,6 @@
 
 pub mod config;
 pub mod etcd;
+mod folders;
+pub mod masquerade;
 pub mod netlink;

@@ -4,6 +4,7 @@
 //! built unless there are none.
 
 mod bgp;
+mod masquerade;
 mod node;
 mod peers;
 mod services;
@@ -59,6 +60,7 @@ impl<'a> Validator<'a> {
         let rules = ServiceRules { node: &node, node_ports: &services.node_port_range };
         let own_services = self.own_services(raw.workloads.services, &rules);
         let routing = self.routing(raw.routing);
+        let masquerade = self.masquerade(raw.masquerade, &node);
         let bgp = self.bgp(raw.bgp, &node);
         let metrics = self.metrics(raw.api.metrics.as_ref());
         let log = self.log(raw.log);
@@ -77,6 +79,7 @@ impl<'a> Validator<'a> {
             workloads,
             own_services,
             services,
+            masquerade,
             bgp,
             api: ApiConfig { socket: path_or(self, raw.api.socket, SOCKET), metrics },
             state_dir: path_or(self, raw.state_dir, STATE_DIR),

@@ -6,8 +6,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
 use meshd_core::id::ClusterName;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -17,6 +15,7 @@ use super::convert::{self, Before, Described, DirectoryFile};
 use super::{PeerEntry, PeerProblem, PeerSet, PeerSources};
 use crate::config::model::Peer;
 use crate::config::tls;
+use crate::sources::folders::Folders;
 
 /// How long changes may follow each other before the directory is read.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -26,8 +25,6 @@ const RESCAN_INTERVAL: Duration = Duration::from_secs(10);
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Most files that are looked at.
 const FILES_MAX: usize = 4096;
-/// Bytes read from inotify at once; any number of events may be lost, one is enough.
-const EVENT_BYTES: usize = 4096;
 
 /// Keeps `out` at the peers that `sources` and the directory describe; ends when either channel is closed.
 ///
@@ -38,7 +35,7 @@ pub async fn run(
     remembered: BTreeSet<ClusterName>,
     out: watch::Sender<PeerSet>,
 ) {
-    let mut watches = Watches::new();
+    let mut watches = Folders::new();
     let mut known = Before { remembered, ..Before::default() };
     loop {
         let now = sources.borrow_and_update().clone();
@@ -174,75 +171,6 @@ fn folders(sources: &PeerSources, peers: &BTreeMap<ClusterName, Peer>) -> BTreeS
     }
     folders.remove(Path::new(""));
     folders
-}
-
-/// The inotify side; without it (limits, no kernel support) only the rescan remains.
-struct Watches {
-    stream: Option<EventStream<[u8; EVENT_BYTES]>>,
-    watched: BTreeMap<PathBuf, WatchDescriptor>,
-}
-
-impl Watches {
-    fn new() -> Self {
-        let stream = Inotify::init().and_then(|inotify| inotify.into_event_stream([0; EVENT_BYTES]));
-        let stream = match stream {
-            Ok(stream) => Some(stream),
-            Err(error) => {
-                warn!(%error, interval_s = RESCAN_INTERVAL.as_secs(), "no file notifications, the peers directory is read periodically");
-                None
-            }
-        };
-        Self { stream, watched: BTreeMap::new() }
-    }
-
-    /// Watches exactly these folders; one that does not exist is tried again with the next reading.
-    fn set(&mut self, folders: BTreeSet<PathBuf>) {
-        let Some(stream) = &self.stream else { return };
-        let mut watches = stream.watches();
-        self.watched.retain(|folder, descriptor| {
-            let keep = folders.contains(folder) && folder.exists();
-            if !keep {
-                // A folder that is gone took its watch along.
-                let _ = watches.remove(descriptor.clone());
-            }
-            keep
-        });
-        let mask = WatchMask::CREATE
-            | WatchMask::CLOSE_WRITE
-            | WatchMask::MOVE
-            | WatchMask::DELETE
-            | WatchMask::ATTRIB
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR;
-        for folder in folders {
-            // Adding a watched folder again is cheap, and right when the folder was replaced by another.
-            if let Ok(descriptor) = watches.add(&folder, mask) {
-                self.watched.insert(folder, descriptor);
-            }
-        }
-    }
-
-    /// Waits for any event.
-    async fn event(&mut self) {
-        match &mut self.stream {
-            Some(stream) => {
-                if let Some(Err(error)) = stream.next().await {
-                    // An overflow is reported as an event, not here; whatever this is, reading again is right.
-                    debug!(%error, "file notifications failed");
-                }
-            }
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Forgets the events that are already there.
-    fn drain(&mut self) {
-        use futures_util::FutureExt;
-        if let Some(stream) = &mut self.stream {
-            while stream.next().now_or_never().is_some_and(|event| event.is_some_and(|event| event.is_ok())) {}
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,289 @@
+//! What `nft` is told: the table, or changes of its sets, as its own JSON.
+//!
+//! The chain is asked about the first packet of a connection only, and all later ones, replies and errors about it follow what
+//! was decided then. Its rules, in this order:
+//!
+//! 1. what a program of ours translated (mark [`mark::TRANSLATED`]) is its business;
+//! 2. what somebody else gave another destination (a NodePort, a port of a container) is his business, unless it is traffic of our
+//!    workloads that leaves the node: a service that leads a workload back to itself needs the address of the node;
+//! 3. workload to workload keeps its source, whoever forwards it;
+//! 4. our workloads and the nodes of the mesh, both ways, and our workloads to what people keep: likewise;
+//! 5. what else of our workloads leaves through an uplink gets the address of the node.
+//!
+//! Nothing else is decided: an underlay that is translated by this node stays so.
+
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use meshd_abi::mark;
+use meshd_core::{
+    desired::{Exclusion, ExclusionSet, MasqueradeRules},
+    plan::MasqueradeStep,
+};
+use nftables::{
+    expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
+    schema::{
+        Chain, Element, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue, Table,
+    },
+    stmt::{Counter, Mangle, Match, NAT, NATFamily, Operator, Statement},
+    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
+};
+use sha2::{Digest, Sha256};
+
+use super::TABLE;
+
+/// The chain.
+pub const CHAIN: &str = "source_nat";
+/// The set of links that lead out of the node.
+pub const UPLINKS: &str = "uplinks";
+/// Name of the sets of own prefixes, without the family.
+pub const OWN: &str = "own";
+/// Before `srcnat` (100), where iptables and most others decide, and after everything that changes destinations.
+const PRIORITY: i32 = 50;
+/// Begins the comment of each rule.
+pub const MARK: &str = "meshd";
+
+/// The two families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The one of a prefix.
+    #[must_use]
+    pub fn of(prefix: &IpNet) -> Self {
+        match prefix {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    /// The name of a set of this family.
+    #[must_use]
+    pub fn set_name(self, set: &str) -> String {
+        match self {
+            Self::V4 => format!("{set}4"),
+            Self::V6 => format!("{set}6"),
+        }
+    }
+}
+
+/// The document that does a step.
+#[must_use]
+pub fn of(step: &MasqueradeStep, rules: &MasqueradeRules) -> Nftables<'static> {
+    let objects = match step {
+        MasqueradeStep::Replace(exclusions) => {
+            // Added first, so that there is something to delete; all of it is one transaction.
+            let begin = [NfCmd::Add(table()), NfCmd::Delete(table()), NfCmd::Add(table())];
+            begin.into_iter().chain(content(rules, exclusions)).collect()
+        }
+        MasqueradeStep::Change { add, remove } => {
+            let removed = elements(remove).map(|elements| NfCmd::Delete(NfListObject::Element(elements)));
+            let added = elements(add).map(|elements| NfCmd::Add(NfListObject::Element(elements)));
+            removed.chain(added).collect()
+        }
+        MasqueradeStep::Remove => vec![NfCmd::Add(table()), NfCmd::Delete(table())],
+    };
+    Nftables { objects: objects.into_iter().map(NfObject::CmdObject).collect::<Vec<_>>().into() }
+}
+
+/// The words by which a table of these rules is recognised, whoever wrote it when: what its rules carry as comments.
+#[must_use]
+pub fn comments(rules: &MasqueradeRules) -> Vec<String> {
+    let statements = statements(rules);
+    let written = serde_json::to_vec(&(&statements, PRIORITY, &sets(rules, &BTreeSet::new()))).unwrap_or_default();
+    let digest: String = Sha256::digest(&written).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let count = statements.len();
+    (1..=count).map(|i| format!("{MARK} {digest} {i}/{count}")).collect()
+}
+
+fn table() -> NfListObject<'static> {
+    NfListObject::Table(Table { family: NfFamily::INet, name: TABLE.into(), handle: None })
+}
+
+/// Everything in the table.
+fn content(rules: &MasqueradeRules, exclusions: &BTreeSet<Exclusion>) -> Vec<NfCmd<'static>> {
+    let mut commands: Vec<NfCmd<'static>> = Vec::new();
+    commands.extend(sets(rules, exclusions).into_iter().map(|set| NfCmd::Add(NfListObject::Set(Box::new(set)))));
+    commands.push(NfCmd::Add(NfListObject::Chain(Chain {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        name: CHAIN.into(),
+        _type: Some(NfChainType::NAT),
+        hook: Some(NfHook::Postrouting),
+        prio: Some(PRIORITY),
+        policy: Some(NfChainPolicy::Accept),
+        ..Chain::default()
+    })));
+    for (expr, comment) in statements(rules).into_iter().zip(comments(rules)) {
+        commands.push(NfCmd::Add(NfListObject::Rule(Rule {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            chain: CHAIN.into(),
+            expr: expr.into(),
+            comment: Some(comment.into()),
+            ..Rule::default()
+        })));
+    }
+    commands
+}
+
+fn sets(rules: &MasqueradeRules, exclusions: &BTreeSet<Exclusion>) -> Vec<Set<'static>> {
+    let mut sets = Vec::new();
+    for family in Family::ALL {
+        let set_type = match family {
+            Family::V4 => SetType::Ipv4Addr,
+            Family::V6 => SetType::Ipv6Addr,
+        };
+        let mut add = |name: &str, prefixes: Vec<Expression<'static>>| {
+            sets.push(Set {
+                family: NfFamily::INet,
+                table: TABLE.into(),
+                name: family.set_name(name).into(),
+                set_type: SetTypeValue::Single(set_type),
+                flags: Some([SetFlag::Interval].into()),
+                elem: filled(prefixes),
+                ..Set::default()
+            });
+        };
+        add(OWN, rules.sources.iter().filter(|prefix| Family::of(prefix) == family).map(element).collect());
+        for set in ExclusionSet::ALL {
+            let of = exclusions.iter().filter(|(of, prefix)| *of == set && Family::of(prefix) == family);
+            add(set.as_str(), of.map(|(_, prefix)| element(prefix)).collect());
+        }
+    }
+    let name = |name: &Arc<str>| Expression::String(name.to_string().into());
+    sets.push(Set {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        name: UPLINKS.into(),
+        set_type: SetTypeValue::Single(SetType::Ifname),
+        elem: filled(rules.uplinks.iter().map(name).collect()),
+        ..Set::default()
+    });
+    sets
+}
+
+/// `nft` takes no empty list of elements.
+fn filled(elements: Vec<Expression<'static>>) -> Option<Cow<'static, [Expression<'static>]>> {
+    (!elements.is_empty()).then(|| elements.into())
+}
+
+/// Exclusions by the set they belong to.
+fn elements(exclusions: &[Exclusion]) -> impl Iterator<Item = Element<'static>> {
+    let sets = ExclusionSet::ALL.into_iter().flat_map(|set| Family::ALL.map(|family| (set, family)));
+    sets.filter_map(|(set, family)| {
+        let of = exclusions.iter().filter(|(of, prefix)| *of == set && Family::of(prefix) == family);
+        let elem: Vec<_> = of.map(|(_, prefix)| element(prefix)).collect();
+        (!elem.is_empty()).then(|| Element {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: family.set_name(set.as_str()).into(),
+            elem: elem.into(),
+        })
+    })
+}
+
+fn element(prefix: &IpNet) -> Expression<'static> {
+    let addr = Box::new(Expression::String(prefix.addr().to_string().into()));
+    Expression::Named(NamedExpression::Prefix(Prefix { addr, len: prefix.prefix_len().into() }))
+}
+
+/// The statements of each rule.
+fn statements(rules: &MasqueradeRules) -> Vec<Vec<Statement<'static>>> {
+    let translated = Expression::BinaryOperation(Box::new(BinaryOperation::AND(
+        meta(MetaKey::Mark),
+        Expression::Number(mark::TRANSLATED),
+    )));
+    let accept = || Statement::Accept(None);
+    let mut list = vec![
+        vec![matches(translated, Operator::EQ, Expression::Number(mark::TRANSLATED)), accept()],
+        vec![has_other_destination(), matches(meta(MetaKey::Oifname), Operator::NEQ, set(UPLINKS)), accept()],
+    ];
+    for family in Family::ALL {
+        let is_in = |field: &'static str, operator, name: &str| {
+            matches(address(family, field), operator, set(&family.set_name(name)))
+        };
+        list.push(vec![has_other_destination(), is_in("saddr", Operator::NEQ, OWN), accept()]);
+        let pairs = [
+            (ExclusionSet::Pods.as_str(), ExclusionSet::Pods.as_str()),
+            (OWN, ExclusionSet::Nodes.as_str()),
+            (ExclusionSet::Nodes.as_str(), OWN),
+            (OWN, ExclusionSet::Kept.as_str()),
+        ];
+        for (from, to) in pairs {
+            let mut rule = vec![is_in("saddr", Operator::EQ, from), is_in("daddr", Operator::EQ, to)];
+            rule.extend(keep_source(family));
+            list.push(rule);
+        }
+        let leaves = matches(meta(MetaKey::Oifname), Operator::EQ, set(UPLINKS));
+        let configured = match family {
+            Family::V4 => rules.ipv4,
+            Family::V6 => rules.ipv6,
+        };
+        list.push(vec![is_in("saddr", Operator::EQ, OWN), leaves, counter(), take_source(family, configured)]);
+    }
+    list
+}
+
+/// Marks the packet for those who look at the mark, and decides that the source stays.
+fn keep_source(family: Family) -> [Statement<'static>; 3] {
+    let marked = BinaryOperation::OR(vec![meta(MetaKey::Mark), Expression::Number(mark::KEEP_SOURCE)]);
+    [
+        counter(),
+        Statement::Mangle(Mangle { key: meta(MetaKey::Mark), value: Expression::BinaryOperation(Box::new(marked)) }),
+        source_nat(family, address(family, "saddr")),
+    ]
+}
+
+fn take_source(family: Family, configured: Option<IpAddr>) -> Statement<'static> {
+    match configured {
+        Some(configured) => source_nat(family, Expression::String(configured.to_string().into())),
+        None => Statement::Masquerade(None),
+    }
+}
+
+fn source_nat(family: Family, addr: Expression<'static>) -> Statement<'static> {
+    let family = match family {
+        Family::V4 => NATFamily::IP,
+        Family::V6 => NATFamily::IP6,
+    };
+    Statement::SNAT(Some(NAT { addr: Some(addr), family: Some(family), port: None, flags: None }))
+}
+
+fn counter() -> Statement<'static> {
+    Statement::Counter(Counter::Anonymous(None))
+}
+
+fn has_other_destination() -> Statement<'static> {
+    let status = CT { key: "status".into(), family: None, dir: None };
+    matches(Expression::Named(NamedExpression::CT(status)), Operator::IN, Expression::String("dnat".into()))
+}
+
+fn matches(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Statement<'static> {
+    Statement::Match(Match { left, right, op })
+}
+
+fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+fn set(name: &str) -> Expression<'static> {
+    Expression::String(format!("@{name}").into())
+}
+
+fn address(family: Family, field: &'static str) -> Expression<'static> {
+    let protocol = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let field = PayloadField { protocol: protocol.into(), field: field.into() };
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
+}
