@@ -245,6 +245,41 @@ fn features_of_later_versions_may_be_switched_off() {
 }
 
 #[test]
+fn masquerade_is_off_unless_it_is_enabled_and_checked_in_any_case() {
+    assert_eq!(Files::new(BASE).load().unwrap().masquerade, None);
+    assert_eq!(Files::new(&format!("{BASE}masquerade: {{exclude: [10.0.0.0/8]}}\n")).load().unwrap().masquerade, None);
+    let section = "masquerade: {enabled: true, exclude: [10.0.0.0/8, 240.0.0.0/4], agent_file: agent, uplinks: [eth0.7], address: [192.0.2.1, \"2001:db8::1\"]}";
+    let files = Files::new(&format!("{BASE}{section}\n"));
+    let config = files.load().unwrap();
+    assert_eq!(config.warnings, Vec::new());
+    let masquerade = config.masquerade.unwrap();
+    assert_eq!(masquerade.exclude, ["10.0.0.0/8".parse().unwrap(), "240.0.0.0/4".parse().unwrap()]);
+    assert_eq!((masquerade.link_local, masquerade.agent_file), (false, Some(files.path("agent"))));
+    assert_eq!((masquerade.uplinks, masquerade.addresses.len()), (vec!["eth0.7".to_owned()], 2));
+    for (section, expected) in [
+        (
+            "exclude: [0.0.0.0/0]",
+            "masquerade.exclude[0]: 0.0.0.0/0 excludes every address [write masquerade: {enabled: false}]",
+        ),
+        ("exclude: [10.0.0.1/8]", "masquerade.exclude[0]: 10.0.0.1/8 has host bits set [write 10.0.0.0/8]"),
+        (
+            "address: [192.0.2.1, 192.0.2.2]",
+            "masquerade.address: there are several IPv4 addresses [write at most one per family]",
+        ),
+        (
+            "uplinks: [\"eth*\"]",
+            "masquerade.uplinks[0]: \"eth*\" is no name of a link [write a name as `ip link` shows it, such as eth0]",
+        ),
+    ] {
+        let errors = Files::new(&format!("{BASE}masquerade: {{{section}}}\n")).load().unwrap_err();
+        let found = findings(&errors);
+        assert!(found.len() == 1 && found[0].ends_with(expected), "{found:#?}");
+    }
+    let node = with("node", "node: {name: a}\nmasquerade: {enabled: true}");
+    assert_eq!(Files::new(&node).load().unwrap().warnings.len(), 1, "nothing to masquerade");
+}
+
+#[test]
 fn all_mistakes_are_reported_at_once() {
     let main = "cluster: {name: W, id: 0}\nnode: {pod_cidrs: [10.0.1.5/24]}\nstore: {mode: etcd}\n";
     assert_eq!(findings(&Files::new(main).load().unwrap_err()).len(), 4);

@@ -19,9 +19,11 @@ pub fn whole(step: &MasqueradeStep, table: Option<&Listing>) -> Option<Masquerad
 #[must_use]
 pub fn describe(step: &MasqueradeStep) -> String {
     match step {
-        MasqueradeStep::Replace(exclusions) => format!("replace table inet meshd with {} exclusions", exclusions.len()),
+        MasqueradeStep::Replace(exclusions) => {
+            format!("replace table inet meshd whole, {} exclusions", exclusions.len())
+        }
         MasqueradeStep::Change { add, remove } => {
-            format!("replace table inet meshd by {} exclusions more and {} less", add.len(), remove.len())
+            format!("replace table inet meshd exclusions, {} added, {} removed", add.len(), remove.len())
         }
         MasqueradeStep::Remove => "delete table inet meshd".to_owned(),
     }

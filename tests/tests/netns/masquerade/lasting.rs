@@ -68,8 +68,8 @@ fn table(mesh: &Mesh) -> String {
 fn a_kill_a_restart_and_a_replacement_show_no_wrong_source() {
     let (mesh, _folder) = up("masquerade: {enabled: true}");
     wait_installed(&mesh);
-    let _far = Witness::start(&mesh.node("east-worker-webpod"));
-    let _outside = Witness::start(&mesh.node("outside"));
+    let _far = Witness::start(&mesh.node("east-worker-webpod"), &FAR_POD);
+    let _outside = Witness::start(&mesh.node("outside"), &OUTSIDE);
     // Somebody else's rule waits for a gap, too.
     shell(&mesh, NODE, "iptables-nft -t nat -A POSTROUTING -s 10.0.0.0/8 ! -o cni0 -j MASQUERADE");
     // The handles change when the table is another one.
@@ -111,7 +111,7 @@ fn what_somebody_deletes_comes_back_and_drain_takes_it_away() {
     let (mesh, _folder) = up("masquerade: {enabled: true}");
     wait_installed(&mesh);
     shell(&mesh, NODE, "nft 'add table inet other; add set inet other pods4 { type ipv4_addr; }'");
-    let outside = Witness::start(&mesh.node("outside"));
+    let outside = Witness::start(&mesh.node("outside"), &OUTSIDE);
     let source = || ask(&mesh.node(POD), &outside, OUTSIDE[0], Kind::Udp);
     let whole = table(&mesh);
     let without_counts = |text: &str| {
@@ -147,7 +147,8 @@ fn ten_thousand_exclusions_are_installed_and_changed_fast() {
     let prefixes: Vec<String> = (0..10_000).map(|i| format!("100.{}.{}.0/25", 64 + i / 256, i % 256)).collect();
     let (mesh, _folder) = up("masquerade: {enabled: true}");
     wait_installed(&mesh);
-    let file = mesh.node(NODE).folder().join("exclude");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("exclude");
     std::fs::write(&file, format!("nonMasqueradeCIDRs: [{}]", prefixes.join(", "))).expect("written");
     // The lab's file is a copy that only the daemon's node sees.
     let program = format!(

@@ -41,13 +41,12 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    pub(super) fn start(node: &Node) -> Self {
+    /// Answers at these addresses. Datagrams have a socket for each: an answer leaves with the address that was asked.
+    pub(super) fn start(node: &Node, addresses: &[&str]) -> Self {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
         let stop = Arc::new(AtomicBool::new(false));
         let tcp = node.within(|| TcpListener::bind(any)).expect("inside").expect("a listener");
         tcp.set_nonblocking(true).expect("not blocking");
-        let udp = node.within(|| UdpSocket::bind(any)).expect("inside").expect("a socket");
-        udp.set_read_timeout(Some(LOOK)).expect("a timeout");
         let tcp_stop = stop.clone();
         let tcp = thread::spawn(move || {
             while !tcp_stop.load(Ordering::Relaxed) {
@@ -58,16 +57,22 @@ impl Witness {
                 }
             }
         });
-        let udp_stop = stop.clone();
-        let udp = thread::spawn(move || {
-            let mut octets = [0; 64];
-            while !udp_stop.load(Ordering::Relaxed) {
-                if let Ok((_, peer)) = udp.recv_from(&mut octets) {
-                    let _gone = udp.send_to(text(peer).as_bytes(), peer);
+        let mut threads = vec![tcp];
+        for address in addresses {
+            let address = SocketAddr::new(address.parse().expect("an address"), PORT);
+            let udp = node.within(|| UdpSocket::bind(address)).expect("inside").expect("a socket");
+            udp.set_read_timeout(Some(LOOK)).expect("a timeout");
+            let stop = stop.clone();
+            threads.push(thread::spawn(move || {
+                let mut octets = [0; 64];
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok((_, peer)) = udp.recv_from(&mut octets) {
+                        let _gone = udp.send_to(text(peer).as_bytes(), peer);
+                    }
                 }
-            }
-        });
-        Self { node: node.clone(), stop, threads: vec![tcp, udp] }
+            }));
+        }
+        Self { node: node.clone(), stop, threads }
     }
 }
 
