@@ -161,10 +161,11 @@ impl MasqueradeDeriver {
                 table.remove(&last);
                 self.waiting.insert(last);
             }
-        } else if !self.waiting.remove(&exclusion) && table.remove(&exclusion).is_some() {
-            if let Some(first) = self.waiting.pop_first() {
-                table.upsert(first, ());
-            }
+        } else if !self.waiting.remove(&exclusion)
+            && table.remove(&exclusion).is_some()
+            && let Some(first) = self.waiting.pop_first()
+        {
+            table.upsert(first, ());
         }
     }
 

@@ -18,10 +18,13 @@ use meshd_core::{
 };
 use proptest::prelude::*;
 
+/// Numbers of addresses and of PodCIDRs.
+type Numbers = (Vec<u8>, Vec<u8>);
+
 /// Node of cluster 2 or 3, its addresses and PodCIDRs by number; or the prefixes that people keep, or masquerade off.
 #[derive(Debug, Clone)]
 enum Step {
-    Node(u8, u8, Option<(Vec<u8>, Vec<u8>)>),
+    Node(u8, u8, Option<Numbers>),
     Kept(Option<Vec<usize>>),
 }
 
@@ -93,7 +96,7 @@ fn derive(steps: &[Step], once: bool, limit: usize) -> (Vec<Exclusion>, usize) {
 
 /// Every prefix that is asked for, and of each set the outermost ones, worked out the slow way.
 fn model(steps: &[Step], limit: usize) -> (Vec<Exclusion>, usize) {
-    let mut nodes: BTreeMap<(u8, u8), &(Vec<u8>, Vec<u8>)> = BTreeMap::new();
+    let mut nodes: BTreeMap<(u8, u8), &Numbers> = BTreeMap::new();
     let mut kept = None;
     for step in steps {
         match step {

@@ -287,3 +287,74 @@ fn address(family: Family, field: &'static str) -> Expression<'static> {
     let field = PayloadField { protocol: protocol.into(), field: field.into() };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn rules() -> MasqueradeRules {
+        let sources = ["10.0.1.0/24", "fd00:1::/64"].map(|text| text.parse().unwrap()).into();
+        MasqueradeRules { sources, uplinks: ["eth0".into()].into(), ..MasqueradeRules::default() }
+    }
+
+    fn exclusion(set: ExclusionSet, text: &str) -> Exclusion {
+        (set, text.parse().unwrap())
+    }
+
+    fn objects(step: &MasqueradeStep) -> Vec<Value> {
+        let document = serde_json::to_value(of(step, &rules())).unwrap();
+        document["nftables"].as_array().unwrap().clone()
+    }
+
+    #[test]
+    fn a_replacement_names_only_our_table_and_deletes_before_it_adds() {
+        let step = MasqueradeStep::Replace([exclusion(ExclusionSet::Pods, "10.1.0.0/24")].into());
+        let objects = objects(&step);
+        let table = json!({"table": {"family": "inet", "name": "meshd"}});
+        assert_eq!(objects[..3], [json!({"add": table}), json!({"delete": table}), json!({"add": table})]);
+        let named = |object: &Value| {
+            let content = object["add"].as_object().unwrap().values().next().unwrap();
+            content.get("table").or(content.get("name")).unwrap().clone()
+        };
+        assert!(objects[3..].iter().all(|object| named(object) == "meshd"), "{objects:#?}");
+        let set = |name: &str| {
+            objects.iter().find(|object| object["add"]["set"]["name"] == name).unwrap()["add"]["set"].clone()
+        };
+        assert_eq!(set("pods4")["elem"], json!([{"prefix": {"addr": "10.1.0.0", "len": 24}}]));
+        assert_eq!(set("own6")["elem"], json!([{"prefix": {"addr": "fd00:1::", "len": 64}}]));
+        assert_eq!(set("uplinks")["elem"], json!(["eth0"]));
+        assert_eq!(set("kept6").get("elem"), None, "nft takes no empty list");
+    }
+
+    #[test]
+    fn a_change_removes_first_and_by_set() {
+        let step = MasqueradeStep::Change {
+            add: vec![exclusion(ExclusionSet::Pods, "10.1.0.0/16")],
+            remove: vec![exclusion(ExclusionSet::Pods, "10.1.1.0/24"), exclusion(ExclusionSet::Nodes, "fd00::1/128")],
+        };
+        let element = |name: &str, addr: &str, len: u8| json!({"element": {"family": "inet", "table": "meshd", "name": name, "elem": [{"prefix": {"addr": addr, "len": len}}]}});
+        let expected = [
+            json!({"delete": element("pods4", "10.1.1.0", 24)}),
+            json!({"delete": element("nodes6", "fd00::1", 128)}),
+            json!({"add": element("pods4", "10.1.0.0", 16)}),
+        ];
+        assert_eq!(objects(&step), expected);
+    }
+
+    #[test]
+    fn comments_tell_rules_apart_and_count_them() {
+        let first = comments(&rules());
+        assert_eq!(comments(&rules()), first);
+        assert!(first.iter().all(|comment| comment.starts_with("meshd ")), "{first:?}");
+        assert!(first.last().unwrap().ends_with(&format!(" {0}/{0}", first.len())), "{first:?}");
+        for other in [
+            MasqueradeRules { ipv4: Some([192, 0, 2, 1].into()), ..rules() },
+            MasqueradeRules { uplinks: ["eth1".into()].into(), ..rules() },
+            MasqueradeRules { sources: BTreeSet::new(), ..rules() },
+        ] {
+            assert_ne!(comments(&other), first, "{other:?}");
+        }
+    }
+}

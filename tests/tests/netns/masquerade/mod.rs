@@ -232,3 +232,49 @@ fn exclusions_follow_announcements_the_agents_file_and_link_local() {
     becomes("the defaults", "169.254.9.9", pod);
     mesh.finish();
 }
+
+#[test]
+fn what_others_translated_is_left_alone() {
+    let (mesh, _folder) = up("masquerade: {enabled: true}");
+    wait_installed(&mesh);
+    let far = Witness::start(&mesh.node("east-worker-webpod"), &FAR_POD);
+    let own = Witness::start(&mesh.node(POD), &POD_ADDRESSES);
+    let outside = Witness::start(&mesh.node("outside"), &OUTSIDE);
+    // Two services of somebody else's: one leads to another node, the other back to the pod that asks.
+    shell(&mesh, "outside", "ip route add 198.51.100.77 via 172.18.0.5");
+    for line in [
+        "-A PREROUTING -d 198.51.100.77 -j DNAT --to-destination 10.1.1.10",
+        "-A PREROUTING -d 198.51.100.78 -j DNAT --to-destination 10.0.1.20",
+        "-A POSTROUTING -m conntrack --ctstate DNAT -j MASQUERADE",
+    ] {
+        shell(&mesh, NODE, &format!("iptables-nft -t nat {line}"));
+    }
+    let through = ask(&mesh.node("outside"), &far, "198.51.100.77", Kind::Tcp);
+    assert_eq!(through, NODE_ADDRESSES[0], "the answer has to come back this way");
+    assert_eq!(ask(&mesh.node(POD), &far, "198.51.100.77", Kind::Tcp), POD_ADDRESSES[0], "inside the mesh");
+    let hairpin = ask(&mesh.node(POD), &own, "198.51.100.78", Kind::Tcp);
+    assert!(hairpin.parse::<std::net::IpAddr>().is_ok() && hairpin != POD_ADDRESSES[0], "{hairpin}");
+
+    // The marks: what carries one is not touched, and what keeps its source carries the other.
+    shell(
+        &mesh,
+        NODE,
+        "nft -f - <<'END'
+table ip marks {
+  chain translated {
+    type filter hook prerouting priority mangle;
+    ip daddr 203.0.113.9 meta mark set 0x40
+  }
+  chain kept {
+    type filter hook postrouting priority 300;
+    ip daddr 10.1.1.10 ct state new meta mark & 0x20 == 0x20 counter
+  }
+}
+END",
+    );
+    assert_eq!(ask(&mesh.node(POD), &outside, OUTSIDE[0], Kind::Tcp), POD_ADDRESSES[0]);
+    assert_eq!(ask(&mesh.node(POD), &far, FAR_POD[0], Kind::Tcp), POD_ADDRESSES[0]);
+    let marked = shell(&mesh, NODE, "nft list chain ip marks kept");
+    assert!(marked.contains("packets 1 "), "{marked}");
+    mesh.finish();
+}
