@@ -22,7 +22,7 @@ use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     kernel::nftables::{KernelMasquerade, NftError},
@@ -205,8 +205,14 @@ impl Masquerading {
                 self.retry = None;
                 self.problems.clear(COMPONENT);
             }
-            // Nothing is wanted, and what is not there cannot have left anything behind.
-            Err(NftError::Missing) if *wish == MasqueradeWish::Off => self.look_at = None,
+            // Nothing is wanted, and where nothing could ever be looked at there is nothing to remove. A node that does not use
+            // the packet filter needs none.
+            Err(error) if *wish == MasqueradeWish::Off && self.looked.is_none() => {
+                debug!(%error, "the packet filter cannot be looked at, and need not be");
+                self.actual.seen(None);
+                self.retry = None;
+                self.problems.clear(COMPONENT);
+            }
             Err(error) => {
                 let pause = self.retry.map_or(RETRY_MIN, |(pause, _)| (pause * 2).min(RETRY_MAX));
                 self.retry = Some((pause, Instant::now() + pause));

@@ -176,6 +176,10 @@ async fn a_missing_nft_is_a_problem_only_when_it_is_needed() {
     tokio::time::sleep(RETRY_MAX).await;
     assert!(case.problems.list().is_empty());
     case.publish(on("eth0"), &["10.1.0.0/24"], true);
+    case.until("a problem while it is wanted", |case| case.problem(COMPONENT).is_some()).await;
+    case.publish(MasqueradeWish::Off, &[], true);
+    case.until("no problem any more", |case| case.problem(COMPONENT).is_none()).await;
+    case.publish(on("eth0"), &["10.1.0.0/24"], true);
     case.until("a problem", |case| case.problem(COMPONENT).is_some_and(|it| it.contains("install"))).await;
     assert!(case.handle.state().error.is_some());
     Memory::with(&case.kernel.missing, |missing| *missing = false);
