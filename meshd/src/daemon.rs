@@ -9,6 +9,7 @@ use std::{
     fs, io,
     net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -51,6 +52,7 @@ use crate::{
     lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
     reconcilers::{
+        datapath::{self, DatapathStatus},
         export::{ExportHandle, ExportInputs, ExportTimers, Exporter, WriterRole},
         masquerade::{MasqueradeHandle, Masquerading},
         routes::{Routes, RoutesHandle},
@@ -208,6 +210,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
     let masquerade = start_masquerade(snapshots_rx.clone(), &problems, &mut tasks);
+    let datapath = start_datapath(&config, &local, snapshots_rx.clone(), &problems, &mut tasks);
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
     let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));
     let (exporter, export_handle) = Exporter::new(
@@ -230,6 +233,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         peer_sources: names_rx,
         routes: routes_handle.clone(),
         masquerade: masquerade.clone(),
+        datapath,
         problems: problems.clone(),
         ready: settled.clone(),
         own_store: own_store.clone(),
@@ -460,6 +464,37 @@ fn start_speaker(
     let (config, config_rx) = watch::channel(wanted);
     tasks.spawn("bgp-settings", tell_speaker(config_rx, settings, local.clone(), problems.clone(), stamp));
     Ok(Some(RunningSpeaker { config, handle, ended }))
+}
+
+/// Loads the programs of the datapath, or takes away what an earlier process left of them when it is switched off. A datapath that cannot
+/// be started is a problem; everything else of the node works without it.
+fn start_datapath(
+    config: &Config,
+    local: &Arc<LocalNode>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    problems: &Problems,
+    tasks: &mut Tasks,
+) -> Option<watch::Receiver<DatapathStatus>> {
+    let folder = Path::new(meshd_abi::BPFFS_FOLDER);
+    if !config.services.enabled {
+        match meshd_datapath::remove(folder) {
+            Ok(false) => {}
+            Ok(true) => info!("removed the programs of the datapath, which is switched off"),
+            Err(error) => problems.set("datapath", format!("what is left of it cannot be removed: {error}")),
+        }
+        return None;
+    }
+    let options = datapath::Options::new(config, local, folder);
+    match datapath::start(options, snapshots, problems.clone()) {
+        Ok((task, status)) => {
+            tasks.spawn("datapath", task);
+            Some(status)
+        }
+        Err(error) => {
+            problems.set("datapath", format!("not started: {:#}", anyhow::Error::from(error)));
+            None
+        }
+    }
 }
 
 /// Starts what makes the packet filter hold the desired masquerade. Without notifications of the kernel it looks periodically.

@@ -18,7 +18,7 @@ mod sys;
 mod table;
 
 pub use error::DatapathError;
-pub use programs::{Attached, FamilyMaps, Maps, Program, Programs};
+pub use programs::{Attached, FamilyMaps, Maps, Program, Programs, remove};
 pub use table::{CpuArray, Table};
 
 /// What the build script compiled, aligned as the ELF parser needs it.

@@ -298,22 +298,14 @@ impl Programs {
         pins::detach(&self.pin(program, link))
     }
 
-    /// Detaches everything of ours below the folder and removes the folder: what `drain` and uninstalling want.
-    ///
-    /// Continues after a failure and reports the first.
+    /// Detaches everything of ours below the folder and removes the folder: see [`remove`].
     ///
     /// # Errors
     /// The first refusal.
     pub fn remove(self) -> Result<(), DatapathError> {
         let Self { ebpf, folder, maps } = self;
         drop((ebpf, maps));
-        let mut outcome = Ok(());
-        for pin in pins::entries(&folder)? {
-            let is_link = pin.file_name().is_some_and(|name| name.to_string_lossy().contains(LINK_MARK));
-            outcome = outcome.and(if is_link { pins::detach(&pin).map(|_| ()) } else { pins::remove(&pin) });
-        }
-        outcome?;
-        pins::remove_empty_folder(&folder)?;
+        remove_versioned(&folder)?;
         folder.parent().map_or(Ok(()), pins::remove_empty_folder)
     }
 
@@ -350,6 +342,34 @@ impl Programs {
             Err(source) => Err(attach_error("adopt", program, link, source)),
         }
     }
+}
+
+/// Detaches everything of ours below a folder of pins and removes the folder: what a node does on which the datapath was switched
+/// off. True when there was something.
+///
+/// Continues after a failure and reports the first.
+///
+/// # Errors
+/// The first refusal.
+pub fn remove(folder: &Path) -> Result<bool, DatapathError> {
+    if !folder.exists() {
+        return Ok(false);
+    }
+    for versioned in pins::entries(folder)? {
+        remove_versioned(&versioned)?;
+    }
+    pins::remove_empty_folder(folder)?;
+    Ok(true)
+}
+
+fn remove_versioned(folder: &Path) -> Result<(), DatapathError> {
+    let mut outcome = Ok(());
+    for pin in pins::entries(folder)? {
+        let is_link = pin.file_name().is_some_and(|name| name.to_string_lossy().contains(LINK_MARK));
+        outcome = outcome.and(if is_link { pins::detach(&pin).map(|_| ()) } else { pins::remove(&pin) });
+    }
+    outcome?;
+    pins::remove_empty_folder(folder)
 }
 
 /// Between the program's name and the link's index in the name of a pin.

@@ -13,12 +13,13 @@ use meshd_core::{
 };
 
 use super::view::{
-    ActionView, EndpointView, ExclusionView, IdentityView, MasqueradeView, NextHopView, NodeAddressView, NodeView, PeerView,
-    PlanView, PrefixView, RejectedView, RouteMode, RouteView, RowStatus,
+    ActionView, DatapathView, EndpointView, ExclusionView, IdentityView, MapView, MasqueradeView, NextHopView, NodeAddressView, NodeView, PeerView,
+    PlanView, PrefixView, ProgramView, RejectedView, RouteMode, RouteView, RowStatus,
 };
 use crate::{
     pipeline::Snapshot,
     reconcilers::{
+        datapath::{DatapathStatus, LinkStatus, MapStatus},
         masquerade::{MasqueradeState, describe},
         routes::RouteState,
     },
@@ -255,6 +256,24 @@ pub fn exclusions(snapshot: &Snapshot, state: &MasqueradeState) -> Vec<Exclusion
     let mut views: Vec<ExclusionView> = snapshot.desired.masquerade.exclusions.iter().map(view).collect();
     views.sort_by_key(|view| view.prefix);
     views
+}
+
+/// The state of the datapath.
+#[must_use]
+pub fn datapath(status: &DatapathStatus) -> DatapathView {
+    let program = |link: &LinkStatus| ProgramView {
+        program: link.program.to_owned(),
+        link: link.link.clone(),
+        attached: link.outcome.as_ref().ok().cloned(),
+        error: link.outcome.as_ref().err().cloned(),
+    };
+    let map = |map: &MapStatus| MapView { name: map.name.to_owned(), used: map.used, room: map.room };
+    DatapathView {
+        enabled: true,
+        programs: status.programs.iter().map(program).collect(),
+        maps: status.maps.iter().map(map).collect(),
+        packets: status.packets.iter().map(|(reason, packets)| (reason.word().to_owned(), *packets)).collect(),
+    }
 }
 
 /// The state of masquerade in figures.

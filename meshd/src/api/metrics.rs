@@ -29,6 +29,16 @@ struct ProblemLabel {
     component: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MapLabel {
+    map: String,
+}
+
 type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
 
 /// Renders the metrics of one moment.
@@ -66,6 +76,23 @@ pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>) -> Result<Strin
             counter.inc_by(value);
             registry.register(name, help, counter);
         }
+    }
+
+    let datapath = &status.datapath;
+    if datapath.enabled {
+        let packets: Family<ReasonLabel, Counter<u64, AtomicU64>> = Family::default();
+        for (reason, count) in &datapath.packets {
+            packets.get_or_create(&ReasonLabel { reason: reason.clone() }).inc_by(*count);
+        }
+        registry.register("datapath_packets", "Packets by what the datapath did with them", packets);
+        let (used, room): (Gauges<MapLabel>, Gauges<MapLabel>) = Default::default();
+        for map in &datapath.maps {
+            let label = MapLabel { map: map.name.clone() };
+            used.get_or_create(&label).set(i64::try_from(map.used).unwrap_or(i64::MAX));
+            room.get_or_create(&label).set(i64::try_from(map.room).unwrap_or(i64::MAX));
+        }
+        registry.register("datapath_map_entries", "Elements in use of a map of the datapath", used);
+        registry.register("datapath_map_capacity", "Elements a map of the datapath has room for", room);
     }
 
     if let Some(store) = &status.store {

@@ -39,6 +39,7 @@ use crate::{
     lifecycle::Problems,
     pipeline::Snapshot,
     reconcilers::{
+        datapath::DatapathStatus,
         masquerade::MasqueradeHandle,
         routes::{Ended, RoutesHandle},
     },
@@ -64,6 +65,8 @@ pub struct Api {
     pub routes: RoutesHandle,
     /// The masquerade reconciler.
     pub masquerade: MasqueradeHandle,
+    /// The datapath, where it runs.
+    pub datapath: Option<watch::Receiver<DatapathStatus>>,
     /// What is wrong.
     pub problems: Problems,
     /// Becomes true when the node first did all its work.
@@ -224,7 +227,7 @@ impl Api {
                     installed: counts.learned_installed as u64,
                 }
             }),
-            datapath: Default::default(),
+            datapath: self.datapath.as_ref().map_or_else(Default::default, |status| answers::datapath(&status.borrow())),
             masquerade: answers::masquerade(&snapshot, &self.masquerade.state()),
             store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -211,10 +211,37 @@ pub struct BgpCountsView {
 pub struct DatapathView {
     /// Is it enabled?
     pub enabled: bool,
-    /// Names of the attached programs.
-    pub programs: Vec<String>,
-    /// Names of the maps.
-    pub maps: Vec<String>,
+    /// Programs on links, with how each is attached.
+    pub programs: Vec<ProgramView>,
+    /// How full the maps are.
+    pub maps: Vec<MapView>,
+    /// Packets by what became of them, since the maps were made; words without packets are left out.
+    #[serde(default)]
+    pub packets: BTreeMap<String, u64>,
+}
+
+/// A program on a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramView {
+    /// The program.
+    pub program: String,
+    /// The link.
+    pub link: String,
+    /// How it is attached; none when it is not.
+    pub attached: Option<String>,
+    /// Why it is not attached.
+    pub error: Option<String>,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapView {
+    /// What it holds.
+    pub name: String,
+    /// Elements in use.
+    pub used: u64,
+    /// Elements there is room for.
+    pub room: u64,
 }
 
 /// State of masquerade; all zero when it is off.

@@ -9,7 +9,7 @@ use super::client::{SocketOptions, block_on};
 use super::failure::Failure;
 use super::options::{Format, OutputOptions};
 use super::{output, rows};
-use crate::api::view::{Health, StatusView};
+use crate::api::view::{Health, ProgramView, StatusView};
 
 /// How often `--wait` asks.
 const WAIT_INTERVAL: Duration = Duration::from_millis(250);
@@ -75,7 +75,13 @@ fn page(view: &StatusView, wide: bool) -> String {
             bgp.established, bgp.peers, bgp.received, bgp.accepted, bgp.installed
         );
     }
-    let datapath = if view.datapath.enabled { list(view.datapath.programs.clone()) } else { "off".to_owned() };
+    let program = |view: &ProgramView| {
+        let how = view.attached.as_deref().or(view.error.as_deref()).unwrap_or("not attached");
+        format!("{} on {} ({how})", view.program, view.link)
+    };
+    let datapath = &view.datapath;
+    let datapath =
+        if datapath.enabled { list(datapath.programs.iter().map(program).collect()) } else { "off".to_owned() };
     let _ = writeln!(page, "Datapath:   {datapath}");
     let masquerade = &view.masquerade;
     if masquerade.enabled {

@@ -10,7 +10,7 @@ use meshd_datapath::{DatapathError, FamilyMaps, Maps};
 ///
 /// # Errors
 /// When a map cannot be read.
-pub fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
+pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
     let services4 = maps.v4.services.all()?;
     let services6 = maps.v6.services.all()?;
     let entries = services4.iter().map(|(_, entry)| entry).chain(services6.iter().map(|(_, entry)| entry));
@@ -37,7 +37,7 @@ pub fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
 
 /// How long entries live without a packet, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lifetimes {
+pub(super) struct Lifetimes {
     /// TCP with packets in both directions.
     pub established: u32,
     /// TCP that was only opened.
@@ -50,14 +50,14 @@ pub struct Lifetimes {
 
 impl Lifetimes {
     /// With room for new connections.
-    pub const RELAXED: Self = Self { established: 21_600, opening: 60, closing: 15, datagram: 90 };
+    pub(super) const RELAXED: Self = Self { established: 21_600, opening: 60, closing: 15, datagram: 90 };
     /// With hardly any: what a flood leaves must go first.
-    pub const PRESSED: Self = Self { established: 21_600, opening: 5, closing: 2, datagram: 15 };
+    pub(super) const PRESSED: Self = Self { established: 21_600, opening: 5, closing: 2, datagram: 15 };
 }
 
 /// What one look at the connections found.
 #[derive(Debug, Default)]
-pub struct Sweep {
+pub(super) struct Sweep {
     /// Entries that stay, of both families.
     pub left: [usize; 2],
     /// Entries that were removed.
@@ -70,7 +70,7 @@ pub struct Sweep {
 ///
 /// # Errors
 /// When a map cannot be read or written.
-pub fn sweep(maps: &Maps, now: u32, lifetimes: &Lifetimes) -> Result<Sweep, DatapathError> {
+pub(super) fn sweep(maps: &Maps, now: u32, lifetimes: &Lifetimes) -> Result<Sweep, DatapathError> {
     let mut sweep = Sweep::default();
     sweep_family(&maps.v4, now, lifetimes, &mut sweep, 0)?;
     sweep_family(&maps.v6, now, lifetimes, &mut sweep, 1)?;

@@ -32,7 +32,7 @@ pub struct LinkPlan {
 
 /// A program on a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attachment {
+pub(super) struct Attachment {
     /// The link's name.
     pub name: Arc<str>,
     /// How it is attached, or why not.
@@ -41,7 +41,7 @@ pub struct Attachment {
 
 /// Programs on links.
 #[derive(Debug, Default)]
-pub struct Links {
+pub(super) struct Links {
     pub(super) attached: BTreeMap<(Program, IfIndex), Attachment>,
     known: bool,
 }
@@ -49,7 +49,7 @@ pub struct Links {
 impl Links {
     /// Attaches and detaches until the programs are where they belong; returns what the kernel refused. A refusal is tried again
     /// with the next snapshot.
-    pub fn follow(
+    pub(super) fn follow(
         &mut self,
         plan: &LinkPlan,
         local: &LocalNode,

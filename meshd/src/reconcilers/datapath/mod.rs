@@ -24,6 +24,7 @@ pub use status::{DatapathStatus, LinkStatus, MapStatus};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -49,7 +50,11 @@ use self::{
     actual::Lifetimes,
     links::{LinkPlan, Links},
 };
-use crate::{lifecycle::Problems, pipeline::Snapshot};
+use crate::{
+    config::{Config, model::services::BackendAlgorithm},
+    lifecycle::Problems,
+    pipeline::Snapshot,
+};
 
 /// Name of this part among the problems of a node.
 const COMPONENT: &str = "datapath";
@@ -70,7 +75,7 @@ const LOOPBACK6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x65, 0x7
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Folder for pins.
-    pub folder: std::path::PathBuf,
+    pub folder: PathBuf,
     /// This node.
     pub local: Arc<LocalNode>,
     /// Id of the own cluster.
@@ -83,6 +88,46 @@ pub struct Options {
     pub links: LinkPlan,
     /// Ports for translated sources: the first and how many.
     pub ports: (u16, u16),
+}
+
+impl Options {
+    /// What the configuration says.
+    #[must_use]
+    pub fn new(config: &Config, local: &Arc<LocalNode>, folder: &Path) -> Self {
+        let services = &config.services;
+        let maps = &services.maps;
+        let sizes = Sizes {
+            services: maps.services,
+            backends: maps.backends,
+            connections: maps.connections,
+            affinity: maps.affinity,
+            identities: maps.identities,
+            ..Sizes::default()
+        };
+        let slots = match services.algorithm {
+            BackendAlgorithm::Maglev => services.table_size,
+            BackendAlgorithm::Random => 0,
+        };
+        Self {
+            folder: folder.to_owned(),
+            local: local.clone(),
+            cluster_id: config.cluster.id,
+            sizes,
+            services: ServiceSettings {
+                slots,
+                mode: services.mode,
+                backends: sizes.backends,
+                members: sizes.members,
+                chunks: sizes.maglev,
+            },
+            links: LinkPlan {
+                uplinks: services.uplinks.clone(),
+                workloads: services.workload_links.clone(),
+                xdp: services.xdp,
+            },
+            ports: (*services.snat_ports.start(), services.snat_ports.len() as u16),
+        }
+    }
 }
 
 /// Loads the programs and starts keeping their maps.

@@ -8,7 +8,7 @@ use meshd_datapath::{DatapathError, Maps, Table};
 ///
 /// # Errors
 /// The first refusal; what it kept from happening is not in the maps.
-pub fn run(maps: &Maps, writes: Vec<Write>) -> Result<(), DatapathError> {
+pub(super) fn run(maps: &Maps, writes: Vec<Write>) -> Result<(), DatapathError> {
     let mut outcome = Ok(());
     let mut run = Run { maps, identities4: Batch::default(), identities6: Batch::default() };
     for write in writes {
