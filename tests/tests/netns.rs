@@ -14,5 +14,6 @@ mod netns {
     mod netlink;
     mod refusals;
     mod routes;
+    mod service_traffic;
     mod services;
 }

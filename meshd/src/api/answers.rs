@@ -13,8 +13,9 @@ use meshd_core::{
 };
 
 use super::view::{
-    ActionView, DatapathView, EndpointView, ExclusionView, IdentityView, MapView, MasqueradeView, NextHopView, NodeAddressView, NodeView, PeerView,
-    PlanView, PrefixView, ProgramView, RejectedView, RouteMode, RouteView, RowStatus,
+    ActionView, DatapathView, EndpointView, ExclusionView, IdentityView, MapView, MasqueradeView, NextHopView,
+    NodeAddressView, NodeView, PeerView, PlanView, PrefixView, ProgramView, RejectedView, RouteMode, RouteView,
+    RowStatus,
 };
 use crate::{
     pipeline::Snapshot,

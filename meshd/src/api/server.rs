@@ -227,7 +227,10 @@ impl Api {
                     installed: counts.learned_installed as u64,
                 }
             }),
-            datapath: self.datapath.as_ref().map_or_else(Default::default, |status| answers::datapath(&status.borrow())),
+            datapath: self
+                .datapath
+                .as_ref()
+                .map_or_else(Default::default, |status| answers::datapath(&status.borrow())),
             masquerade: answers::masquerade(&snapshot, &self.masquerade.state()),
             store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

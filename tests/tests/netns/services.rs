@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use super::meshes::{Admin, Mesh, WEST_EAST, eventually, eventually_within, rows};
 
-const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
-const WEST: [&str; 2] = ["west-control-plane", "west-worker"];
-const EAST: [&str; 2] = ["east-control-plane", "east-worker"];
-const WEST_BACKENDS: [&str; 2] = ["10.0.0.10", "10.0.1.10"];
-const EAST_BACKENDS: [&str; 2] = ["10.1.0.10", "10.1.1.10"];
-const ALL_BACKENDS: [&str; 4] = ["10.0.0.10", "10.0.1.10", "10.1.0.10", "10.1.1.10"];
+pub(super) const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
+pub(super) const WEST: [&str; 2] = ["west-control-plane", "west-worker"];
+pub(super) const EAST: [&str; 2] = ["east-control-plane", "east-worker"];
+pub(super) const WEST_BACKENDS: [&str; 2] = ["10.0.0.10", "10.0.1.10"];
+pub(super) const EAST_BACKENDS: [&str; 2] = ["10.1.0.10", "10.1.1.10"];
+pub(super) const ALL_BACKENDS: [&str; 4] = ["10.0.0.10", "10.0.1.10", "10.1.0.10", "10.1.1.10"];
 /// The workload of east-worker in its configuration.
 const WORKLOAD: &str = "  static:
     - namespace: default
@@ -29,13 +29,13 @@ const WORKLOAD: &str = "  static:
 const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A west/east lab whose configurations the test may change.
-struct Services {
-    mesh: Mesh,
+pub(super) struct Services {
+    pub(super) mesh: Mesh,
     folder: tempfile::TempDir,
 }
 
 impl Services {
-    fn up() -> Self {
+    pub(super) fn up() -> Self {
         let (_, file) = lab::catalog::list().into_iter().find(|(name, _)| name == "west-east").expect("the topology");
         let source = file.parent().expect("a folder of topologies").to_owned();
         let folder = tempfile::tempdir().expect("a folder");
@@ -44,7 +44,8 @@ impl Services {
         for node in NODES {
             let path = config(folder.path(), node);
             let text = fs::read_to_string(&path).expect("the configuration is read");
-            let timeout = format!("services: {{remote_timeout_s: {}}}\n", REMOTE_TIMEOUT.as_secs());
+            // The last section of each is `services`.
+            let timeout = format!("  remote_timeout_s: {}\n", REMOTE_TIMEOUT.as_secs());
             fs::write(&path, text + &timeout).expect("the configuration is written");
         }
         let file = folder.path().join("west-east.clab.yml");
@@ -53,7 +54,7 @@ impl Services {
     }
 
     /// Changes the configuration of nodes in place, as the lab has the file itself, and lets them read it again.
-    fn edit(&self, nodes: &[&str], from: &str, to: &str) {
+    pub(super) fn edit(&self, nodes: &[&str], from: &str, to: &str) {
         for node in nodes {
             let path = config(self.folder.path(), node);
             let text = fs::read_to_string(&path).expect("the configuration is read");
@@ -64,13 +65,13 @@ impl Services {
     }
 
     /// `webpod` as a node shows it.
-    fn webpod(&self, node: &str) -> Value {
+    pub(super) fn webpod(&self, node: &str) -> Value {
         let answer = self.mesh.ask(node, &["get", "services"]);
         rows(&answer).first().cloned().unwrap_or(Value::Null)
     }
 
     /// The backends of `webpod` that a node shows, with `(state)` unless they are active, and `+` when they are preferred.
-    fn backends(&self, node: &str) -> Vec<String> {
+    pub(super) fn backends(&self, node: &str) -> Vec<String> {
         let row = self.webpod(node);
         let Some(backends) = row["backends"].as_array() else { return Vec::new() };
         let text = |backend: &Value| {
@@ -82,7 +83,7 @@ impl Services {
         backends.iter().map(text).collect()
     }
 
-    fn wait(&self, nodes: &[&str], expected: &[&str]) {
+    pub(super) fn wait(&self, nodes: &[&str], expected: &[&str]) {
         for node in nodes {
             let is = || self.backends(node) == expected;
             assert!(eventually(is), "{node} has {:?}, not {expected:?}:\n{}", self.backends(node), self.mesh.log(node));
@@ -90,13 +91,13 @@ impl Services {
     }
 
     /// Addresses that get new connections.
-    fn used(&self, node: &str) -> BTreeSet<String> {
+    pub(super) fn used(&self, node: &str) -> BTreeSet<String> {
         let answer = self.mesh.ask(node, &["get", "backends", "default/webpod"]);
         let used = rows(&answer).iter().filter(|row| row["used"] == true);
         used.map(|row| row["address"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    fn wait_used(&self, nodes: &[&str], expected: &[&str]) {
+    pub(super) fn wait_used(&self, nodes: &[&str], expected: &[&str]) {
         let expected: BTreeSet<String> = expected.iter().map(|address| (*address).to_owned()).collect();
         for node in nodes {
             let is = || self.used(node) == expected;

@@ -11,9 +11,8 @@ use jiff::Timestamp;
 
 use super::{
     AddressKey, AddressRow, BgpChange, BgpTargetId, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow,
-    MasqueradeSetting, NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, OwnServiceRow, PeerRow,
-    RejectedRow,
-    Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
+    MasqueradeSetting, NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, OwnServiceRow,
+    PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
     clustermesh::{Accept, RecordKey},

@@ -34,7 +34,9 @@ use meshd_core::{
     derive::LocalNode,
     id::{ClusterId, ClusterName, NumericIdentity},
     observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
-    plan::datapath::{Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Ways, Write},
+    plan::datapath::{
+        Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Ways, Write,
+    },
     table::RowDiff,
 };
 use meshd_datapath::{DatapathError, Programs, shape::Sizes};
@@ -281,9 +283,9 @@ impl State {
         let mut put = |hops: &mut HopPlanner, key: &NeighborKey, row: Option<&NeighborRow>| {
             let mac = row.filter(|row| !row.failed).and_then(|row| row.mac);
             let link = new.observed.links.get(&key.link);
-            let hop = mac.zip(link.filter(|link| link.up && !link.loopback)).and_then(|(destination, link)| {
-                Some(Hop { destination, source: link.mac?, mtu: link.mtu })
-            });
+            let hop = mac
+                .zip(link.filter(|link| link.up && !link.loopback))
+                .and_then(|(destination, link)| Some(Hop { destination, source: link.mac?, mtu: link.mtu }));
             let planned = hops.put(key.link, key.address, hop);
             changed.insert((key.link, key.address));
             writes.extend(planned);
@@ -306,8 +308,7 @@ impl State {
 
     fn identities(&mut self, last: &Snapshot, new: &Snapshot, writes: &mut Vec<Write>) {
         let nothing = ClusterTables::default();
-        let names: BTreeSet<&ClusterName> =
-            new.observed.clusters.keys().chain(last.observed.clusters.keys()).collect();
+        let names: BTreeSet<&ClusterName> = new.observed.clusters.keys().chain(last.observed.clusters.keys()).collect();
         for name in names {
             let tables = new.observed.clusters.get(name).unwrap_or(&nothing);
             let old = last.observed.clusters.get(name).unwrap_or(&nothing);
@@ -450,8 +451,7 @@ impl State {
 /// The programs' clock: ticks of 2^30 nanoseconds of the coarse monotonic clock.
 fn ticks() -> u32 {
     // The clock exists on every Linux; zero would only make entries look young.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
-        (now.tv_sec().unsigned_abs()) * 1_000_000_000 + now.tv_nsec().unsigned_abs()
-    });
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |now| (now.tv_sec().unsigned_abs()) * 1_000_000_000 + now.tv_nsec().unsigned_abs());
     (now >> 30) as u32
 }

@@ -147,8 +147,5 @@ fn neighbor_key(link: IfIndex, address: [u8; 6]) -> NeighborKey {
 
 fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
     let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
-    Write::NextHop(
-        index,
-        NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, reserved: 0 },
-    )
+    Write::NextHop(index, NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, reserved: 0 })
 }

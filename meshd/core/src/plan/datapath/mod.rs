@@ -12,8 +12,8 @@ mod ways;
 
 pub use hops::{Hop, HopPlanner};
 pub use identities::{IdentityPlanner, Standing};
-pub use ways::{Way, Ways};
 pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings};
+pub use ways::{Way, Ways};
 
 use std::net::IpAddr;
 

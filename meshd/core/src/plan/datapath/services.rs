@@ -207,13 +207,8 @@ impl ServicePlanner {
     /// Plans one service; `None` removes it. `hop` tells the next hop of an address.
     pub fn plan(&mut self, name: &ServiceName, wanted: Option<&Service>, hop: impl Fn(IpAddr) -> u32) -> ServicePlan {
         let mut plan = ServicePlan::default();
-        let start = GroupKey {
-            service: name.clone(),
-            protocol: Protocol::Tcp,
-            port: 0,
-            ipv4: false,
-            local_only: false,
-        };
+        let start =
+            GroupKey { service: name.clone(), protocol: Protocol::Tcp, port: 0, ipv4: false, local_only: false };
         let mut left: BTreeSet<GroupKey> =
             self.groups.range(start..).map(|(key, _)| key).take_while(|key| key.service == *name).cloned().collect();
         // A service whose name sorts the same has the same name: protocol `Tcp` is the first of its kind.
@@ -348,8 +343,7 @@ impl ServicePlanner {
         }
         let mut planned = Vec::new();
         for (local_only, frontends) in wanted {
-            let key =
-                GroupKey { service: name.clone(), protocol: port.protocol, port: port.port, ipv4, local_only };
+            let key = GroupKey { service: name.clone(), protocol: port.protocol, port: port.port, ipv4, local_only };
             self.put_group(&key, frontends, service, port, hop, plan);
             planned.push(key);
         }

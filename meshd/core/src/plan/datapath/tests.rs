@@ -63,11 +63,8 @@ impl Maps {
         let entry = self.services[&(address.parse().unwrap(), 80, scope as u8)];
         let mut found = HashMap::new();
         for slot in 0..entry.slots {
-            let member = if entry.table == NO_TABLE {
-                slot
-            } else {
-                u32::from(self.chunks[&entry.table][slot as usize])
-            };
+            let member =
+                if entry.table == NO_TABLE { slot } else { u32::from(self.chunks[&entry.table][slot as usize]) };
             let index = self.members[&(entry.members + member)];
             *found.entry(ip(self.backends[&index].address)).or_default() += 1;
         }
@@ -205,12 +202,8 @@ fn a_restart_takes_over_what_connections_name() {
     maps.run(planner.plan(&name(), Some(&service(&two)), no_hop));
     let other = ServiceName { name: "other".into(), ..name() };
     let mut second = service(&[backend("10.0.0.11")]);
-    second.ports[0].frontends = [Frontend {
-        address: "10.2.0.81".parse().unwrap(),
-        port: 80,
-        kind: FrontendKind::ClusterIp,
-    }]
-    .into();
+    second.ports[0].frontends =
+        [Frontend { address: "10.2.0.81".parse().unwrap(), port: 80, kind: FrontendKind::ClusterIp }].into();
     maps.run(planner.plan(&other, Some(&second), no_hop));
     let before = (maps.index("10.0.0.10"), maps.index("10.0.1.10"), maps.services.clone());
 

@@ -98,8 +98,7 @@ fn find(address: IpAddr, observed: &Observed, desired: &Desired) -> Option<Way> 
 
 /// `None` without such a route; `Some(None)` when its next hop is not clear.
 fn foreign(prefix: IpNet, address: IpAddr, observed: &Observed) -> Option<Option<Way>> {
-    let start =
-        RouteKey { table: TableId(MAIN_TABLE), prefix, metric: Metric(0), tos: 0, protocol: 0, hop: None };
+    let start = RouteKey { table: TableId(MAIN_TABLE), prefix, metric: Metric(0), tos: 0, protocol: 0, hop: None };
     let (key, row) = observed.routes.range_from(&start).next()?;
     if key.table != start.table || key.prefix != prefix {
         return None;

@@ -98,8 +98,15 @@ fn a_link_tells_its_state_and_a_bridge_port_message_nothing() {
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
     ];
     let row = link_row(&link).unwrap();
-    let wanted =
-        LinkRow { name: "eth0".into(), up: true, running: true, loopback: false, mtu: 1500, kind: Some("veth".into()), mac: None };
+    let wanted = LinkRow {
+        name: "eth0".into(),
+        up: true,
+        running: true,
+        loopback: false,
+        mtu: 1500,
+        kind: Some("veth".into()),
+        mac: None,
+    };
     assert_eq!(row, wanted);
     link.header.interface_family = AddressFamily::Bridge;
     assert_eq!(link_row(&link), None);
