@@ -35,7 +35,8 @@ pub fn tell<A: Tables>(
         maps::count(Reason::EventsLost, 0);
         return;
     }
-    let Some(mut room) = maps::events().reserve(NO_WAKEUP) else {
+    // The flags belong to the submission: a reservation with any is refused.
+    let Some(mut room) = maps::events().reserve(0) else {
         maps::count(Reason::EventsLost, 0);
         return;
     };
