@@ -249,7 +249,7 @@ pub fn parse<A: Family, const THOROUGH: bool>(frame: &Frame, l3: usize) -> Resul
     let mut packet = A::network::<THOROUGH>(frame, l3)?;
     if THOROUGH && packet.part == Part::Later {
         return match packet.key.protocol {
-            protocol::TCP | protocol::UDP | protocol::SCTP => Ok(packet),
+            protocol::TCP | protocol::UDP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6 => Ok(packet),
             _ => Err(Skip::OtherProtocol),
         };
     }
