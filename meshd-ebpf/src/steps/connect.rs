@@ -42,6 +42,8 @@ pub struct Beginning<A> {
     pub scope: u8,
     /// The source is an address of this node: its port must be one that no other connection to this destination has.
     pub allocate: bool,
+    /// There is an entry of the packet's tuple, of a connection that is over.
+    pub replaces: bool,
 }
 
 impl<A: Tables> Beginning<A> {
@@ -54,7 +56,30 @@ impl<A: Tables> Beginning<A> {
         beginning.reply_hop = 0;
         beginning.next_hop = 0;
         beginning.allocate = false;
+        beginning.replaces = false;
         Some(beginning)
+    }
+
+    /// Removes both entries of the connection that had this tuple before, and with the one of its answers the port it had.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        let Some(old) = A::connection(&self.key) else { return };
+        self.answer_key.source = old.tuple.destination;
+        self.answer_key.destination = old.tuple.source;
+        self.answer_key.source_port = old.tuple.destination_port;
+        self.answer_key.destination_port = old.tuple.source_port;
+        self.answer_key.protocol = self.key.protocol;
+        self.answer_key.reserved = [0; 3];
+        if let Some(answer) = A::connection(&self.answer_key) {
+            // The port may have gone to somebody else meanwhile.
+            let is_ours = answer.flags & connection_flags::REPLY != 0
+                && answer.tuple.destination_port == self.key.source_port
+                && answer.tuple.destination == self.key.source;
+            if is_ours {
+                A::remove_connection(&self.answer_key);
+            }
+        }
+        A::remove_connection(&self.key);
     }
 
     /// Sets the tuple after translation, and with it everything of both entries but the backend.
@@ -92,7 +117,7 @@ impl<A: Tables> Beginning<A> {
     /// The reason to drop the packet for: no port, no room, or a live connection of the same tuple.
     #[inline(always)]
     pub fn connect(&mut self, settings: &Settings) -> Result<(), Reason> {
-        // SCTP's sum covers the ports and is none that can be patched, so its ports stay.
+        // The ports of SCTP stay.
         if self.allocate && self.key.protocol != protocol::SCTP {
             self.allocate_port(settings)?;
         } else if !A::add_connection(&self.answer_key, &self.answer) {

@@ -21,7 +21,9 @@ use crate::maps::{self, Tables};
 pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: u32, now: u32) -> Decision<A> {
     let key = ServiceKey::new(packet.key.destination, packet.key.destination_port, packet.key.protocol, scope);
     let Some(service) = A::service(&key) else { return Decision::Pass };
+    let mut is_known = false;
     if let Some(connection) = A::connection(&packet.key) {
+        is_known = true;
         let is_new = packet.is_syn() && connection.flags & connection_flags::CLOSING != 0;
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {
@@ -41,6 +43,7 @@ pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: u32, now: u
     let Some(beginning) = Beginning::of(packet, now) else { return Decision::Drop(Reason::NoConnection) };
     beginning.service = *service;
     beginning.scope = scope as u8;
+    beginning.replaces = is_known;
     beginning.reply_hop = reply_hop;
     if let Some(reason) = connect::reason_of(begin::<A>()) {
         return Decision::Drop(reason);
@@ -72,7 +75,13 @@ fn begin<A: Tables>() -> u32 {
     let (Some(beginning), Some(settings)) = (A::beginning(), maps::settings()) else {
         return connect::verdict(Err(Reason::NoConnection));
     };
-    connect::verdict(choose(beginning, settings).and_then(|index| connect_to(beginning, index, settings)))
+    let connected = choose(beginning, settings).and_then(|index| {
+        if beginning.replaces {
+            beginning.forget();
+        }
+        connect_to(beginning, index, settings)
+    });
+    connect::verdict(connected)
 }
 
 /// Plans the connection to a backend.
@@ -84,7 +93,12 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
         source: client,
         destination: backend.address,
         source_port: beginning.key.source_port,
-        destination_port: backend.port,
+        // SCTP's sum covers the ports and is none that can be patched, so its ports stay.
+        destination_port: if beginning.key.protocol == protocol::SCTP {
+            beginning.key.destination_port
+        } else {
+            backend.port
+        },
     };
     let is_local = backend.local != 0;
     let mut flags = if is_local { connection_flags::LOCAL } else { 0 };
