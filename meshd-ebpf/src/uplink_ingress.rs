@@ -12,7 +12,7 @@ use crate::{
     context::{Context, linear},
     maps::{self, Tables},
     steps::{self, Decision, answer::answer, deliver, event, fragment, masquerade, serve::serve},
-    xdp_uplink::{is_answer, sender},
+    xdp_uplink::{Addressee, addressee, sender},
 };
 
 /// Octets of a packet that may hold headers: Ethernet, IPv6, extension headers, TCP.
@@ -36,18 +36,20 @@ families!(uplink_ingress4, uplink_ingress6, uplink, __sk_buff, TcContext, i32);
 fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     let frame = &ctx.frame();
     let length = ctx.length();
-    let (Ok(mut packet), Some(settings)) = (parse::<A, true>(frame, ETHERNET), maps::settings()) else {
-        return deliver::tc_pass(Reason::Passed, length);
+    let mut packet = match parse::<A, true>(frame, ETHERNET) {
+        Ok(packet) => packet,
+        Err(skip) => return deliver::tc_skip(skip, length),
     };
+    let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
     let now = steps::ticks();
-    let decision = if is_answer(&packet, settings) {
-        answer(&packet, now)
-    } else {
-        serve(&packet, Scope::External, sender(ctx, frame), now)
-    };
+    let addressee = addressee(&packet, settings);
+    let mut decision = if addressee == Addressee::Other { Decision::Pass } else { answer(&packet, now) };
+    if addressee != Addressee::Port && matches!(decision, Decision::Pass) {
+        decision = serve(&packet, Scope::External, sender(ctx, frame), now);
+    }
     event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
     match decision {
         Decision::Pass => {

@@ -34,8 +34,9 @@ families!(workload_egress4, workload_egress6, workload, __sk_buff, TcContext, i3
 fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     let frame = &ctx.frame();
     let length = ctx.length();
-    let Ok(mut packet) = parse::<A, true>(frame, ETHERNET) else {
-        return deliver::tc_pass(Reason::Passed, length);
+    let mut packet = match parse::<A, true>(frame, ETHERNET) {
+        Ok(packet) => packet,
+        Err(skip) => return deliver::tc_skip(skip, length),
     };
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);

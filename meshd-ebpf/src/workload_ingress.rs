@@ -35,9 +35,11 @@ families!(workload_ingress4, workload_ingress6, workload, __sk_buff, TcContext, 
 fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     let frame = &ctx.frame();
     let length = ctx.length();
-    let (Ok(mut packet), Some(settings)) = (parse::<A, true>(frame, ETHERNET), maps::settings()) else {
-        return deliver::tc_pass(Reason::Passed, length);
+    let mut packet = match parse::<A, true>(frame, ETHERNET) {
+        Ok(packet) => packet,
+        Err(skip) => return deliver::tc_skip(skip, length),
     };
+    let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }

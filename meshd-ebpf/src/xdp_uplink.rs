@@ -7,7 +7,7 @@ use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
 use meshd_abi::{Address, NeighborKey, Reason, Scope, Settings, V4, V6};
 use meshd_steps::{
     Frame, Packet,
-    header::{ETHERNET, ethertype, parse},
+    header::{ETHERNET, ethertype, parse, protocol},
 };
 
 use crate::{
@@ -54,17 +54,35 @@ fn decide<A: Tables>(
     settings: &Settings,
     now: u32,
 ) -> Decision<A> {
-    if is_answer(packet, settings) {
-        return answer(packet, now);
+    match addressee(packet, settings) {
+        Addressee::Port => answer(packet, now),
+        // Rare enough to be left to the TC program.
+        Addressee::Node => Decision::Pass,
+        Addressee::Other => serve(packet, Scope::External, sender(ctx, frame), now),
     }
-    serve(packet, Scope::External, sender(ctx, frame), now)
 }
 
-/// True for a packet to the address and the ports that this node uses in place of others.
+/// Whom a packet is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Addressee {
+    /// The address and one of the ports that this node uses in place of others: an answer, or nothing.
+    Port,
+    /// That address in a protocol whose ports stay: an answer, or a question.
+    Node,
+    /// Anybody else.
+    Other,
+}
+
+/// Tells what this node got in place of others from what is asked of a service.
 #[inline(always)]
-pub fn is_answer<A: Tables>(packet: &Packet<A>, settings: &Settings) -> bool {
+pub fn addressee<A: Tables>(packet: &Packet<A>, settings: &Settings) -> Addressee {
     let port = u16::from_be(packet.key.destination_port);
-    port.wrapping_sub(settings.ports) < settings.port_count && packet.key.destination == A::own_source(settings)
+    let is_port = port.wrapping_sub(settings.ports) < settings.port_count;
+    let is_sctp = packet.key.protocol == protocol::SCTP;
+    if !(is_port || is_sctp) || packet.key.destination != A::own_source(settings) {
+        return Addressee::Other;
+    }
+    if is_sctp { Addressee::Node } else { Addressee::Port }
 }
 
 /// The next hop that sent this frame: answers go back the way the question came.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use meshd_abi::{NextHop, Reason};
-use meshd_steps::{Frame, Packet, header::ETHERNET};
+use meshd_steps::{Frame, Packet, Skip, header::ETHERNET};
 
 use super::Send;
 use crate::{
@@ -140,6 +140,12 @@ fn fits(ctx: &TcContext, hop: &NextHop) -> bool {
 pub fn tc_pass(reason: Reason, length: u64) -> i32 {
     maps::count(reason, length);
     TC_ACT_OK as i32
+}
+
+/// Counts what is none of ours and goes on.
+#[inline(always)]
+pub fn tc_skip(skip: Skip, length: u64) -> i32 {
+    tc_pass(if matches!(skip, Skip::Malformed) { Reason::Malformed } else { Reason::Passed }, length)
 }
 
 /// Counts and drops.
