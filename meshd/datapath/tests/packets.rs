@@ -1,6 +1,27 @@
-//! The programs on whole packets: packet in, verdict and packet out, by the kernel's own test run.
+//! The programs on whole packets: packet in, verdict and packet out, by the kernel's own test run. See `packets/case.rs` for what
+//! a row of a table is, and `packets/scene.rs` for the node that all of them share.
 
 #[path = "packets/bench.rs"]
 mod bench;
+#[path = "packets/case.rs"]
+mod case;
+#[path = "packets/choices.rs"]
+mod choices;
+#[path = "packets/connections.rs"]
+mod connections;
+#[path = "packets/fragments.rs"]
+mod fragments;
+#[path = "packets/frame.rs"]
+mod frame;
+#[path = "packets/headers.rs"]
+mod headers;
+#[path = "packets/hops.rs"]
+mod hops;
 #[path = "packets/loading.rs"]
 mod loading;
+#[path = "packets/masquerade.rs"]
+mod masquerade;
+#[path = "packets/scene.rs"]
+mod scene;
+#[path = "packets/services.rs"]
+mod services;

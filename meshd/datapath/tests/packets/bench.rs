@@ -1,6 +1,6 @@
 //! A place to run programs in: namespaces of their own, loaded programs, one node's tables.
 
-use std::{fs::File, path::PathBuf, thread};
+use std::{fs::File, path::PathBuf, process::Command, thread};
 
 use meshd_datapath::{Programs, shape::Sizes};
 use nix::{
@@ -9,7 +9,7 @@ use nix::{
 };
 
 /// Small tables, so that a test can fill them.
-pub fn small() -> Sizes {
+pub(crate) fn small() -> Sizes {
     Sizes {
         services: 256,
         backends: 256,
@@ -27,7 +27,7 @@ pub fn small() -> Sizes {
 
 /// Runs a test in a thread with network and mount namespaces of its own and an empty folder for pins on a bpf file system:
 /// everything vanishes with the thread, whatever happens to the test.
-pub fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
+pub(crate) fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
     assert!(nix::unistd::geteuid().is_root(), "this test needs root: it loads programs into the kernel");
     let body = move || {
         let _outer = File::open("/proc/thread-self/ns/net").expect("open the namespace");
@@ -44,8 +44,34 @@ pub fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
     }
 }
 
+/// The link-layer address of the uplink that [`links`] makes.
+pub(crate) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x14];
+
+/// Makes the links that test runs of packets need: the loopback they arrive at, and an uplink with routes and one neighbor.
+pub(crate) fn links() {
+    shell(
+        "ip link set lo up && ip link add uplink index 20 address 02:00:00:00:00:14 mtu 1400 type veth peer name outside mtu 1400
+         ip link set uplink up && ip link set outside up
+         for key in ipv4.ip_forward ipv4.conf.lo.forwarding ipv6.conf.all.forwarding; do
+           echo 1 > /proc/sys/net/$(echo $key | tr . /)
+         done
+         ip addr add 192.0.2.1/24 dev uplink && ip -6 addr add 2001:db8::1/64 dev uplink nodad
+         ip neigh add 192.0.2.254 lladdr 02:00:00:00:00:dd dev uplink nud permanent
+         ip neigh add 2001:db8::254 lladdr 02:00:00:00:00:dd dev uplink nud permanent
+         for prefix in 10.2.0.0/16 10.3.0.0/16 198.51.100.0/24; do ip route add $prefix via 192.0.2.254; done
+         for prefix in fd00:2::/32 fd00:3::/32 2001:db8:100::/48; do ip -6 route add $prefix via 2001:db8::254; done",
+    );
+}
+
+/// Runs lines of shell in the namespaces of the calling thread and fails the test when one fails.
+pub(crate) fn shell(lines: &str) -> String {
+    let output = Command::new("sh").args(["-ec", lines]).output().expect("run sh");
+    assert!(output.status.success(), "{lines}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
 /// Loads the programs with small tables.
-pub fn load(folder: &std::path::Path) -> Programs {
+pub(crate) fn load(folder: &std::path::Path) -> Programs {
     Programs::load(folder, &small()).unwrap_or_else(|error| {
         let mut text = error.to_string();
         let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
