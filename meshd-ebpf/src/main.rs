@@ -16,6 +16,9 @@
 //!   └───────────▼─────────────┘                                   └─────────────▼─────────────┘
 //! ```
 //!
+//! ICMP errors take the same ways (`steps/related.rs`): a TC program that meets one translates it like an answer of the connection
+//! that it is about.
+//!
 //! Three rules of this room come from the verifier. Nothing here may panic: a panic path compiles to an endless loop and the
 //! kernel refuses the program, so every access is bounded by a visible comparison. A packet pointer is read from the
 //! context once and carried: reading it again gives a new pointer without the proven range. And what is inlined here is

@@ -15,7 +15,10 @@ use meshd_abi::{
 };
 use meshd_steps::header::Family;
 
-use crate::{context::Rewriting, steps::connect::Beginning};
+use crate::{
+    context::Rewriting,
+    steps::{connect::Beginning, related::Relating},
+};
 
 /// Memory is taken when entries come: a node with ten services should not pay for 65,536.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -153,6 +156,8 @@ pub fn events() -> &'static RingBuf<FlowEvent, 1_048_576> {
 pub trait Tables: Family {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
+    /// This CPU's room for an ICMP error under way.
+    fn relating() -> Option<&'static mut Relating<Self>>;
     /// This CPU's room for a translation under way; IPv4 needs none.
     fn rewriting() -> Option<&'static mut Rewriting<Self>>;
     /// The service behind a destination.
@@ -187,12 +192,14 @@ pub trait Tables: Family {
 
 macro_rules! tables {
     ($family:ty, $module:ident, $bits:literal, $source:ident, $loopback:ident,
-     $services:ident, $backends:ident, $connections:ident, $affinity:ident, $fragments:ident, $identities:ident, $mesh:ident, $beginnings:ident, $rewritings:expr) => {
+     $services:ident, $backends:ident, $connections:ident, $affinity:ident, $fragments:ident, $identities:ident, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
         mod $module {
             use super::*;
 
             #[btf_map]
             pub static $beginnings: PerCpuArray<Beginning<$family>, 1> = PerCpuArray::new();
+            #[btf_map]
+            pub static $relatings: PerCpuArray<Relating<$family>, 1> = PerCpuArray::new();
             #[btf_map]
             pub static $services: HashMap<ServiceKey<$family>, Service, 65_536, ON_DEMAND> = HashMap::new();
             #[btf_map]
@@ -215,6 +222,11 @@ macro_rules! tables {
             fn beginning() -> Option<&'static mut Beginning<Self>> {
                 // SAFETY: it is this CPU's copy, programs of packets do not interrupt each other on a CPU, and each takes it once.
                 $beginnings.get_ptr_mut(0).map(|beginning| unsafe { &mut *beginning })
+            }
+            #[inline(always)]
+            fn relating() -> Option<&'static mut Relating<Self>> {
+                // SAFETY: as with `beginning`.
+                $relatings.get_ptr_mut(0).map(|relating| unsafe { &mut *relating })
             }
             #[inline(always)]
             fn rewriting() -> Option<&'static mut Rewriting<Self>> {
@@ -314,6 +326,7 @@ tables!(
     IDENTITIES4,
     MESH4,
     BEGINNINGS4,
+    RELATING4,
     None
 );
 tables!(
@@ -330,5 +343,6 @@ tables!(
     IDENTITIES6,
     MESH6,
     BEGINNINGS6,
+    RELATING6,
     Some(&REWRITING6)
 );

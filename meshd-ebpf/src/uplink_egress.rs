@@ -12,7 +12,13 @@ use meshd_steps::header::{ETHERNET, ethertype, parse};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
-    steps::{self, Decision, answer::answer, deliver, event, fragment, masquerade::masquerade},
+    steps::{
+        self, Decision,
+        answer::answer,
+        deliver, event, fragment,
+        masquerade::masquerade,
+        related::{UPLINK_EGRESS, or_related},
+    },
     uplink_ingress::HEADERS,
 };
 
@@ -22,8 +28,8 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => uplink_egress4(ctx.skb.skb),
-        Some(V6::ETHERTYPE) => uplink_egress6(ctx.skb.skb),
+        Some(V4::ETHERTYPE) => or_related::<V4>(uplink_egress4(ctx.skb.skb), &ctx, UPLINK_EGRESS),
+        Some(V6::ETHERTYPE) => or_related::<V6>(uplink_egress6(ctx.skb.skb), &ctx, UPLINK_EGRESS),
         _ => TC_ACT_OK as i32,
     }
 }

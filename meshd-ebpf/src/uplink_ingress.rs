@@ -11,7 +11,13 @@ use meshd_steps::header::{ETHERNET, ethertype, parse};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
-    steps::{self, Decision, answer::answer, deliver, event, fragment, masquerade, serve::serve},
+    steps::{
+        self, Decision,
+        answer::answer,
+        deliver, event, fragment, masquerade,
+        related::{UPLINK_INGRESS, or_related},
+        serve::serve,
+    },
     xdp_uplink::{Addressee, addressee, sender},
 };
 
@@ -24,8 +30,8 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => uplink_ingress4(ctx.skb.skb),
-        Some(V6::ETHERTYPE) => uplink_ingress6(ctx.skb.skb),
+        Some(V4::ETHERTYPE) => or_related::<V4>(uplink_ingress4(ctx.skb.skb), &ctx, UPLINK_INGRESS),
+        Some(V6::ETHERTYPE) => or_related::<V6>(uplink_ingress6(ctx.skb.skb), &ctx, UPLINK_INGRESS),
         _ => TC_ACT_OK as i32,
     }
 }
@@ -45,7 +51,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
     let now = steps::ticks();
-    let addressee = addressee(&packet, settings);
+    let addressee = addressee(&packet.key, settings);
     let mut decision = if addressee == Addressee::Other { Decision::Pass } else { answer(&packet, now) };
     if addressee != Addressee::Port && matches!(decision, Decision::Pass) {
         decision = serve(&packet, Scope::External, sender(ctx, frame), now);

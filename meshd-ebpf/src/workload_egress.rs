@@ -12,7 +12,12 @@ use meshd_steps::header::{ETHERNET, ethertype, parse};
 use crate::{
     context::{Context, linear},
     maps::Tables,
-    steps::{self, Decision, answer::answer, deliver, fragment},
+    steps::{
+        self, Decision,
+        answer::answer,
+        deliver, fragment,
+        related::{WORKLOAD_EGRESS, or_related},
+    },
     uplink_ingress::HEADERS,
 };
 
@@ -22,8 +27,8 @@ pub fn workload_egress(ctx: TcContext) -> i32 {
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => workload_egress4(ctx.skb.skb),
-        Some(V6::ETHERTYPE) => workload_egress6(ctx.skb.skb),
+        Some(V4::ETHERTYPE) => or_related::<V4>(workload_egress4(ctx.skb.skb), &ctx, WORKLOAD_EGRESS),
+        Some(V6::ETHERTYPE) => or_related::<V6>(workload_egress6(ctx.skb.skb), &ctx, WORKLOAD_EGRESS),
         _ => TC_ACT_OK as i32,
     }
 }

@@ -12,7 +12,13 @@ use meshd_steps::header::{ETHERNET, ethertype, parse};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
-    steps::{self, Decision, answer::answer, deliver, event, fragment, serve::serve},
+    steps::{
+        self, Decision,
+        answer::answer,
+        deliver, event, fragment,
+        related::{WORKLOAD_INGRESS, or_related},
+        serve::serve,
+    },
     uplink_ingress::HEADERS,
     xdp_uplink::sender,
 };
@@ -23,8 +29,8 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => workload_ingress4(ctx.skb.skb),
-        Some(V6::ETHERTYPE) => workload_ingress6(ctx.skb.skb),
+        Some(V4::ETHERTYPE) => or_related::<V4>(workload_ingress4(ctx.skb.skb), &ctx, WORKLOAD_INGRESS),
+        Some(V6::ETHERTYPE) => or_related::<V6>(workload_ingress6(ctx.skb.skb), &ctx, WORKLOAD_INGRESS),
         _ => TC_ACT_OK as i32,
     }
 }

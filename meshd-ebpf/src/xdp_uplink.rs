@@ -4,7 +4,7 @@
 //! long, neighbors that are not resolved) to `uplink_ingress`, which finds it unchanged.
 
 use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
-use meshd_abi::{Address, NeighborKey, Reason, Scope, Settings, V4, V6};
+use meshd_abi::{Address, ConnectionKey, NeighborKey, Reason, Scope, Settings, V4, V6};
 use meshd_steps::{
     Frame, Packet,
     header::{ETHERNET, ethertype, parse, protocol},
@@ -54,7 +54,7 @@ fn decide<A: Tables>(
     settings: &Settings,
     now: u32,
 ) -> Decision<A> {
-    match addressee(packet, settings) {
+    match addressee(&packet.key, settings) {
         Addressee::Port => answer(packet, now),
         // Rare enough to be left to the TC program.
         Addressee::Node => Decision::Pass,
@@ -75,11 +75,11 @@ pub enum Addressee {
 
 /// Tells what this node got in place of others from what is asked of a service.
 #[inline(always)]
-pub fn addressee<A: Tables>(packet: &Packet<A>, settings: &Settings) -> Addressee {
-    let port = u16::from_be(packet.key.destination_port);
+pub fn addressee<A: Tables>(key: &ConnectionKey<A>, settings: &Settings) -> Addressee {
+    let port = u16::from_be(key.destination_port);
     let is_port = port.wrapping_sub(settings.ports) < settings.port_count;
-    let is_sctp = packet.key.protocol == protocol::SCTP;
-    if !(is_port || is_sctp) || packet.key.destination != A::own_source(settings) {
+    let is_sctp = key.protocol == protocol::SCTP;
+    if !(is_port || is_sctp) || key.destination != A::own_source(settings) {
         return Addressee::Other;
     }
     if is_sctp { Addressee::Node } else { Addressee::Port }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use meshd_abi::{NextHop, Reason};
 use meshd_steps::{Frame, Packet, Skip, header::ETHERNET};
 
-use super::Send;
+use super::{Send, related::IS_ICMP_ERROR};
 use crate::{
     context::Context,
     maps::{self, Route, Tables},
@@ -90,13 +90,39 @@ pub fn xdp_drop(reason: Reason, length: u64) -> u32 {
 /// Sends from TC at ingress: past the stack where the next hop is known, otherwise through it, which then has the last word.
 #[inline(always)]
 pub fn tc<A: Tables>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>) -> i32 {
+    tc_by(ctx, frame, packet, send, &Translated { ctx, frame, packet, send })
+}
+
+/// How a packet is written before it leaves. A trait and not a closure: a closure is not inlined by force.
+pub trait Write {
+    /// Writes it, and with `forward` a hop limit that is one lower. `None`: it must be dropped.
+    fn write(&self, forward: bool) -> Option<()>;
+}
+
+struct Translated<'a, A: Tables> {
+    ctx: &'a TcContext,
+    frame: &'a Frame,
+    packet: &'a Packet<A>,
+    send: &'a Send<A>,
+}
+
+impl<A: Tables> Write for Translated<'_, A> {
+    #[inline(always)]
+    fn write(&self, forward: bool) -> Option<()> {
+        self.ctx.translate(self.frame, self.packet, self.send.tuple, forward)
+    }
+}
+
+/// The same with another way to write the packet.
+#[inline(always)]
+pub fn tc_by<A: Tables, W: Write>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>, way: &W) -> i32 {
     let length = ctx.length();
     if let Some(hop) = maps::next_hop(send.next_hop).filter(|hop| fits(ctx, hop)) {
         if packet.ttl <= 1 {
             return tc_drop(Reason::TtlExpired, length);
         }
         // Addresses first: the translation ends with helpers, after which the frame must not be touched.
-        if !frame.write(0, addresses(hop)) || ctx.translate(frame, packet, send.tuple, true).is_none() {
+        if !frame.write(0, addresses(hop)) || way.write(true).is_none() {
             return tc_drop(Reason::RewriteFailed, length);
         }
         maps::count(send.reason, length);
@@ -104,7 +130,7 @@ pub fn tc<A: Tables>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &
         return unsafe { if send.local { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32;
     }
     if send.local || send.tuple.source == packet.key.source {
-        return match ctx.translate(frame, packet, send.tuple, false) {
+        return match way.write(false) {
             Some(()) => tc_pass(send.reason, length),
             None => tc_drop(Reason::RewriteFailed, length),
         };
@@ -119,7 +145,7 @@ pub fn tc<A: Tables>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &
     if found != FOUND && found != NO_NEIGHBOR {
         return tc_drop(Reason::NoRoute, length);
     }
-    if ctx.translate(frame, packet, send.tuple, true).is_none() {
+    if way.write(true).is_none() {
         return tc_drop(Reason::RewriteFailed, length);
     }
     maps::count(send.reason, length);
@@ -142,10 +168,14 @@ pub fn tc_pass(reason: Reason, length: u64) -> i32 {
     TC_ACT_OK as i32
 }
 
-/// Counts what is none of ours and goes on.
+/// Counts what is none of ours and goes on. ICMP errors are left to [`super::related`], which counts them.
 #[inline(always)]
 pub fn tc_skip(skip: Skip, length: u64) -> i32 {
-    tc_pass(if matches!(skip, Skip::Malformed) { Reason::Malformed } else { Reason::Passed }, length)
+    match skip {
+        Skip::IcmpError => IS_ICMP_ERROR,
+        Skip::Malformed => tc_pass(Reason::Malformed, length),
+        Skip::OtherType | Skip::OtherProtocol | Skip::Unusual => tc_pass(Reason::Passed, length),
+    }
 }
 
 /// Counts and drops.

@@ -9,6 +9,7 @@ pub mod deliver;
 pub mod event;
 pub mod fragment;
 pub mod masquerade;
+pub mod related;
 pub mod serve;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;

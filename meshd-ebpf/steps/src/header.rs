@@ -2,7 +2,7 @@
 
 use meshd_abi::{Address, ConnectionKey, V4, V6};
 
-use crate::Frame;
+use crate::{Frame, icmp::is_error};
 
 /// Octets of an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -277,8 +277,7 @@ fn transport<A: Family, const THOROUGH: bool>(frame: &Frame, packet: &mut Packet
         } else if head[0] == reply {
             packet.key.destination_port = identifier;
         } else {
-            let is_error = if A::IS_V4 { matches!(head[0], 3 | 11 | 12) } else { (1..=4).contains(&head[0]) };
-            return Err(if is_error { Skip::IcmpError } else { Skip::OtherProtocol });
+            return Err(if is_error::<A>(head[0]) { Skip::IcmpError } else { Skip::OtherProtocol });
         }
         return Ok(());
     }

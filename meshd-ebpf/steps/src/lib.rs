@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod choose;
 pub mod frame;
 pub mod header;
+pub mod icmp;
 pub mod rewrite;
 
 pub use frame::Frame;

@@ -30,6 +30,22 @@ pub fn rewrite<A: Family>(
     to: &Tuple<A>,
     forward: bool,
 ) -> Option<Changed> {
+    let mut changed = Changed { pseudo: network(frame, l3, packet, to, forward)?, ports: Difference::default() };
+    if packet.part != Part::Later {
+        changed.ports = ports(frame, packet, to)?;
+    }
+    Some(changed)
+}
+
+/// Writes addresses, the header checksum of IPv4, and with `forward` a TTL that is one lower; what the addresses do to sums.
+#[inline(always)]
+pub(crate) fn network<A: Family>(
+    frame: &Frame,
+    l3: usize,
+    packet: &Packet<A>,
+    to: &Tuple<A>,
+    forward: bool,
+) -> Option<Difference> {
     let pseudo =
         Difference::default().address(&packet.key.source, &to.source).address(&packet.key.destination, &to.destination);
     let (source_at, ttl_at) = if A::IS_V4 { (l3 + 12, l3 + 8) } else { (l3 + 8, l3 + 6) };
@@ -55,16 +71,12 @@ pub fn rewrite<A: Family>(
         written(frame.write(source_at, to.source.words()))?;
         written(frame.write(source_at + 16, to.destination.words()))?;
     }
-    let mut changed = Changed { pseudo, ports: Difference::default() };
-    if packet.part != Part::Later {
-        changed.ports = ports(frame, packet, to)?;
-    }
-    Some(changed)
+    Some(pseudo)
 }
 
 /// Writes the ports, or the identifier of an ICMP echo.
 #[inline(always)]
-fn ports<A: Family>(frame: &Frame, packet: &Packet<A>, to: &Tuple<A>) -> Option<Difference> {
+pub(crate) fn ports<A: Family>(frame: &Frame, packet: &Packet<A>, to: &Tuple<A>) -> Option<Difference> {
     if packet.l4 > L4_MAX {
         return None;
     }
@@ -114,6 +126,6 @@ fn patch(frame: &Frame, at: usize, difference: Difference) -> Option<()> {
 }
 
 #[inline(always)]
-fn written(done: bool) -> Option<()> {
+pub(crate) fn written(done: bool) -> Option<()> {
     if done { Some(()) } else { None }
 }

@@ -17,6 +17,8 @@ mod frame;
 mod headers;
 #[path = "packets/hops.rs"]
 mod hops;
+#[path = "packets/icmp.rs"]
+mod icmp;
 #[path = "packets/loading.rs"]
 mod loading;
 #[path = "packets/masquerade.rs"]
