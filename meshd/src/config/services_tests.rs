@@ -8,7 +8,7 @@ use meshd_core::observed::{
 };
 use tempfile::TempDir;
 
-use super::model::services::{BackendAlgorithm, DsrKind, LinkPattern, ServiceMaps};
+use super::model::services::{BackendAlgorithm, DsrKind, LinkPattern, ServiceMaps, XdpUse};
 use super::{Config, ConfigErrors, Environment, Overrides};
 
 const BASE: &str = "cluster: {name: west, id: 1}\nnode: {addresses: [172.18.0.5], pod_cidrs: [10.0.1.0/24]}\nstore: {mode: embedded, listen: \"127.0.0.1:2379\"}\n";
@@ -194,7 +194,15 @@ fn the_section_services_has_defaults_and_bounds() {
     assert_eq!((config.algorithm, config.table_size), (BackendAlgorithm::Maglev, 16_381));
     assert_eq!((config.node_port_range, config.snat_ports), (30_000..=32_767, 61_000..=65_535));
     assert_eq!((config.remote_timeout, config.maps), (Duration::from_secs(120), ServiceMaps::default()));
-    let section = "services: {enabled: true, mode: dsr, dsr: geneve, algorithm: random, table_size: 65521, uplinks: [eth0], \
+    let enabled = load("services: {enabled: true, xdp: on}\n").unwrap();
+    assert!(enabled.warnings.is_empty() && enabled.services.enabled, "{:?}", enabled.warnings);
+    assert_eq!(enabled.services.xdp, XdpUse::On);
+    for (part, value) in [("mode", "dsr"), ("cgroup", "/sys/fs/cgroup/mesh")] {
+        let errors = load(&format!("services: {{enabled: true, {part}: {value}}}\n")).expect_err(part);
+        let text = errors.to_string();
+        assert!(text.contains(&format!("services.{part}: this version does not load it")), "{text}");
+    }
+    let section = "services: {mode: dsr, dsr: geneve, algorithm: random, table_size: 65521, uplinks: [eth0], \
                    cgroup: /sys/fs/cgroup/mesh, workload_links: [\"pod-*\"], node_port_range: 20000-20010, snat_ports: 30000-40000, \
                    remote_timeout_s: 5, maps: {backends: 1024}}\n";
     let config = load(section).unwrap();

@@ -362,7 +362,7 @@ impl Kernel {
 }
 
 fn link_row(link: IfIndex, up: bool) -> LinkRow {
-    LinkRow { name: format!("eth{link}").into(), up, running: up, loopback: false, mtu: 1500, kind: None }
+    LinkRow { name: format!("eth{link}").into(), up, running: up, loopback: false, mtu: 1500, kind: None, mac: None }
 }
 
 fn hop_to(link: IfIndex) -> NextHopSpec {

@@ -352,8 +352,15 @@ mod tests {
     use jiff::Timestamp;
 
     fn link(index: u32, up: bool) -> KernelChange {
-        let row =
-            LinkRow { name: format!("eth{index}").into(), up, running: up, loopback: false, mtu: 1500, kind: None };
+        let row = LinkRow {
+            name: format!("eth{index}").into(),
+            up,
+            running: up,
+            loopback: false,
+            mtu: 1500,
+            kind: None,
+            mac: None,
+        };
         KernelChange::Link(IfIndex(index), Some(row))
     }
 

@@ -159,7 +159,7 @@ fn the_limit_keeps_what_people_asked_for_and_room_is_used_again() {
 fn uplinks_are_the_links_with_the_nodes_addresses_unless_named() {
     let mut world = World::new(EXCLUSIONS_MAX);
     let link = |index, name: &str, loopback| {
-        let row = LinkRow { name: name.into(), up: true, running: true, loopback, mtu: 1500, kind: None };
+        let row = LinkRow { name: name.into(), up: true, running: true, loopback, mtu: 1500, kind: None, mac: None };
         KernelChange::Link(IfIndex(index), Some(row))
     };
     let address = |index, text: &str, there: bool| {

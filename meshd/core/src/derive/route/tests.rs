@@ -50,7 +50,8 @@ pub(super) fn via(prefix: &str, gateway: &str, dev: u32) -> KernelChange {
 }
 
 pub(super) fn link(index: u32, up: bool, mtu: u32) -> KernelChange {
-    let row = LinkRow { name: format!("eth{index}").into(), up, running: up, loopback: false, mtu, kind: None };
+    let row =
+        LinkRow { name: format!("eth{index}").into(), up, running: up, loopback: false, mtu, kind: None, mac: None };
     KernelChange::Link(IfIndex(index), Some(row))
 }
 

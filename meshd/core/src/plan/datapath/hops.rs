@@ -65,10 +65,11 @@ impl HopPlanner {
     pub fn put(&mut self, link: IfIndex, address: IpAddr, hop: Option<Hop>) -> Vec<Write> {
         let mut writes = Vec::new();
         let old = self.by_address.get(&(link, address)).copied();
-        if let (Some(old), Some(hop)) = (old, hop) {
-            if old != hop.destination && self.move_alone(link, address, old, hop, &mut writes) {
-                return writes;
-            }
+        if let (Some(old), Some(hop)) = (old, hop)
+            && old != hop.destination
+            && self.move_alone(link, address, old, hop, &mut writes)
+        {
+            return writes;
         }
         if let Some(old) = old.filter(|old| hop.is_none_or(|hop| hop.destination != *old)) {
             self.leave(link, address, old, &mut writes);

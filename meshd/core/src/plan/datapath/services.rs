@@ -284,11 +284,11 @@ impl ServicePlanner {
             let next_hop = hop(*address);
             let family = usize::from(!address.is_ipv4());
             for index in self.by_address.get(address).into_iter().flatten() {
-                if let Some(element) = self.elements[family].get_mut(index) {
-                    if element.next_hop != next_hop {
-                        element.next_hop = next_hop;
-                        plan.writes.push(write_backend(*index, element));
-                    }
+                if let Some(element) = self.elements[family].get_mut(index)
+                    && element.next_hop != next_hop
+                {
+                    element.next_hop = next_hop;
+                    plan.writes.push(write_backend(*index, element));
                 }
             }
         }

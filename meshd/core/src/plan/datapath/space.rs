@@ -56,12 +56,12 @@ impl Space {
             return;
         }
         let (mut begin, mut length) = (begin, length);
-        if let Some((before, room)) = self.free.range(..begin).next_back().map(|(at, room)| (*at, *room)) {
-            if before + room == begin {
-                self.free.remove(&before);
-                begin = before;
-                length += room;
-            }
+        if let Some((before, room)) = self.free.range(..begin).next_back().map(|(at, room)| (*at, *room))
+            && before + room == begin
+        {
+            self.free.remove(&before);
+            begin = before;
+            length += room;
         }
         if let Some(room) = self.free.remove(&(begin + length)) {
             length += room;

@@ -1,6 +1,6 @@
 //! Plans carried out on maps in memory: what the maps hold in the end, and that no step leaves a gap.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use meshd_abi::{BackendState, NO_TABLE, Scope};
 
@@ -17,10 +17,10 @@ const SETTINGS: ServiceSettings =
 /// The maps, as far as IPv4 is concerned.
 #[derive(Default)]
 struct Maps {
-    services: HashMap<(IpAddr, u16, u8), Service>,
-    backends: HashMap<u32, Backend<V4>>,
-    members: HashMap<u32, u32>,
-    chunks: HashMap<u32, Box<[u16; MAGLEV_CHUNK]>>,
+    services: BTreeMap<(IpAddr, u16, u8), Service>,
+    backends: BTreeMap<u32, Backend<V4>>,
+    members: BTreeMap<u32, u32>,
+    chunks: BTreeMap<u32, Box<[u16; MAGLEV_CHUNK]>>,
 }
 
 impl Maps {
@@ -59,9 +59,9 @@ impl Maps {
     }
 
     /// Addresses behind a frontend, by how many slots each has.
-    fn behind(&self, address: &str, scope: Scope) -> HashMap<IpAddr, usize> {
+    fn behind(&self, address: &str, scope: Scope) -> BTreeMap<IpAddr, usize> {
         let entry = self.services[&(address.parse().unwrap(), 80, scope as u8)];
-        let mut found = HashMap::new();
+        let mut found = BTreeMap::new();
         for slot in 0..entry.slots {
             let member =
                 if entry.table == NO_TABLE { slot } else { u32::from(self.chunks[&entry.table][slot as usize]) };

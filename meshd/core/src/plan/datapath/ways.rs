@@ -66,12 +66,12 @@ impl Ways {
     }
 
     fn set(&mut self, address: IpAddr, way: Option<Way>) {
-        if let Some(Some(old)) = self.ways.insert(address, way) {
-            if let Some(addresses) = self.behind.get_mut(&old) {
-                addresses.remove(&address);
-                if addresses.is_empty() {
-                    self.behind.remove(&old);
-                }
+        if let Some(Some(old)) = self.ways.insert(address, way)
+            && let Some(addresses) = self.behind.get_mut(&old)
+        {
+            addresses.remove(&address);
+            if addresses.is_empty() {
+                self.behind.remove(&old);
             }
         }
         if let Some(way) = way {

@@ -9,8 +9,8 @@ use meshd_core::clustermesh::export::is_identity_label;
 use meshd_core::clustermesh::service::PORTS_MAX;
 use meshd_core::id::ClusterName;
 use meshd_core::observed::{
-    Affinity, Limits, OnRemoval, OwnServicePort, OwnServiceRow, Protocol, ServiceKind, ServiceName, StaticBackend,
-    TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
+    Affinity, ForwardingMode, Limits, OnRemoval, OwnServicePort, OwnServiceRow, Protocol, ServiceKind, ServiceName,
+    StaticBackend, TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 
 use super::super::Validator;
@@ -37,6 +37,8 @@ pub(in super::super) struct ServiceRules<'a> {
     pub(in super::super) node: &'a NodeConfig,
     /// Where ports of nodes may be.
     pub(in super::super) node_ports: &'a RangeInclusive<u16>,
+    /// Services are loaded into the kernel.
+    pub(in super::super) enabled: bool,
 }
 
 impl Validator<'_> {
@@ -135,7 +137,7 @@ impl Validator<'_> {
             weights: self.cluster_weights(key, &raw.cluster_weights),
             local_minimum: raw.local_minimum.unwrap_or(1),
         };
-        self.check_kind(key, &raw, &row);
+        self.check_kind(key, &raw, &row, rules);
         if row.selector.is_empty() && row.backends.is_empty() && !row.global {
             let hint = "add selector or backends, or say global: true";
             self.warn(key, format!("service {namespace}/{name} can have no backend"), hint);
@@ -161,7 +163,7 @@ impl Validator<'_> {
     }
 
     /// What a type of service has and has not.
-    fn check_kind(&mut self, key: &str, raw: &RawService, row: &OwnServiceRow) {
+    fn check_kind(&mut self, key: &str, raw: &RawService, row: &OwnServiceRow, rules: &ServiceRules<'_>) {
         let is_balancer = row.kind == ServiceKind::LoadBalancer;
         for (part, is_given) in
             [("load_balancer_ips", !raw.load_balancer_ips.is_empty()), ("source_ranges", !raw.source_ranges.is_empty())]
@@ -169,6 +171,14 @@ impl Validator<'_> {
             if is_given && !is_balancer {
                 let hint = format!("say type: load_balancer, or remove {part}");
                 self.error(&format!("{key}.{part}"), "only possible with type load_balancer", hint);
+            }
+        }
+        for (part, is_given) in
+            [("source_ranges", !row.source_ranges.is_empty()), ("mode", row.mode == Some(ForwardingMode::Dsr))]
+        {
+            if is_given && rules.enabled {
+                let hint = "remove it, or services.enabled; a later version does it";
+                self.error(&format!("{key}.{part}"), "this version does not load it into the kernel", hint);
             }
         }
         if row.kind == ServiceKind::Headless {
