@@ -6,7 +6,7 @@
 //!
 //! Reading order follows the flow: [`id`] (names and ownership marks), [`table`] (rows with revisions),
 //! [`observed`] (what sources say), [`derive`] (observed to desired), [`desired`] (what we want), [`plan`] (desired
-//! against actual). [`clustermesh`] turns foreign bytes into observed rows and refuses what must not be believed.
+//! against actual). [`maglev`] chooses backends of services. [`clustermesh`] turns foreign bytes into observed rows and refuses what must not be believed.
 #![forbid(unsafe_code)]
 
 pub mod clustermesh;

@@ -33,6 +33,7 @@ use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags};
 use meshd_core::{
     derive::LocalNode,
     id::{ClusterId, ClusterName, NumericIdentity},
+    maglev::Slots,
     observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
     plan::datapath::{
         Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Ways, Write,
@@ -106,9 +107,10 @@ impl Options {
             identities: maps.identities,
             ..Sizes::default()
         };
+        let size = if services.table_size == Slots::Large.count() { Slots::Large } else { Slots::Normal };
         let slots = match services.algorithm {
-            BackendAlgorithm::Maglev => services.table_size,
-            BackendAlgorithm::Random => 0,
+            BackendAlgorithm::Maglev => Some(size),
+            BackendAlgorithm::Random => None,
         };
         Self {
             folder: folder.to_owned(),
@@ -117,6 +119,7 @@ impl Options {
             sizes,
             services: ServiceSettings {
                 slots,
+                seed: SEED,
                 mode: services.mode,
                 backends: sizes.backends,
                 members: sizes.members,

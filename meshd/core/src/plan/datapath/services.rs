@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use meshd_abi::{
@@ -16,7 +16,7 @@ use meshd_abi::{
 use super::{Write, ip, space::Space, v4, v6};
 use crate::{
     desired::{self, FrontendKind, Service, ServicePort},
-    maglev,
+    maglev::{Maglev, Slots},
     observed::{ForwardingMode, OnRemoval, Protocol, ServiceName, TrafficPolicy},
 };
 
@@ -26,8 +26,10 @@ const TICKS: f64 = 1e9 / (1u64 << 30) as f64;
 /// What holds for all services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceSettings {
-    /// Slots of a Maglev table, 0: none, a hash picks the member.
-    pub slots: u32,
+    /// Size of Maglev tables; none: a hash picks the member.
+    pub slots: Option<Slots>,
+    /// Seed of the tables, the same on all nodes.
+    pub seed: u32,
     /// How packets reach backends on other nodes, unless a service says otherwise.
     pub mode: ForwardingMode,
     /// Room for backends, per family.
@@ -83,8 +85,8 @@ struct Group {
     chunks: (u32, u32),
     backends: BTreeMap<(IpAddr, u16), u32>,
     frontends: BTreeSet<FrontendKey>,
-    /// What the table was made of.
-    shares: Vec<maglev::Member>,
+    /// What the table was made of: each member with its weight.
+    shares: Vec<(SocketAddr, u16)>,
 }
 
 /// What a backend's element says.
@@ -445,7 +447,7 @@ impl ServicePlanner {
         backends: &[&desired::Backend],
         hop: &impl Fn(IpAddr) -> u32,
         plan: &mut ServicePlan,
-    ) -> Vec<(u32, maglev::Member)> {
+    ) -> Vec<(u32, (SocketAddr, u16))> {
         let family = usize::from(!key.ipv4);
         let mut kept = Vec::new();
         let mut refused = 0usize;
@@ -481,7 +483,7 @@ impl ServicePlanner {
                 plan.writes.push(write_backend(index, &element));
             }
             if backend.used {
-                kept.push((index, maglev::Member { key: stable_key(backend), weight: backend.weight }));
+                kept.push((index, (SocketAddr::new(backend.address, backend.port), backend.weight)));
             }
         }
         if refused > 0 {
@@ -499,7 +501,7 @@ impl ServicePlanner {
         &mut self,
         group: &mut Group,
         key: &GroupKey,
-        kept: &[(u32, maglev::Member)],
+        kept: &[(u32, (SocketAddr, u16))],
         service: &Service,
         plan: &mut ServicePlan,
     ) -> Option<Entry> {
@@ -509,13 +511,19 @@ impl ServicePlanner {
         let affinity = service.session_affinity.map_or(0, |seconds| (f64::from(seconds) * TICKS).ceil() as u32);
         let same_members = group.members.1 == u32::from(count)
             && self.members.get(group.members.0 as usize..).is_some_and(|rest| rest.starts_with(indexes));
-        let members: Vec<maglev::Member> = kept.iter().take(usize::from(count)).map(|(_, member)| *member).collect();
-        let slots = if count == 0 { 0 } else { self.settings.slots };
-        if same_members && group.chunks.1 > 0 && slots > 0 && group.shares == members {
+        let shares: Vec<(SocketAddr, u16)> = kept.iter().take(usize::from(count)).map(|(_, share)| *share).collect();
+        let slots = self.settings.slots.filter(|_| count > 0);
+        if same_members && group.chunks.1 > 0 && slots.is_some() && group.shares == shares {
             return Some(entry_of(group, count, slots, affinity));
         }
-        let table = if slots == 0 { Vec::new() } else { maglev::fill(&members, slots) };
-        let chunks = if table.is_empty() { 0 } else { chunks_of(slots) };
+        let table = slots.and_then(|slots| {
+            let mut maglev = Maglev::new(slots, self.settings.seed);
+            for (member, (backend, weight)) in (0..).zip(&shares) {
+                maglev.put(*backend, member, *weight);
+            }
+            maglev.table()
+        });
+        let chunks = table.as_ref().map_or(0, |table| table.chunks().count() as u32);
         let new_members = if same_members && chunks == 0 {
             group.members
         } else {
@@ -544,14 +552,14 @@ impl ServicePlanner {
             self.members[new_members.0 as usize..end].copy_from_slice(indexes);
             plan.writes.push(Write::Members(new_members.0, indexes.to_vec()));
         }
-        for (at, part) in table.chunks(MAGLEV_CHUNK).enumerate().take(new_chunks.1 as usize) {
-            let mut chunk = Box::new([0; MAGLEV_CHUNK]);
-            chunk[..part.len()].copy_from_slice(part);
-            plan.writes.push(Write::Chunk(new_chunks.0 + at as u32, chunk));
+        if let Some(table) = table.filter(|_| new_chunks.1 > 0) {
+            for (at, chunk) in (new_chunks.0..).zip(table.chunks()) {
+                plan.writes.push(Write::Chunk(at, Box::new(*chunk)));
+            }
         }
         group.members = new_members;
         group.chunks = new_chunks;
-        group.shares = members;
+        group.shares = shares;
         Some(entry_of(group, count, slots, affinity))
     }
 
@@ -597,12 +605,12 @@ impl ServicePlanner {
     }
 }
 
-fn entry_of(group: &Group, count: u16, slots: u32, affinity: u32) -> Entry {
+fn entry_of(group: &Group, count: u16, slots: Option<Slots>, affinity: u32) -> Entry {
     let has_table = group.chunks.1 > 0;
     Entry {
         id: group.id,
         table: if has_table { group.chunks.0 } else { NO_TABLE },
-        slots: if has_table { slots } else { u32::from(count) },
+        slots: slots.filter(|_| has_table).map_or(u32::from(count), Slots::count),
         members: group.members.0,
         affinity,
         count,
@@ -645,18 +653,6 @@ fn flags_of(service: &Service, mode: ForwardingMode, frontend: &FrontendKey) -> 
         flags |= service_flags::KILL_REMOVED;
     }
     flags
-}
-
-/// What tells a backend from others on every node.
-fn stable_key(backend: &desired::Backend) -> u64 {
-    let folded = match backend.address {
-        IpAddr::V4(address) => u64::from(address.to_bits()),
-        IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            (bits as u64) ^ ((bits >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        }
-    };
-    folded << 16 ^ folded >> 48 ^ u64::from(backend.port)
 }
 
 fn write_backend(index: u32, element: &Element) -> Write {

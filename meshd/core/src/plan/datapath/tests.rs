@@ -8,11 +8,18 @@ use super::*;
 use crate::{
     desired::{self, Frontend, FrontendKind, ServicePort},
     id::IfIndex,
+    maglev::Slots,
     observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
 };
 
-const SETTINGS: ServiceSettings =
-    ServiceSettings { slots: 16_381, mode: ForwardingMode::Snat, backends: 64, members: 256, chunks: 8 };
+const SETTINGS: ServiceSettings = ServiceSettings {
+    slots: Some(Slots::Normal),
+    seed: 7606,
+    mode: ForwardingMode::Snat,
+    backends: 64,
+    members: 256,
+    chunks: 8,
+};
 
 /// The maps, as far as IPv4 is concerned.
 #[derive(Default)]
