@@ -108,24 +108,8 @@ pub fn parse_inner<A: Family>(frame: &Frame, l3: usize) -> Result<Packet<A>, Ski
     }
 }
 
-/// Writes another tuple into an error: its own addresses, `inner` into the packet it is about, and all sums; with `forward` it
-/// has one hop less.
-///
-/// `None` when a header is not inside of the frame: the packet must be dropped then.
-#[must_use]
-#[inline(always)]
-pub fn rewrite<A: Family>(
-    frame: &Frame,
-    l3: usize,
-    error: &IcmpError<A>,
-    (outer, inner): (&Tuple<A>, &Tuple<A>),
-    forward: bool,
-) -> Option<()> {
-    let pseudo = rewrite_outer(frame, l3, error, outer, forward)?;
-    rewrite_inner(frame, error, inner, pseudo)
-}
-
-/// The first half of [`rewrite`]: the headers around; what that does to the error's sum.
+/// Writes other addresses into the error itself, and with `forward` a hop limit that is one lower; what that does to its sum, for
+/// [`rewrite_inner`]. `None` when the header is not inside of the frame: the packet must be dropped then.
 #[must_use]
 #[inline(always)]
 pub fn rewrite_outer<A: Family>(
@@ -140,7 +124,8 @@ pub fn rewrite_outer<A: Family>(
     Some(if A::IS_V4 { Difference::default() } else { pseudo })
 }
 
-/// The second half of [`rewrite`]: the packet inside, and the sum of the error.
+/// Writes another tuple into the packet that the error is about, and the sum of the error, which `pseudo` changed already. `None`
+/// when it is not inside of the frame: the packet must be dropped then.
 ///
 /// That sum is written whole, also in an skb: what changes below it changes it back, so that a sum that the device made over
 /// everything stays what it is, and nobody leaves the sum of an error to a device.

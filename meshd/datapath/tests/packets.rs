@@ -17,6 +17,8 @@ mod frame;
 mod headers;
 #[path = "packets/hops.rs"]
 mod hops;
+#[path = "packets/hostile.rs"]
+mod hostile;
 #[path = "packets/icmp.rs"]
 mod icmp;
 #[path = "packets/loading.rs"]
