@@ -2,7 +2,7 @@
 //! asked, and what workloads send to the world gets the node's.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK},
+    bindings::{__sk_buff, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -30,7 +30,7 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(uplink_egress4(ctx.skb.skb), &ctx, UPLINK_EGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(uplink_egress6(ctx.skb.skb), &ctx, UPLINK_EGRESS),
-        _ => TC_ACT_OK as i32,
+        _ => TC_ACT_UNSPEC,
     }
 }
 

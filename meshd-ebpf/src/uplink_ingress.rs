@@ -1,7 +1,7 @@
 //! TC program `uplink_ingress`: what XDP left to it, with everything that is unusual, and workloads that are addressed directly.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK},
+    bindings::{__sk_buff, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -32,7 +32,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(uplink_ingress4(ctx.skb.skb), &ctx, UPLINK_INGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(uplink_ingress6(ctx.skb.skb), &ctx, UPLINK_INGRESS),
-        _ => TC_ACT_OK as i32,
+        _ => TC_ACT_UNSPEC,
     }
 }
 

@@ -2,7 +2,7 @@
 //! get the service's address here, after netfilter has seen them as what they are.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK},
+    bindings::{__sk_buff, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -29,7 +29,7 @@ pub fn workload_egress(ctx: TcContext) -> i32 {
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(workload_egress4(ctx.skb.skb), &ctx, WORKLOAD_EGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(workload_egress6(ctx.skb.skb), &ctx, WORKLOAD_EGRESS),
-        _ => TC_ACT_OK as i32,
+        _ => TC_ACT_UNSPEC,
     }
 }
 

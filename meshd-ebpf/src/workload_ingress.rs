@@ -2,7 +2,7 @@
 //! the address that was asked.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK},
+    bindings::{__sk_buff, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -31,7 +31,7 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(workload_ingress4(ctx.skb.skb), &ctx, WORKLOAD_INGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(workload_ingress6(ctx.skb.skb), &ctx, WORKLOAD_INGRESS),
-        _ => TC_ACT_OK as i32,
+        _ => TC_ACT_UNSPEC,
     }
 }
 

@@ -4,7 +4,10 @@
 //! packet was before it was translated, and where whoever sent it is. It runs as a function of its own per family, called by the
 //! program itself after its other half has seen what the packet is, so that it has a stack to itself.
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
 use meshd_abi::{Connection, ConnectionKey, Reason, Tuple, V4, V6, connection_flags};
 use meshd_steps::{
     Skip,
@@ -46,12 +49,19 @@ pub struct Relating<A> {
 }
 
 /// What a program says: the verdict of its half for this family, or the one about the ICMP error that it turned out to be.
+///
+/// What passes goes on to whoever is next, which without others on the link is the stack: `TC_ACT_OK` would end the round, and
+/// programs and filters of others after ours would not see the packet.
 #[inline(always)]
 pub fn or_related<A: Tables>(verdict: i32, ctx: &TcContext, place: u32) -> i32 {
-    if verdict != IS_ICMP_ERROR {
-        return verdict;
-    }
-    if A::IS_V4 { tc_related4(ctx.skb.skb, place) } else { tc_related6(ctx.skb.skb, place) }
+    let verdict = if verdict != IS_ICMP_ERROR {
+        verdict
+    } else if A::IS_V4 {
+        tc_related4(ctx.skb.skb, place)
+    } else {
+        tc_related6(ctx.skb.skb, place)
+    };
+    if verdict == TC_ACT_OK as i32 { TC_ACT_UNSPEC } else { verdict }
 }
 
 /// The functions of a family: each has a stack of its own, and what is known passes between them in this CPU's [`Relating`].

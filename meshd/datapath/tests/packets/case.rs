@@ -43,7 +43,8 @@ impl Verdict {
             (Program::XdpUplink, 3) => Some(Back),
             (Program::XdpUplink, 4) => Some(Redirect),
             (Program::XdpUplink, _) => None,
-            (_, 0) => Some(Pass),
+            // To the next program, `TC_ACT_UNSPEC`.
+            (_, u32::MAX) => Some(Pass),
             (_, 2) => Some(Drop),
             (_, 7) => Some(Redirect),
             _ => None,
