@@ -99,7 +99,10 @@ fn thread_namespace() -> File {
 
 /// Runs a test in namespaces of its own.
 fn in_namespaces(test: impl FnOnce(&Pair) + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "this test needs root: it loads programs into the kernel");
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test loads programs into the kernel and needs root; without it: cargo nextest run --profile unprivileged"
+    );
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
         let peer = thread_namespace();

@@ -28,7 +28,10 @@ pub(crate) fn small() -> Sizes {
 /// Runs a test in a thread with network and mount namespaces of its own and an empty folder for pins on a bpf file system:
 /// everything vanishes with the thread, whatever happens to the test.
 pub(crate) fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "this test needs root: it loads programs into the kernel");
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test loads programs into the kernel and needs root; without it: cargo nextest run --profile unprivileged"
+    );
     let body = move || {
         let _outer = File::open("/proc/thread-self/ns/net").expect("open the namespace");
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
