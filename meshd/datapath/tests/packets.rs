@@ -9,6 +9,8 @@ mod case;
 mod choices;
 #[path = "packets/connections.rs"]
 mod connections;
+#[path = "packets/events.rs"]
+mod events;
 #[path = "packets/fragments.rs"]
 mod fragments;
 #[path = "packets/frame.rs"]
