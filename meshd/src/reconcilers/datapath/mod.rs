@@ -69,10 +69,10 @@ const SWEEP_PRESSED: Duration = Duration::from_secs(1);
 const PRESSED_PERCENT: usize = 85;
 /// Seed of every choice by hash: the same on every node of every mesh, so that all send a flow to the same backend.
 const SEED: u32 = 7606;
-/// Source address a workload sees when it reaches itself through a service: link-local, so that no network has it.
+/// Source address a workload sees when it reaches itself through a service: one that no network has.
 const LOOPBACK4: [u8; 4] = [169, 254, 77, 1];
-/// The same of IPv6.
-const LOOPBACK6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x65, 0x73, 0x68, 0x64, 1];
+/// The same of IPv6: a unique local one, because a workload would look for a link-local one on its link.
+const LOOPBACK6: [u8; 16] = [0xfd, 0x77, 0x6d, 0x65, 0x73, 0x68, 0x64, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// What the reconciler is started with.
 #[derive(Debug, Clone)]
@@ -395,19 +395,13 @@ impl State {
             .collect();
         for (name, service) in changes {
             let (ways, hops) = (std::cell::RefCell::new(&mut self.ways), &self.hops);
-            let hop = |address| {
-                let way = ways.borrow_mut().of(address, &new.observed, &new.desired);
-                way.map_or(0, |(link, via)| hops.find(link, via))
-            };
+            let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, new);
             let plan = self.services.plan(&name, service.as_deref(), hop);
             self.take(plan, writes);
         }
         if !moved.is_empty() {
             let (ways, hops) = (std::cell::RefCell::new(&mut self.ways), &self.hops);
-            let hop = |address| {
-                let way = ways.borrow_mut().of(address, &new.observed, &new.desired);
-                way.map_or(0, |(link, via)| hops.find(link, via))
-            };
+            let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, new);
             let plan = self.services.rehop(&moved, hop);
             self.take(plan, writes);
         }
@@ -449,6 +443,15 @@ impl State {
         let more = self.problems.len() - 1;
         Some(if more == 0 { first.clone() } else { format!("{first} (and {more} more)") })
     }
+}
+
+/// The element of an address's next hop; 0 leaves the packet to the stack.
+fn next_hop(address: IpAddr, ways: &mut Ways, hops: &HopPlanner, snapshot: &Snapshot) -> u32 {
+    let Some((link, via)) = ways.of(address, &snapshot.observed, &snapshot.desired) else { return 0 };
+    // Only a link with a peer can hand a packet over to a workload; behind a bridge the stack has to find the port.
+    let kind = snapshot.observed.links.get(&link).and_then(|row| row.kind.as_deref());
+    let can = kind.is_none_or(|kind| matches!(kind, "veth" | "vlan" | "bond" | "macvlan"));
+    if can { hops.find(link, via) } else { 0 }
 }
 
 /// The programs' clock: ticks of 2^30 nanoseconds of the coarse monotonic clock.

@@ -387,8 +387,11 @@ impl ServicePlanner {
             }
         }
         for frontend in group.frontends.difference(&frontends) {
-            self.frontends.remove(frontend);
-            plan.writes.push(write_service(frontend, None));
+            // Another group may have taken it over.
+            if self.frontends.get(frontend).is_some_and(|entry| entry.id == group.id) {
+                self.frontends.remove(frontend);
+                plan.writes.push(write_service(frontend, None));
+            }
         }
         group.frontends = frontends;
         if old.0 != group.members {

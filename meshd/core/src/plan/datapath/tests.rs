@@ -199,6 +199,15 @@ fn policies_have_groups_of_their_own() {
     wanted.external_policy = TrafficPolicy::Cluster;
     maps.run(planner.plan(&name(), Some(&wanted), no_hop));
     assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 2);
+
+    // A frontend that moves from one group to another, while both go on, is there all the time.
+    for (internal, behind) in [(TrafficPolicy::Local, 1), (TrafficPolicy::Cluster, 2), (TrafficPolicy::Local, 1)] {
+        wanted.external_policy = TrafficPolicy::Local;
+        wanted.internal_policy = internal;
+        maps.run(planner.plan(&name(), Some(&wanted), no_hop));
+        assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), behind);
+        assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 1);
+    }
 }
 
 #[test]

@@ -104,7 +104,8 @@ fn foreign(prefix: IpNet, address: IpAddr, observed: &Observed) -> Option<Option
         return None;
     }
     let way = match (&*row.hops, row.kind) {
-        ([hop], RouteKind::Unicast) => Some((hop.dev, hop.via.unwrap_or(address))),
+        // What lies behind a gateway that is none of ours is outside of the mesh: netfilter has a say in how it leaves.
+        ([hop], RouteKind::Unicast) if hop.via.is_none() => Some((hop.dev, address)),
         _ => None,
     };
     Some(way)
