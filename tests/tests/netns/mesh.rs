@@ -53,7 +53,8 @@ fn the_commands_show_a_settled_node() {
     assert_eq!(status["problems"], serde_json::json!([]));
     assert_eq!(status["routes"], serde_json::json!({"desired": 3, "installed": 3, "errors": 0}));
     assert_eq!(status["bgp"]["peers"], 0);
-    assert_eq!(status["datapath"]["enabled"], false);
+    assert_eq!(status["datapath"]["enabled"], true);
+    assert_eq!(status["datapath"]["programs"].as_array().map(Vec::len), Some(6), "{}", status["datapath"]);
     let peer = &status["peers"][0];
     assert_eq!((&peer["cluster"], &peer["id"]), (&"east".into(), &2.into()));
     assert_eq!((&peer["connected"], &peer["ready"], &peer["nodes"]), (&true.into(), &true.into(), &2.into()));

@@ -6,12 +6,7 @@ use super::{
 };
 
 /// The pure crates and their folders.
-const PURE: [(&str, &str); 4] = [
-    ("bgp", "bgp"),
-    ("meshd-core", "meshd/core"),
-    ("meshd-abi", "meshd-ebpf/abi"),
-    ("meshd-steps", "meshd-ebpf/steps"),
-];
+const PURE: [(&str, &str); 3] = [("bgp", "bgp"), ("meshd-core", "meshd/core"), ("meshd-abi", "meshd-ebpf/abi")];
 
 /// Crates that run futures, open sockets, call the kernel, read clocks, or draw random numbers.
 const ACTING: [&str; 30] = [

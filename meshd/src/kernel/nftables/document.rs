@@ -23,11 +23,13 @@ use meshd_core::{
 use nftables::{
     expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
     schema::{
-        Chain, Element, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue, Table,
+        Chain, Element, FlushObject, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType,
+        SetTypeValue, Table,
     },
     stmt::{Counter, Mangle, Match, NAT, NATFamily, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::TABLE;
@@ -94,6 +96,45 @@ pub fn of(step: &MasqueradeStep, rules: &MasqueradeRules) -> Nftables<'static> {
     Nftables { objects: objects.into_iter().map(NfObject::CmdObject).collect::<Vec<_>>().into() }
 }
 
+/// The document that gives a table of ours its content anew without removing it; `None` for steps that are no replacement.
+///
+/// A chain that is replaced by another one is not replaced at one moment for a packet that is between them: it may have passed the new
+/// one before its rules counted and come to the old one after they did not any more. A chain that stays has one set of rules or the other.
+#[must_use]
+pub fn in_place(step: &MasqueradeStep, rules: &MasqueradeRules) -> Option<Nftables<'static>> {
+    let MasqueradeStep::Replace(exclusions) = step else { return None };
+    let mut objects = vec![NfCmd::Add(table())];
+    for set in sets(rules, &BTreeSet::new()) {
+        let empty = Set { elem: None, ..set };
+        objects.push(NfCmd::Add(NfListObject::Set(Box::new(empty.clone()))));
+        objects.push(NfCmd::Flush(FlushObject::Set(Box::new(empty))));
+    }
+    objects.push(NfCmd::Add(NfListObject::Chain(chain())));
+    objects.push(NfCmd::Flush(FlushObject::Chain(chain())));
+    objects.extend(content(rules, exclusions));
+    Some(Nftables { objects: objects.into_iter().map(NfObject::CmdObject).collect::<Vec<_>>().into() })
+}
+
+/// True when a table, as `nft -j` lists it, has no chain and no set but ours: then its content can be replaced in place.
+#[must_use]
+pub fn is_ours_alone(listed: &Value) -> bool {
+    let names = Family::ALL.iter().flat_map(|family| {
+        [OWN].into_iter().chain(ExclusionSet::ALL.iter().map(|set| set.as_str())).map(|set| family.set_name(set))
+    });
+    let sets: BTreeSet<String> = names.chain([UPLINKS.to_owned()]).collect();
+    let object = |object: &Value| match object.as_object().and_then(|object| object.iter().next()) {
+        Some((kind, content)) => match kind.as_str() {
+            "metainfo" | "rule" => true,
+            "table" => content.get("flags").is_none(),
+            "chain" => content["name"] == CHAIN,
+            "set" => content["name"].as_str().is_some_and(|name| sets.contains(name)),
+            _ => false,
+        },
+        None => false,
+    };
+    listed["nftables"].as_array().is_some_and(|objects| objects.iter().all(object))
+}
+
 /// The words by which a table of these rules is recognised, whoever wrote it when: what its rules carry as comments.
 #[must_use]
 pub fn comments(rules: &MasqueradeRules) -> Vec<String> {
@@ -108,11 +149,8 @@ fn table() -> NfListObject<'static> {
     NfListObject::Table(Table { family: NfFamily::INet, name: TABLE.into(), handle: None })
 }
 
-/// Everything in the table.
-fn content(rules: &MasqueradeRules, exclusions: &BTreeSet<Exclusion>) -> Vec<NfCmd<'static>> {
-    let mut commands: Vec<NfCmd<'static>> = Vec::new();
-    commands.extend(sets(rules, exclusions).into_iter().map(|set| NfCmd::Add(NfListObject::Set(Box::new(set)))));
-    commands.push(NfCmd::Add(NfListObject::Chain(Chain {
+fn chain() -> Chain<'static> {
+    Chain {
         family: NfFamily::INet,
         table: TABLE.into(),
         name: CHAIN.into(),
@@ -121,7 +159,14 @@ fn content(rules: &MasqueradeRules, exclusions: &BTreeSet<Exclusion>) -> Vec<NfC
         prio: Some(PRIORITY),
         policy: Some(NfChainPolicy::Accept),
         ..Chain::default()
-    })));
+    }
+}
+
+/// Everything in the table.
+fn content(rules: &MasqueradeRules, exclusions: &BTreeSet<Exclusion>) -> Vec<NfCmd<'static>> {
+    let mut commands: Vec<NfCmd<'static>> = Vec::new();
+    commands.extend(sets(rules, exclusions).into_iter().map(|set| NfCmd::Add(NfListObject::Set(Box::new(set)))));
+    commands.push(NfCmd::Add(NfListObject::Chain(chain())));
     for (expr, comment) in statements(rules).into_iter().zip(comments(rules)) {
         commands.push(NfCmd::Add(NfListObject::Rule(Rule {
             family: NfFamily::INet,

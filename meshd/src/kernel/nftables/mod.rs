@@ -114,6 +114,15 @@ impl KernelMasquerade for Nft {
         rules: &'a MasqueradeRules,
     ) -> BoxFuture<'a, Result<(), NftError>> {
         Box::pin(async move {
+            if let Some(document) = document::in_place(step, rules)
+                && self.is_ours_alone().await?
+            {
+                let document = serde_json::to_vec(&document).map_err(|error| NftError::Run(error.to_string()))?;
+                // What is refused has another shape than ours: it is replaced as a whole.
+                if run(&["-j", "-f", "-"], document).await?.status.success() {
+                    return Ok(());
+                }
+            }
             let document =
                 serde_json::to_vec(&document::of(step, rules)).map_err(|error| NftError::Run(error.to_string()))?;
             let output = run(&["-j", "-f", "-"], document).await?;
@@ -127,6 +136,15 @@ impl KernelMasquerade for Nft {
             };
             Err(NftError::Refused { operation, reason: first_line(&String::from_utf8_lossy(&output.stderr)) })
         })
+    }
+}
+
+impl Nft {
+    /// True when there is a table of ours with nothing in it that somebody else put there, but rules.
+    async fn is_ours_alone(&self) -> Result<bool, NftError> {
+        let output = run(&["-j", "list", "table", "inet", TABLE], Vec::new()).await?;
+        let listed = serde_json::from_slice(&output.stdout);
+        Ok(output.status.success() && listed.is_ok_and(|listed| document::is_ours_alone(&listed)))
     }
 }
 
