@@ -50,7 +50,7 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
     let now = steps::ticks();
-    let mut decision = serve(&packet, Scope::Internal, sender(ctx, frame), now);
+    let mut decision = serve(&packet, Scope::Internal, || sender(ctx, frame), now);
     if matches!(decision, Decision::Pass) {
         decision = answer(&packet, now);
     }

@@ -58,7 +58,7 @@ fn decide<A: Tables>(
         Addressee::Port => answer(packet, now),
         // Rare enough to be left to the TC program.
         Addressee::Node => Decision::Pass,
-        Addressee::Other => serve(packet, Scope::External, sender(ctx, frame), now),
+        Addressee::Other => serve(packet, Scope::External, || sender(ctx, frame), now),
     }
 }
 

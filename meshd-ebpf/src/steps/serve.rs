@@ -16,9 +16,10 @@ use super::{
 };
 use crate::maps::{self, Tables};
 
-/// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows.
+/// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows; it is asked for the
+/// first packet of a connection only.
 #[inline(always)]
-pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: u32, now: u32) -> Decision<A> {
+pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: impl FnOnce() -> u32, now: u32) -> Decision<A> {
     let key = ServiceKey::new(packet.key.destination, packet.key.destination_port, packet.key.protocol, scope);
     let Some(service) = A::service(&key) else { return Decision::Pass };
     let mut is_known = false;
@@ -44,7 +45,7 @@ pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: u32, now: u
     beginning.service = *service;
     beginning.scope = scope as u8;
     beginning.replaces = is_known;
-    beginning.reply_hop = reply_hop;
+    beginning.reply_hop = reply_hop();
     if let Some(reason) = connect::reason_of(begin::<A>()) {
         return Decision::Drop(reason);
     }

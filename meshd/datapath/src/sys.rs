@@ -130,6 +130,20 @@ pub(crate) fn create_array(name: &str, value_size: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the structure is as long as the kernel is told.
     let answer = unsafe { libc::syscall(SYS_bpf, CREATE, &raw mut attr, size_of::<CreateAttr>()) };
+    descriptor(answer)
+}
+
+/// Opens a map by its number, which is what a map of maps answers.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    /// `BPF_MAP_GET_FD_BY_ID`
+    const BY_ID: i32 = 14;
+    // The number, where to go on, and flags.
+    let mut attr = [id, 0, 0];
+    // SAFETY: the structure is as long as the kernel is told.
+    descriptor(unsafe { libc::syscall(SYS_bpf, BY_ID, attr.as_mut_ptr(), size_of_val(&attr)) })
+}
+
+fn descriptor(answer: c_long) -> io::Result<OwnedFd> {
     result(answer)?;
     let descriptor = i32::try_from(answer).map_err(io::Error::other)?;
     // SAFETY: the kernel has just given it to us.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, LpmTrie, ProgramArray, lpm_trie},
-    programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramFd, SchedClassifier, TestRunOptions, Xdp},
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},

@@ -13,7 +13,6 @@ mod world;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     process::{Command, ExitCode},
     thread,
 };
