@@ -3,6 +3,8 @@
 //! Sizes here are defaults; the loader sets those of the configuration. What the bytes mean is said in `meshd-abi`. Tables that
 //! exist once per family are reached through [`Tables`], so that a program is written once.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -10,7 +12,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment, FragmentKey,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment, FragmentKey,
     Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
 };
 use meshd_steps::header::Family;
@@ -152,6 +154,41 @@ pub fn events() -> &'static RingBuf<FlowEvent, 1_048_576> {
     &EVENTS
 }
 
+/// A key of IPv4 as two whole double words.
+///
+/// The kernel reads keys by words and double words. What was written octet by octet it has to wait for, because a processor hands
+/// a load what one earlier store wrote, and not what several did.
+#[inline(always)]
+fn whole_connection<A: Address>(key: &ConnectionKey<A>) -> MaybeUninit<[u64; 2]> {
+    let mut whole = MaybeUninit::<[u64; 2]>::uninit();
+    let ports = pair(key.source_port.into(), key.destination_port.into(), 16);
+    let rest = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
+    let at = whole.as_mut_ptr().cast::<u64>();
+    // SAFETY: both are inside of the array. The writes are volatile so that the compiler does not take them apart.
+    unsafe {
+        at.write_volatile(pair(key.source.words()[0].into(), key.destination.words()[0].into(), 32));
+        at.add(1).write_volatile(pair(ports, rest.into(), 32));
+    }
+    whole
+}
+
+/// The same of a service.
+#[inline(always)]
+fn whole_service<A: Address>(key: &ServiceKey<A>) -> MaybeUninit<u64> {
+    let mut whole = MaybeUninit::<u64>::uninit();
+    let kind = u16::from_ne_bytes([key.protocol, key.scope]);
+    let rest = pair(key.port.into(), kind.into(), 16);
+    // SAFETY: it is the whole value; volatile as above.
+    unsafe { whole.as_mut_ptr().write_volatile(pair(key.address.words()[0].into(), rest, 32)) };
+    whole
+}
+
+/// Two halves of a word of `2 * bits` bits, in the order in which they lie in memory.
+#[inline(always)]
+const fn pair(first: u64, second: u64, bits: u32) -> u64 {
+    if cfg!(target_endian = "little") { first | second << bits } else { first << bits | second }
+}
+
 /// The tables of one family.
 pub trait Tables: Family {
     /// This CPU's room for a connection that begins: the stack is too small for it.
@@ -238,7 +275,9 @@ macro_rules! tables {
             fn service(key: &ServiceKey<Self>) -> Option<&'static Service> {
                 // SAFETY: user space replaces whole values; a reader that races sees the old or the new words of a freed
                 // element until the end of its run, which the kernel allows (RCU), and each of them alone is harmless.
-                unsafe { $services.get(key) }
+                unsafe {
+                    if Self::IS_V4 { $services.get(&*whole_service(key).as_ptr().cast()) } else { $services.get(key) }
+                }
             }
             #[inline(always)]
             fn backend(index: u32) -> Option<&'static Backend<Self>> {
@@ -248,7 +287,14 @@ macro_rules! tables {
             fn connection(key: &ConnectionKey<Self>) -> Option<&'static mut Connection<Self>> {
                 // SAFETY: programs on other CPUs may change the same element; they write single aligned fields, and the last
                 // one wins.
-                $connections.get_ptr_mut(key).map(|connection| unsafe { &mut *connection })
+                unsafe {
+                    let found = if Self::IS_V4 {
+                        $connections.get_ptr_mut(&*whole_connection(key).as_ptr().cast::<ConnectionKey<Self>>())
+                    } else {
+                        $connections.get_ptr_mut(key)
+                    };
+                    found.map(|connection| &mut *connection)
+                }
             }
             #[inline(always)]
             fn add_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool {

@@ -13,9 +13,7 @@ use crate::{
     context::{Context, linear},
     maps::{self, Tables},
     steps::{
-        self, Decision,
-        answer::answer,
-        deliver, event, fragment,
+        self, Decision, deliver, event, fragment,
         masquerade::masquerade,
         related::{UPLINK_EGRESS, or_related},
     },
@@ -49,10 +47,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
     let now = steps::ticks();
-    let mut decision = answer(&packet, now);
-    if matches!(decision, Decision::Pass) {
-        decision = masquerade(&packet, settings, now);
-    }
+    let decision = masquerade(&packet, settings, now);
     event::tell(&packet, &decision, ctx.link(), length, 1, settings, now);
     match decision {
         Decision::Pass => deliver::tc_pass(Reason::Passed, length),

@@ -1,6 +1,6 @@
 //! Answers of known connections: back to the tuple that was asked.
 
-use meshd_abi::{Reason, connection_flags};
+use meshd_abi::{Connection, Reason, connection_flags};
 use meshd_steps::Packet;
 
 use super::{Decision, Send, connect};
@@ -9,7 +9,15 @@ use crate::maps::Tables;
 /// Decides about a packet that may be an answer.
 #[inline(always)]
 pub fn answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
-    let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
+    match A::connection(&packet.key) {
+        Some(connection) => back(connection, packet, now),
+        None => Decision::Pass,
+    }
+}
+
+/// The same with the packet's connection, which need not be one of answers.
+#[inline(always)]
+pub fn back<A: Tables>(connection: &'static mut Connection<A>, packet: &Packet<A>, now: u32) -> Decision<A> {
     if connection.flags & connection_flags::REPLY == 0 {
         return Decision::Pass;
     }

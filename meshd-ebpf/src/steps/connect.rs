@@ -86,7 +86,11 @@ impl<A: Tables> Beginning<A> {
     #[inline(always)]
     pub fn plan(&mut self, tuple: &Tuple<A>, to: u32, service: u32, flags: u8, reply_flags: u8) {
         let now = self.now;
-        self.forward.tuple = *tuple;
+        // By fields, because a whole tuple is copied by a loop over its octets.
+        self.forward.tuple.source = tuple.source;
+        self.forward.tuple.destination = tuple.destination;
+        self.forward.tuple.source_port = tuple.source_port;
+        self.forward.tuple.destination_port = tuple.destination_port;
         self.forward.to = to;
         self.forward.service = service;
         self.forward.used = now;

@@ -8,25 +8,27 @@ use meshd_steps::{
 
 use super::{
     Decision, Send,
+    answer::back,
     connect::{self, Beginning},
 };
 use crate::maps::{self, Tables};
 
-/// Decides about a packet that leaves through an uplink.
+/// Decides about a packet that leaves through an uplink: an answer, or one that gets the node's address.
 #[inline(always)]
 pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> Decision<A> {
-    if settings.flags & settings_flags::MASQUERADE == 0 {
-        return Decision::Pass;
-    }
-    // Known connections first: they cost one lookup. What answers a connection from outside keeps its source.
-    if let Some(connection) = A::connection(&packet.key) {
-        connect::touch(connection, packet, now);
+    // Known connections first: they cost one lookup. What answers a connection from outside has an entry that keeps its source.
+    let known = A::connection(&packet.key);
+    if let Some(connection) = known {
         if connection.flags & connection_flags::REPLY != 0 {
-            return Decision::Pass;
+            return back(connection, packet, now);
         }
+        connect::touch(connection, packet, now);
         if connection.flags & connection_flags::MASQUERADE != 0 {
             return Decision::Send(send(&connection.tuple));
         }
+    }
+    if settings.flags & settings_flags::MASQUERADE == 0 {
+        return Decision::Pass;
     }
     if !may_begin(packet) || !is_own(&packet.key.source) || is_mesh(&packet.key.destination) {
         return Decision::Pass;

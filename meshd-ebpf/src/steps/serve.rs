@@ -42,7 +42,10 @@ pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: impl FnOnce
         }
     }
     let Some(beginning) = Beginning::of(packet, now) else { return Decision::Drop(Reason::NoConnection) };
-    beginning.service = *service;
+    // By fields, because a whole service is copied by a loop over its octets.
+    let asked = &mut beginning.service;
+    (asked.id, asked.table, asked.slots, asked.members) = (service.id, service.table, service.slots, service.members);
+    (asked.affinity, asked.count, asked.flags) = (service.affinity, service.count, service.flags);
     beginning.scope = scope as u8;
     beginning.replaces = is_known;
     beginning.reply_hop = reply_hop();

@@ -53,6 +53,10 @@ pub enum Part {
 }
 
 /// Why a packet is none that is served.
+///
+/// As wide as a word of an address: the compiler puts it where the first word of a packet would be, and with a single octet it would
+/// take all packets' addresses apart, octet by octet.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
     /// Another Ethernet type: ARP, a VLAN tag, or the other family.
@@ -167,8 +171,13 @@ impl Family for V4 {
 
 /// A key without ports.
 #[inline(always)]
-const fn key<A: Address>(source: A, destination: A, protocol: u8) -> ConnectionKey<A> {
-    ConnectionKey { source, destination, source_port: 0, destination_port: 0, protocol, reserved: [0; 3] }
+fn key<A: Address>(source: A, destination: A, protocol: u8) -> ConnectionKey<A> {
+    let mut key =
+        ConnectionKey { source, destination, source_port: 0, destination_port: 0, protocol: 0, reserved: [0; 3] };
+    // One store for the protocol and the octets behind it: three zeroes by themselves become a call of a loop.
+    // SAFETY: the protocol and the reserved octets are four octets side by side, and their offset is a multiple of four.
+    unsafe { (&raw mut key.protocol).cast::<u32>().write(u32::from_ne_bytes([protocol, 0, 0, 0])) };
+    key
 }
 
 /// The octets of three words as they lie in the packet. Words are loaded with one instruction each, octets are not.
