@@ -12,7 +12,7 @@ help:
 	@echo 'make demo     build, bring two clusters up in network namespaces, and show them joined'
 	@echo 'make test     everything CI runs'
 	@echo 'make lint     formatting, clippy, and the rules of the repository'
-	@echo 'make bench    measure; BENCH=routes, mesh or bgp for one of them; results in target/bench/'
+	@echo 'make bench    measure; BENCH=routes, mesh, bgp or datapath for one of them; results in target/bench/'
 	@echo 'make full-table  a million BGP prefixes from BIRD through us to BIRD, compared octet by octet'
 	@echo 'make explore  run the property tests with new seeds; ROUNDS=100'
 	@echo 'make fuzz     run the fuzz targets; RUNS=10000000 FUZZ=target for one of them'

@@ -54,8 +54,8 @@ struct Seat {
     key: SocketAddr,
     member: u16,
     weight: u16,
-    offset: u32,
-    skip: u32,
+    offset: u16,
+    skip: u16,
 }
 
 impl Maglev {
@@ -81,8 +81,8 @@ impl Maglev {
             Err(at) => {
                 let (first, second) = hashes(&key, self.seed);
                 let slots = u64::from(self.slots.count());
-                let offset = (first % slots) as u32;
-                let skip = (second % (slots - 1)) as u32 + 1;
+                let offset = (first % slots) as u16;
+                let skip = (second % (slots - 1)) as u16 + 1;
                 self.seats.insert(at, Seat { key, member, weight, offset, skip });
             }
         }
@@ -157,25 +157,24 @@ const fn mix(mut x: u64) -> u64 {
 }
 
 /// A backend while the table is filled.
+///
+/// Small numbers, because ten thousand of them are walked through a few times.
 struct Turn {
     /// The next slot of its permutation.
-    at: u32,
-    skip: u32,
+    at: u16,
+    skip: u16,
+    weight: u16,
+    member: u16,
     /// What it is due, in parts of the largest weight: a whole one is a slot.
     due: u32,
-    weight: u32,
-    member: u16,
 }
 
 /// Fills a table of `M` slots.
 fn fill<const M: u32>(seats: &[Seat], table: &mut [u16]) {
     let heaviest = seats.iter().map(|seat| u32::from(seat.weight)).max().unwrap_or(1);
-    let turn = |seat: &Seat| Turn {
-        at: seat.offset,
-        skip: seat.skip,
-        due: 0,
-        weight: seat.weight.into(),
-        member: seat.member,
+    let turn = |seat: &Seat| {
+        let Seat { offset, skip, weight, member, .. } = *seat;
+        Turn { at: offset, skip, weight, member, due: 0 }
     };
     let mut turns: Vec<Turn> = seats.iter().map(turn).collect();
     let mut taken = vec![0u64; (M as usize).div_ceil(64)];
@@ -183,7 +182,7 @@ fn fill<const M: u32>(seats: &[Seat], table: &mut [u16]) {
     let mut left = M as usize;
     loop {
         for turn in &mut turns {
-            turn.due += turn.weight;
+            turn.due += u32::from(turn.weight);
             if turn.due < heaviest {
                 continue;
             }
@@ -205,10 +204,10 @@ fn fill<const M: u32>(seats: &[Seat], table: &mut [u16]) {
 
 /// Takes the next free slot of a permutation by looking at one after the other. There must be one.
 fn walk<const M: u32>(turn: &mut Turn, taken: &mut [u64]) -> u32 {
-    let mut at = turn.at;
+    let (mut at, skip) = (u32::from(turn.at), u32::from(turn.skip));
     loop {
         let slot = at;
-        at += turn.skip;
+        at += skip;
         if at >= M {
             at -= M;
         }
@@ -216,7 +215,7 @@ fn walk<const M: u32>(turn: &mut Turn, taken: &mut [u64]) -> u32 {
         let bit = 1 << (slot % 64);
         if *word & bit == 0 {
             *word |= bit;
-            turn.at = at;
+            turn.at = at as u16;
             return slot;
         }
     }
@@ -231,16 +230,17 @@ fn free<const M: u32>(taken: &[u64]) -> Vec<u32> {
 /// Takes the next free slot of a permutation by asking each of the last ones how far away it is. There must be one.
 fn nearest<const M: u32>(turn: &mut Turn, last: &mut Vec<u32>) -> u32 {
     // Steps from `at` to `slot` are (slot - at) / skip in the field of M elements.
-    let inverse = inverse::<M>(turn.skip);
+    let (at, skip) = (u32::from(turn.at), u32::from(turn.skip));
+    let inverse = inverse::<M>(skip);
     let (mut nearest, mut fewest) = (0, M);
     for (index, slot) in last.iter().enumerate() {
-        let steps = (slot + M - turn.at) % M * inverse % M;
+        let steps = (slot + M - at) % M * inverse % M;
         if steps < fewest {
             (nearest, fewest) = (index, steps);
         }
     }
     let slot = last.swap_remove(nearest);
-    turn.at = (slot + turn.skip) % M;
+    turn.at = ((slot + skip) % M) as u16;
     slot
 }
 

@@ -9,10 +9,13 @@ use crate::{
     world::{self, Aim, Side, TCP_ACK, TCP_SYN},
 };
 
-/// Measurements of each case.
-const ROUNDS: usize = 9;
-/// Packets of one measurement.
-const REPEAT: u32 = 300_000;
+/// Measurements of a case with few flows, and packets of each: short ones find the moments in which the machine does nothing else.
+const ROUNDS: usize = 61;
+const REPEAT: u32 = 50_000;
+/// The same with more flows than this, of which each is to be met, and of first packets.
+const MANY: u32 = 10_000;
+const ROUNDS_MANY: usize = 15;
+const REPEAT_MANY: u32 = 200_000;
 /// First packets of one measurement: with a table that is empty, and with one that is nearly full. Each makes two entries.
 const NEW: u32 = 25_000;
 const NEW_NEARLY_FULL: u32 = 5_000;
@@ -91,22 +94,23 @@ impl Case {
         let layer = if self.program == Program::XdpUplink { Layer::Xdp } else { Layer::Tc };
         let program = descriptor(programs, self.program)?;
         let maps = &programs.maps;
-        let (packets, repeat) = match self.flows {
+        let (packets, repeat, rounds) = match self.flows {
             Flows::Known(flows) => {
+                let (repeat, rounds) = if flows > MANY { (REPEAT_MANY, ROUNDS_MANY) } else { (REPEAT, ROUNDS) };
                 if self.aim != Aim::Nobody {
                     world::know::<A>(maps, self.aim, flows)?;
                 }
-                (world::packets::<A>(self.aim, flows, TCP_ACK), REPEAT)
+                (world::packets::<A>(self.aim, flows, TCP_ACK), repeat, rounds)
             }
             Flows::New { full } => {
                 let repeat = if full { NEW_NEARLY_FULL } else { NEW };
                 let room = if A::IS_V4 { crate::CONNECTIONS } else { crate::CONNECTIONS.div_ceil(4) };
                 world::fill::<A>(maps, if full { room - 3 * repeat } else { 0 })?;
-                (world::packets::<A>(self.aim, 0, TCP_SYN), repeat)
+                (world::packets::<A>(self.aim, 0, TCP_SYN), repeat, ROUNDS_MANY)
             }
         };
         let mut samples = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             if matches!(self.flows, Flows::New { .. }) {
                 world::forget_new::<A>(maps)?;
                 crate::drain_events(programs)?;

@@ -19,7 +19,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// What a driver answers when the tail call failed.
 const FAILED: u32 = 99;
 /// Packets of an empty program in one measurement.
-const EMPTY_REPEAT: u32 = 1_000_000;
+const EMPTY_REPEAT: u32 = 200_000;
 
 /// Where a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,13 @@ impl Driver {
     }
 
     /// Runs a program `repeat` times on packets of these flows, between runs of the empty programs.
-    pub(crate) fn sample(&mut self, program: &ProgramFd, layer: Layer, packets: &Packets, repeat: u32) -> anyhow::Result<Sample> {
+    pub(crate) fn sample(
+        &mut self,
+        program: &ProgramFd,
+        layer: Layer,
+        packets: &Packets,
+        repeat: u32,
+    ) -> anyhow::Result<Sample> {
         let empty = {
             let data = vec![0; 64];
             let empty = self.xdp("empty_xdp")?;
@@ -122,7 +128,8 @@ impl Driver {
 
     /// Adds addresses to the two tables of identities that are compared.
     pub(crate) fn add_identities(&mut self, addresses: std::ops::Range<u32>) -> anyhow::Result<()> {
-        let mut exact: HashMap<_, u32, [u32; 3]> = HashMap::try_from(self.ebpf.map_mut("EXACT").context("no map EXACT")?)?;
+        let mut exact: HashMap<_, u32, [u32; 3]> =
+            HashMap::try_from(self.ebpf.map_mut("EXACT").context("no map EXACT")?)?;
         for address in addresses.clone() {
             exact.insert(address.to_be(), [address, 1, 0], 0)?;
         }
