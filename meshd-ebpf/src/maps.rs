@@ -12,8 +12,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment, FragmentKey,
-    Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment,
+    FragmentKey, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
 };
 use meshd_steps::header::Family;
 

@@ -48,7 +48,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     let now = steps::ticks();
     let decision = masquerade(&packet, settings, now);
-    event::tell(&packet, &decision, ctx.link(), length, 1, settings, now);
+    event::tell(&packet, &decision, ctx.link(), length, 1, settings, || now);
     match decision {
         Decision::Pass => deliver::tc_pass(Reason::Passed, length),
         Decision::Drop(reason) => deliver::tc_drop(reason, length),

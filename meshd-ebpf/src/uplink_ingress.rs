@@ -54,9 +54,9 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     let addressee = addressee(&packet.key, settings);
     let mut decision = if addressee == Addressee::Other { Decision::Pass } else { answer(&packet, now) };
     if addressee != Addressee::Port && matches!(decision, Decision::Pass) {
-        decision = serve(&packet, Scope::External, || sender(ctx, frame), now);
+        decision = serve(&packet, Scope::External, || sender(ctx, frame), || now);
     }
-    event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
+    event::tell(&packet, &decision, ctx.link(), length, 0, settings, || now);
     match decision {
         Decision::Pass => {
             masquerade::admit(&packet, settings, now);

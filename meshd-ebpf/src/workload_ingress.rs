@@ -50,11 +50,11 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
     let now = steps::ticks();
-    let mut decision = serve(&packet, Scope::Internal, || sender(ctx, frame), now);
+    let mut decision = serve(&packet, Scope::Internal, || sender(ctx, frame), || now);
     if matches!(decision, Decision::Pass) {
         decision = answer(&packet, now);
     }
-    event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
+    event::tell(&packet, &decision, ctx.link(), length, 0, settings, || now);
     match decision {
         Decision::Pass => deliver::tc_pass(Reason::Passed, length),
         Decision::Drop(reason) => deliver::tc_drop(reason, length),

@@ -36,9 +36,8 @@ fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
     let (Ok(packet), Some(settings)) = (parse::<A, false>(frame, ETHERNET), maps::settings()) else {
         return deliver::xdp_pass(Reason::Passed, length);
     };
-    let now = steps::ticks();
-    let decision = decide(ctx, frame, &packet, settings, now);
-    event::tell(&packet, &decision, ctx.link(), length, 0, settings, now);
+    let decision = decide(ctx, frame, &packet, settings);
+    event::tell(&packet, &decision, ctx.link(), length, 0, settings, steps::ticks);
     match decision {
         Decision::Pass => deliver::xdp_pass(Reason::Passed, length),
         Decision::Drop(reason) => deliver::xdp_drop(reason, length),
@@ -52,13 +51,12 @@ fn decide<A: Tables>(
     frame: &Frame,
     packet: &Packet<A>,
     settings: &Settings,
-    now: u32,
 ) -> Decision<A> {
     match addressee(&packet.key, settings) {
-        Addressee::Port => answer(packet, now),
+        Addressee::Port => answer(packet, steps::ticks()),
         // Rare enough to be left to the TC program.
         Addressee::Node => Decision::Pass,
-        Addressee::Other => serve(packet, Scope::External, || sender(ctx, frame), now),
+        Addressee::Other => serve(packet, Scope::External, || sender(ctx, frame), steps::ticks),
     }
 }
 

@@ -19,7 +19,7 @@ pub fn tell<A: Tables>(
     length: u64,
     direction: u8,
     settings: &Settings,
-    now: u32,
+    now: impl FnOnce() -> u32,
 ) {
     if settings.flags & settings_flags::EVENTS == 0 {
         return;
@@ -31,7 +31,7 @@ pub fn tell<A: Tables>(
         }
         Decision::Send(_) | Decision::Pass => return,
     };
-    if !maps::may_tell(now, settings.events_per_tick) {
+    if !maps::may_tell(now(), settings.events_per_tick) {
         maps::count(Reason::EventsLost, 0);
         return;
     }

@@ -16,12 +16,18 @@ use super::{
 };
 use crate::maps::{self, Tables};
 
-/// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows; it is asked for the
-/// first packet of a connection only.
+/// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows, and is asked for the
+/// first packet of a connection only; `now` is the time in ticks, and is asked when there is a service.
 #[inline(always)]
-pub fn serve<A: Tables>(packet: &Packet<A>, scope: Scope, reply_hop: impl FnOnce() -> u32, now: u32) -> Decision<A> {
+pub fn serve<A: Tables>(
+    packet: &Packet<A>,
+    scope: Scope,
+    reply_hop: impl FnOnce() -> u32,
+    now: impl FnOnce() -> u32,
+) -> Decision<A> {
     let key = ServiceKey::new(packet.key.destination, packet.key.destination_port, packet.key.protocol, scope);
     let Some(service) = A::service(&key) else { return Decision::Pass };
+    let now = now();
     let mut is_known = false;
     if let Some(connection) = A::connection(&packet.key) {
         is_known = true;
