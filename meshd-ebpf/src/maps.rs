@@ -161,13 +161,15 @@ pub fn events() -> &'static RingBuf<FlowEvent, 1_048_576> {
 #[inline(always)]
 fn whole_connection<A: Address>(key: &ConnectionKey<A>) -> MaybeUninit<[u64; 2]> {
     let mut whole = MaybeUninit::<[u64; 2]>::uninit();
-    let ports = pair(key.source_port.into(), key.destination_port.into(), 16);
-    let rest = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
     let at = whole.as_mut_ptr().cast::<u64>();
-    // SAFETY: both are inside of the array. The writes are volatile so that the compiler does not take them apart.
+    let (source, destination) = ((&raw const key.source).cast::<u32>(), (&raw const key.destination).cast::<u32>());
+    // SAFETY: all are inside of the key and of the array. Volatile, so that the compiler neither takes the writes apart nor reads at
+    // once what was written as two.
     unsafe {
-        at.write_volatile(pair(key.source.words()[0].into(), key.destination.words()[0].into(), 32));
-        at.add(1).write_volatile(pair(ports, rest.into(), 32));
+        at.write_volatile(pair(source.read_volatile().into(), destination.read_volatile().into(), 32));
+        let ports = ((&raw const key.source_port).read_volatile(), (&raw const key.destination_port).read_volatile());
+        let rest = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
+        at.add(1).write_volatile(pair(pair(ports.0.into(), ports.1.into(), 16), rest.into(), 32));
     }
     whole
 }
