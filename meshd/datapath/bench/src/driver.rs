@@ -5,7 +5,7 @@ use std::{fs, thread};
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, ProgramArray, lpm_trie},
+    maps::{Array, HashMap, LpmTrie, MapError, ProgramArray, lpm_trie},
     programs::{ProgramFd, SchedClassifier, TestRunOptions, Xdp},
 };
 use nix::{
@@ -18,6 +18,8 @@ use nix::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/meshd-ebpf-bench"));
 /// What a driver answers when the tail call failed.
 const FAILED: u32 = 99;
+/// Tries to insert an element when memory is short.
+const INSERT_TRIES: u32 = 10_000;
 /// Packets of an empty program in one measurement.
 const EMPTY_REPEAT: u32 = 200_000;
 
@@ -131,11 +133,11 @@ impl Driver {
         let mut exact: HashMap<_, u32, [u32; 3]> =
             HashMap::try_from(self.ebpf.map_mut("EXACT").context("no map EXACT")?)?;
         for address in addresses.clone() {
-            exact.insert(address.to_be(), [address, 1, 0], 0)?;
+            patiently(|| exact.insert(address.to_be(), [address, 1, 0], 0))?;
         }
         let mut trie: LpmTrie<_, u32, [u32; 3]> = LpmTrie::try_from(self.ebpf.map_mut("TRIE").context("no map TRIE")?)?;
         for address in addresses {
-            trie.insert(&lpm_trie::Key::new(32, address.to_be()), [address, 1, 0], 0)?;
+            patiently(|| trie.insert(&lpm_trie::Key::new(32, address.to_be()), [address, 1, 0], 0))?;
         }
         Ok(())
     }
@@ -177,6 +179,19 @@ impl Driver {
     fn tc(&self, name: &str) -> anyhow::Result<&SchedClassifier> {
         Ok(self.ebpf.program(name).with_context(|| format!("the driver has no program {name}"))?.try_into()?)
     }
+}
+
+/// Tries again when there was no memory: the kernel fills up its reserve behind the back of who empties it.
+fn patiently(mut insert: impl FnMut() -> Result<(), MapError>) -> anyhow::Result<()> {
+    for _ in 0..INSERT_TRIES {
+        match insert() {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::OutOfMemory => {
+                thread::yield_now();
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+    Ok(insert()?)
 }
 
 /// Runs a program on a packet.
