@@ -46,12 +46,7 @@ fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn decide<A: Tables>(
-    ctx: &XdpContext,
-    frame: &Frame,
-    packet: &Packet<A>,
-    settings: &Settings,
-) -> Decision<A> {
+fn decide<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, settings: &Settings) -> Decision<A> {
     match addressee(&packet.key, settings) {
         Addressee::Port => answer(packet, steps::ticks()),
         // Rare enough to be left to the TC program.
