@@ -33,9 +33,12 @@ pub struct Backend<A> {
     pub state: u8,
     /// 1: a workload of this node.
     pub local: u8,
+    /// Number of the service it serves. What names a backend by its index (a slot, a remembered client) is believed only if this
+    /// is the service that was asked: indexes are used again.
+    pub owner: u32,
 }
 
-const _: () = assert!(size_of::<Backend<V4>>() == 12 && size_of::<Backend<V6>>() == 24);
+const _: () = assert!(size_of::<Backend<V4>>() == 16 && size_of::<Backend<V6>>() == 28);
 
 /// Element of `next_hops`: a neighbor of this node. Element 0 is never used.
 #[repr(C)]

@@ -56,7 +56,7 @@ pub use socket::{SocketKey, SocketValue};
 pub const BPFFS_FOLDER: &str = "/sys/fs/bpf/meshd";
 
 /// Version of all layouts in this crate, part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The bits of the packet mark that belong to meshd; see the table at the top of the crate.
 pub mod mark {

@@ -146,7 +146,7 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
     }
     if service.affinity != 0 {
         if let Some(last) = A::affinity(&beginning.client) {
-            if beginning.now.wrapping_sub(last.used) <= service.affinity && is_active::<A>(last.backend) {
+            if beginning.now.wrapping_sub(last.used) <= service.affinity && serves::<A>(last.backend, service.id) {
                 A::put_affinity(&beginning.client, &AffinityValue { backend: last.backend, used: beginning.now });
                 return Ok(last.backend);
             }
@@ -166,7 +166,7 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
         u32::from(maps::slot(service.table.wrapping_add(chunk), at).ok_or(Reason::NoBackend)?)
     };
     let index = maps::member(service.members.wrapping_add(member)).ok_or(Reason::NoBackend)?;
-    if !is_active::<A>(index) {
+    if !serves::<A>(index, service.id) {
         return Err(Reason::NoBackend);
     }
     if service.affinity != 0 {
@@ -175,7 +175,9 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
     Ok(index)
 }
 
+/// True when a backend is one of this service and takes new connections.
 #[inline(always)]
-fn is_active<A: Tables>(backend: u32) -> bool {
-    A::backend(backend).is_some_and(|backend| backend.state == BackendState::Active as u8)
+fn serves<A: Tables>(backend: u32, service: u32) -> bool {
+    A::backend(backend)
+        .is_some_and(|backend| backend.state == BackendState::Active as u8 && backend.owner == service)
 }

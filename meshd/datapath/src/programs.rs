@@ -181,14 +181,36 @@ impl Maps {
     pub fn put_chunk(&self, index: u32, slots: &[u16; MAGLEV_CHUNK]) -> Result<(), DatapathError> {
         let error = |source| DatapathError::Elements { operation: "write to", map: "MAGLEV", source };
         if let Some(id) = self.maglev.get(&index)? {
-            let there: Table<u32, [u16; MAGLEV_CHUNK]> = Table::new("MAGLEV", sys::map_by_id(id).map_err(error)?);
-            return there.put(&0, slots);
+            return self.chunk(id)?.put(&0, slots);
         }
         let chunk = sys::create_array("meshd_chunk", size_of_val(slots) as u32).map_err(error)?;
         let inner: Table<u32, [u16; MAGLEV_CHUNK]> = Table::new("MAGLEV", chunk);
         inner.put(&0, slots)?;
         let descriptor = std::os::fd::AsRawFd::as_raw_fd(&inner.descriptor()).cast_unsigned();
         self.maglev.put(&index, &descriptor)
+    }
+
+    /// Calls a function with every chunk there is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn walk_chunks(&self, mut visit: impl FnMut(u32, &[u16; MAGLEV_CHUNK])) -> Result<(), DatapathError> {
+        for (index, id) in self.maglev.all()? {
+            if let Some(slots) = self.chunk(id)?.get(&0)? {
+                visit(index, &slots);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunk with this number among the kernel's maps.
+    fn chunk(&self, id: u32) -> Result<Table<u32, [u16; MAGLEV_CHUNK]>, DatapathError> {
+        let map = sys::map_by_id(id).map_err(|source| DatapathError::Elements {
+            operation: "open a chunk of",
+            map: "MAGLEV",
+            source,
+        })?;
+        Ok(Table::new("MAGLEV", map))
     }
 
     /// Frees one chunk of a Maglev table.

@@ -53,6 +53,7 @@ pub(crate) fn service(programs: &Programs, machine: &Machine) -> anyhow::Result<
         port: BACKEND_PORT.to_be(),
         state: state as u8,
         local: 0,
+        owner: 9,
     };
     for number in 0..BACKENDS {
         maglev.put(key(number), number, 1);

@@ -23,6 +23,8 @@ pub(crate) const PORT_BITS: u32 = 4;
 const FRONTEND: u32 = 0xc000_020a;
 /// The address before the first backend's.
 const BACKEND: u32 = 0x0a01_0000;
+/// Number of every service: they share their backends.
+const SERVICE: u32 = 1;
 const BACKEND_PORT: u16 = 8_080;
 /// This node.
 const NODE: u32 = 0xc633_6401;
@@ -190,6 +192,7 @@ fn prepare_family<A: Side>(maps: &Maps) -> anyhow::Result<()> {
             port: BACKEND_PORT.to_be(),
             state: BackendState::Active as u8,
             local: u8::from((101..ROUTED).contains(&index)),
+            owner: SERVICE,
         };
         tables.backends.put(&index, &backend)?;
     }
@@ -198,7 +201,7 @@ fn prepare_family<A: Side>(maps: &Maps) -> anyhow::Result<()> {
     {
         let key = ServiceKey { address: A::of(FRONTEND), port: aim.service_port().to_be(), protocol: 6, scope };
         let service = Service {
-            id: aim.service_port().into(),
+            id: SERVICE,
             table: 0,
             slots: Slots::Normal.count(),
             members,

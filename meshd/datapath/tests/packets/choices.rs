@@ -171,6 +171,11 @@ pub(crate) fn lacking() -> Vec<Case> {
             service(62, 63)
         });
         row("a member that is free", |_| service(62, 63));
+        let row = case(format!("{} a member that serves another service now", net.word)).given(move |scene| {
+            scene.put_service(frontend(net), TCP, Scope::External, service(62, FIRST));
+            scene.put_backend_owner(FIRST, 63);
+        });
+        cases.push(row.drops(XdpUplink, &asked, Reason::NoBackend));
     }
     cases
 }
@@ -232,6 +237,9 @@ pub(crate) fn affinity() -> Vec<Case> {
                 .given(move |scene| scene.put_backend_state(FIRST + last, state));
             cases.push(chosen(row, net, client, TCP, member));
         }
+        let other = row("backend serves another service now", 0, last, 100)
+            .given(move |scene| scene.put_backend_owner(FIRST + last, 63));
+        cases.push(chosen(other, net, client, TCP, member));
         let row = row("of another client", 0, last, 100);
         let neighbor = SocketAddr::from((net.router_ip(), client.port()));
         let by_hash = reduce(hash(neighbor, frontend(net), TCP), 4);

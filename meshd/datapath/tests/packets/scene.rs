@@ -257,6 +257,12 @@ pub(crate) fn ticks() -> u32 {
     (nanoseconds >> 30) as u32
 }
 
+fn put_owner<A: Family>(maps: &Maps, index: u32, owner: u32) {
+    let table = &A::maps(maps).backends;
+    let old = table.get(&index).expect("read").expect("an element");
+    table.put(&index, &Backend { owner, ..old }).expect("a backend");
+}
+
 impl Scene<'_> {
     /// What does not change from case to case unless a case changes it; connections, affinity and fragments are gone after it.
     pub(crate) fn reset(&self) {
@@ -311,6 +317,7 @@ impl Scene<'_> {
                 port: BACKEND_PORT.to_be(),
                 state: BackendState::Active as u8,
                 local: u8::from(matches!(index, backend::LOCAL | backend::POD)),
+                owner: index,
             };
             maps.backends.put(&index, &value).expect("a backend");
         }
@@ -342,10 +349,16 @@ impl Scene<'_> {
         self.maps.settings.put(&0, &changed).expect("settings");
     }
 
+    /// Adds a service, which its members belong to from then on.
     pub(crate) fn put_service(&self, frontend: SocketAddr, protocol: u8, scope: Scope, service: Service) {
         fn put<A: Family>(maps: &Maps, frontend: SocketAddr, protocol: u8, scope: Scope, service: Service) {
             let key = ServiceKey::new(A::of(frontend.ip()), frontend.port().to_be(), protocol, scope);
             A::maps(maps).services.put(&key, &service).expect("a service");
+            for index in (1..backend::FIRST_OF_FOUR + 4)
+                .filter(|index| index.checked_sub(service.members).is_some_and(|at| at < service.count.into()))
+            {
+                put_owner::<A>(maps, index, service.id);
+            }
         }
         by_family!(frontend, put(self.maps, frontend, protocol, scope, service));
     }
@@ -358,6 +371,12 @@ impl Scene<'_> {
         }
         put::<V4>(self.maps, index, state);
         put::<V6>(self.maps, index, state);
+    }
+
+    /// Makes a backend that of another service.
+    pub(crate) fn put_backend_owner(&self, index: u32, owner: u32) {
+        put_owner::<V4>(self.maps, index, owner);
+        put_owner::<V6>(self.maps, index, owner);
     }
 
     /// Makes the workload that asks the backend itself.

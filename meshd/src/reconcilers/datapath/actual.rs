@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use meshd_abi::{Address, Connection, ConnectionKey, connection_flags};
-use meshd_core::plan::datapath::Existing;
+use meshd_core::plan::datapath::{Existing, digest_of};
 use meshd_datapath::{DatapathError, FamilyMaps, Maps};
 
 /// Reads what an earlier process left.
@@ -14,6 +14,7 @@ pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
     let services4 = maps.v4.services.all()?;
     let services6 = maps.v6.services.all()?;
     let entries = services4.iter().map(|(_, entry)| entry).chain(services6.iter().map(|(_, entry)| entry));
+    let last_id = entries.clone().map(|entry| entry.id).max().unwrap_or(0).max(last_client(maps)?);
     let top = entries.map(|entry| entry.members.saturating_add(u32::from(entry.count))).max().unwrap_or(0);
     let mut members = vec![0; top as usize];
     maps.members.walk(|index, backend| {
@@ -21,7 +22,8 @@ pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
             *place = *backend;
         }
     })?;
-    let mut existing = Existing { services4, services6, members, ..Existing::default() };
+    let mut existing = Existing { services4, services6, members, last_id, ..Existing::default() };
+    maps.walk_chunks(|index, chunk| _ = existing.chunks.insert(index, digest_of(chunk)))?;
     maps.v4.backends.walk(|index, backend| {
         if backend.state != 0 {
             existing.backends4.push((*index, *backend));
@@ -33,6 +35,31 @@ pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
         }
     })?;
     Ok(existing)
+}
+
+/// The highest number of a service that a client is remembered of.
+fn last_client(maps: &Maps) -> Result<u32, DatapathError> {
+    let mut last = 0;
+    maps.v4.affinity.walk(|key, _| last = last.max(key.service))?;
+    maps.v6.affinity.walk(|key, _| last = last.max(key.service))?;
+    Ok(last)
+}
+
+/// Elements of next hops that connections name.
+///
+/// # Errors
+/// When a map cannot be read.
+pub(super) fn named_hops(maps: &Maps) -> Result<BTreeSet<u32>, DatapathError> {
+    let mut hops = BTreeSet::new();
+    maps.v4.connections.walk(|_, connection| name_hop(connection, &mut hops))?;
+    maps.v6.connections.walk(|_, connection| name_hop(connection, &mut hops))?;
+    Ok(hops)
+}
+
+fn name_hop<A>(connection: &Connection<A>, hops: &mut BTreeSet<u32>) {
+    if connection.flags & connection_flags::REPLY != 0 && connection.to != 0 {
+        hops.insert(connection.to);
+    }
 }
 
 /// How long entries live without a packet, in seconds.
@@ -64,6 +91,18 @@ pub(super) struct Sweep {
     pub removed: usize,
     /// Backends that entries refer to, per family.
     pub used: [BTreeSet<u32>; 2],
+    /// Next hops that entries refer to.
+    pub hops: BTreeSet<u32>,
+}
+
+impl Sweep {
+    fn stays<A>(&mut self, family: usize, connection: &Connection<A>) {
+        self.left[family] += 1;
+        if connection.flags & connection_flags::REPLY == 0 {
+            self.used[family].insert(connection.to);
+        }
+        name_hop(connection, &mut self.hops);
+    }
 }
 
 /// Removes entries that nobody has used for as long as they live, and tells what the others refer to.
@@ -85,16 +124,11 @@ fn sweep_family<A: Address>(
     family: usize,
 ) -> Result<(), DatapathError> {
     let mut idle = Vec::new();
-    let used = &mut sweep.used[family];
-    let mut left = 0;
     maps.connections.walk(|key, connection| {
         if is_idle(key, connection, now, lifetimes) {
             idle.push((*key, *connection));
         } else {
-            left += 1;
-            if connection.flags & connection_flags::REPLY == 0 {
-                used.insert(connection.to);
-            }
+            sweep.stays(family, connection);
         }
     })?;
     let mut gone = Vec::with_capacity(idle.len());
@@ -103,17 +137,11 @@ fn sweep_family<A: Address>(
         // be named by what is left of an older connection.
         let other = other_direction(&key, &connection);
         match maps.connections.get(&other)? {
-            Some(partner) if !is_idle(&other, &partner, now, lifetimes) => {
-                left += 1;
-                if connection.flags & connection_flags::REPLY == 0 {
-                    used.insert(connection.to);
-                }
-            }
+            Some(partner) if !is_idle(&other, &partner, now, lifetimes) => sweep.stays(family, &connection),
             _ => gone.push(key),
         }
     }
     maps.connections.remove_all(&gone)?;
-    sweep.left[family] = left;
     sweep.removed += gone.len();
     Ok(())
 }

@@ -22,8 +22,10 @@ mod status;
 pub use status::{DatapathStatus, LinkStatus, MapStatus};
 
 use std::{
-    collections::BTreeSet,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -32,6 +34,7 @@ use std::{
 use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags};
 use meshd_core::{
     derive::LocalNode,
+    desired::Service,
     id::{ClusterId, ClusterName, NumericIdentity},
     maglev::Slots,
     observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
@@ -52,6 +55,7 @@ use tracing::{debug, info, warn};
 use self::{
     actual::Lifetimes,
     links::{LinkPlan, Links},
+    ops::Refused,
 };
 use crate::{
     config::{Config, model::services::BackendAlgorithm},
@@ -67,6 +71,8 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 const SWEEP_PRESSED: Duration = Duration::from_secs(1);
 /// Hundredths of the table of connections from which on there is hardly any room.
 const PRESSED_PERCENT: usize = 85;
+/// Services with a problem that are planned again at a time.
+const RETRIES: usize = 16;
 /// Seed of every choice by hash: the same on every node of every mesh, so that all send a flow to the same backend.
 const SEED: u32 = 7606;
 /// Source address a workload sees when it reaches itself through a service: one that no network has.
@@ -147,20 +153,26 @@ pub fn start(
     let begin = Instant::now();
     let programs = Programs::load(&options.folder, &options.sizes)?;
     let existing = actual::existing(&programs.maps)?;
-    let neighbors = programs.maps.neighbors.all()?;
+    let maps = &programs.maps;
+    let neighbors = maps.neighbors.all()?;
+    let named = actual::named_hops(maps)?;
     let (status, status_rx) = watch::channel(DatapathStatus::default());
     let state = State {
         services: ServicePlanner::new(options.services, existing),
-        hops: HopPlanner::new(options.sizes.next_hops, &neighbors),
-        identities: IdentityPlanner::default(),
+        hops: HopPlanner::new(options.sizes.next_hops, &neighbors, &named),
+        identities: IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?),
         ways: Ways::default(),
         links: Links::default(),
         last: Arc::default(),
         finished: false,
         swept: Instant::now(),
         connections: [0; 2],
-        refused: 0,
-        problems: BTreeSet::new(),
+        unplaced: 0,
+        refused: Refused::default(),
+        problems: BTreeMap::new(),
+        again: None,
+        link_problems: Vec::new(),
+        cluster_ids: BTreeMap::new(),
         programs,
         options,
     };
@@ -187,7 +199,10 @@ async fn run(
         };
         let round = spawn_blocking(move || {
             let outcome = match snapshot {
-                Some(snapshot) => state.round(snapshot),
+                Some(snapshot) => {
+                    state.round(snapshot);
+                    Ok(())
+                }
                 None => state.sweep(),
             };
             (state, outcome)
@@ -229,8 +244,16 @@ struct State {
     swept: Instant,
     connections: [usize; 2],
     /// Connections that were refused for want of room when it was last looked.
-    refused: u64,
-    problems: BTreeSet<String>,
+    unplaced: u64,
+    /// Writes that the kernel refused.
+    refused: Refused,
+    /// What is wrong with services; they are planned again from time to time.
+    problems: BTreeMap<ServiceName, Vec<String>>,
+    /// The last of them that was planned again.
+    again: Option<ServiceName>,
+    /// Programs that are not where they belong.
+    link_problems: Vec<String>,
+    cluster_ids: BTreeMap<ClusterName, u16>,
 }
 
 impl State {
@@ -254,29 +277,39 @@ impl State {
     }
 
     /// Takes a new snapshot over.
-    fn round(&mut self, snapshot: Arc<Snapshot>) -> Result<(), DatapathError> {
+    fn round(&mut self, snapshot: Arc<Snapshot>) {
         let last = std::mem::replace(&mut self.last, snapshot.clone());
-        self.problems.clear();
         self.services.begin_round();
         let mut writes = Vec::new();
         let moved = self.neighbors(&last, &snapshot, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
-        self.plan_services(&last, &snapshot, moved, &mut writes);
+        let count = writes.len();
+        self.refused.run(&self.programs.maps, writes);
+        if count > 0 {
+            debug!(writes = count, "changed neighbors and identities");
+        }
+        self.plan_services(&last, &snapshot, moved);
         if snapshot.complete && snapshot.local_known && !self.finished {
             self.finished = true;
-            let plan = self.services.finish();
-            self.take(plan, &mut writes);
-            writes.extend(self.hops.finish());
-        }
-        let count = writes.len();
-        let outcome = ops::run(&self.programs.maps, writes);
-        if count > 0 {
-            debug!(writes = count, "changed maps");
+            self.finish(&snapshot);
         }
         // Links last: a program that is attached finds its tables filled.
-        let refusals = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
-        self.problems.extend(refusals);
-        outcome
+        self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
+    }
+
+    /// Removes what an earlier process left and no list has named.
+    fn finish(&mut self, snapshot: &Snapshot) {
+        let (plan, held) = self.services.finish();
+        let mut writes = plan.writes;
+        writes.extend(self.hops.finish());
+        writes.extend(self.identities.finish());
+        self.refused.run(&self.programs.maps, writes);
+        for name in held {
+            let service = snapshot.desired.services.get(&name).cloned();
+            self.plan_service(&name, service.as_deref(), snapshot);
+        }
+        let inherited: BTreeSet<IpAddr> = self.services.addresses().collect();
+        self.rehop(&inherited, snapshot);
     }
 
     /// Next hops from neighbors; returns the addresses whose element may be another one now.
@@ -315,49 +348,67 @@ impl State {
         for name in names {
             let tables = new.observed.clusters.get(name).unwrap_or(&nothing);
             let old = last.observed.clusters.get(name).unwrap_or(&nothing);
-            let cluster = self.cluster_id(name, tables, old);
-            let remote = *name != self.options.local.cluster;
-            for diff in tables.endpoints.diff(&old.endpoints) {
-                let (prefix, row) = match diff {
-                    RowDiff::Added(prefix, row) | RowDiff::Changed(prefix, _, row) => (prefix, Some(row)),
-                    RowDiff::Removed(prefix, _) => (prefix, None),
-                };
-                if prefix.prefix_len() != prefix.max_prefix_len() {
-                    continue;
-                }
-                let standing = Standing { remote, node: false, cluster };
-                let identity = row.map(|row| self.endpoint(row, remote, cluster));
-                writes.extend(self.identities.put(prefix.addr(), standing, identity));
-            }
-            for diff in tables.nodes.diff(&old.nodes) {
-                let (before, after) = match diff {
-                    RowDiff::Added(_, row) => (None, Some(row)),
-                    RowDiff::Changed(_, before, after) => (Some(before), Some(after)),
-                    RowDiff::Removed(_, row) => (Some(row), None),
-                };
-                let standing = Standing { remote, node: true, cluster };
-                let addresses = |row: Option<&Arc<NodeRow>>| -> BTreeSet<IpAddr> {
-                    row.into_iter().flat_map(|row| row.addresses.iter().map(|address| address.ip)).collect()
-                };
-                let (before, after) = (addresses(before), addresses(after));
-                for gone in before.difference(&after) {
-                    writes.extend(self.identities.put(*gone, standing, None));
-                }
-                for address in &after {
-                    let identity = Some(self.node(*address, cluster));
-                    writes.extend(self.identities.put(*address, standing, identity));
-                }
+            let cluster = self.cluster_id(name, tables);
+            self.cluster_identities(name, cluster, tables, old, writes);
+            if self.cluster_ids.insert(name.clone(), cluster).is_some_and(|before| before != cluster) {
+                // All rows say another id now, also those that did not change.
+                self.cluster_identities(name, cluster, tables, &nothing, writes);
             }
         }
     }
 
-    /// Id of a cluster: its rows say it.
-    fn cluster_id(&self, name: &ClusterName, tables: &ClusterTables, old: &ClusterTables) -> u16 {
+    /// What differs between two states of a cluster.
+    fn cluster_identities(
+        &mut self,
+        name: &ClusterName,
+        cluster: u16,
+        tables: &ClusterTables,
+        old: &ClusterTables,
+        writes: &mut Vec<Write>,
+    ) {
+        let remote = *name != self.options.local.cluster;
+        let workload = Standing { remote, node: false, cluster, name: name.clone() };
+        let node = Standing { node: true, ..workload.clone() };
+        for diff in tables.endpoints.diff(&old.endpoints) {
+            let (prefix, row) = match diff {
+                RowDiff::Added(prefix, row) | RowDiff::Changed(prefix, _, row) => (prefix, Some(row)),
+                RowDiff::Removed(prefix, _) => (prefix, None),
+            };
+            if prefix.prefix_len() != prefix.max_prefix_len() {
+                continue;
+            }
+            let identity = row.map(|row| self.endpoint(row, remote, cluster));
+            writes.extend(self.identities.put(prefix.addr(), &workload, identity));
+        }
+        for diff in tables.nodes.diff(&old.nodes) {
+            let (before, after) = match diff {
+                RowDiff::Added(_, row) => (None, Some(row)),
+                RowDiff::Changed(_, before, after) => (Some(before), Some(after)),
+                RowDiff::Removed(_, row) => (Some(row), None),
+            };
+            let addresses = |row: Option<&Arc<NodeRow>>| -> BTreeSet<IpAddr> {
+                row.into_iter().flat_map(|row| row.addresses.iter().map(|address| address.ip)).collect()
+            };
+            let (before, after) = (addresses(before), addresses(after));
+            for gone in before.difference(&after) {
+                writes.extend(self.identities.put(*gone, &node, None));
+            }
+            for address in &after {
+                let identity = Some(self.node(*address, cluster));
+                writes.extend(self.identities.put(*address, &node, identity));
+            }
+        }
+    }
+
+    /// Id of a cluster: its nodes say it, or its store; 0 as long as neither has.
+    fn cluster_id(&self, name: &ClusterName, tables: &ClusterTables) -> u16 {
         if *name == self.options.local.cluster {
             return self.options.cluster_id.get();
         }
-        let first = |tables: &ClusterTables| tables.nodes.iter().next().map(|(_, row)| row.cluster_id.get());
-        first(tables).or_else(|| first(old)).unwrap_or(0)
+        let node = || tables.nodes.iter().next().map(|(_, row)| row.cluster_id.get());
+        let peer = || tables.peer.as_ref().and_then(|peer| peer.id).map(ClusterId::get);
+        let known = || self.cluster_ids.get(name).copied();
+        node().or_else(peer).or_else(known).unwrap_or(0)
     }
 
     fn endpoint(&self, row: &EndpointRow, remote: bool, cluster: u16) -> Identity {
@@ -376,7 +427,7 @@ impl State {
         Identity { identity: identity.0, way: 0, flags, cluster }
     }
 
-    fn plan_services(&mut self, last: &Snapshot, new: &Snapshot, mut moved: BTreeSet<IpAddr>, writes: &mut Vec<Write>) {
+    fn plan_services(&mut self, last: &Snapshot, new: &Snapshot, mut moved: BTreeSet<IpAddr>) {
         let routes_changed = new.desired.routes.revision() != last.desired.routes.revision()
             || new.desired.bgp.revision() != last.desired.bgp.revision()
             || new.desired.targets.revision() != last.desired.targets.revision()
@@ -394,29 +445,54 @@ impl State {
             })
             .collect();
         for (name, service) in changes {
-            let (ways, hops) = (std::cell::RefCell::new(&mut self.ways), &self.hops);
-            let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, new);
-            let plan = self.services.plan(&name, service.as_deref(), hop);
-            self.take(plan, writes);
+            self.plan_service(&name, service.as_deref(), new);
         }
-        if !moved.is_empty() {
-            let (ways, hops) = (std::cell::RefCell::new(&mut self.ways), &self.hops);
-            let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, new);
-            let plan = self.services.rehop(&moved, hop);
-            self.take(plan, writes);
+        self.rehop(&moved, new);
+    }
+
+    /// Brings one service into the maps.
+    fn plan_service(&mut self, name: &ServiceName, service: Option<&Service>, snapshot: &Snapshot) {
+        let (ways, hops) = (RefCell::new(&mut self.ways), &self.hops);
+        let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
+        let ServicePlan { writes, mut problems } = self.services.plan(name, service, hop);
+        let outcome = self.refused.run_service(&self.programs.maps, writes);
+        self.services.done(name, outcome.is_ok());
+        problems.extend(outcome.err().map(|error| format!("service {name}: {}", error_chain(&error))));
+        if problems.is_empty() {
+            self.problems.remove(name);
+        } else {
+            self.problems.insert(name.clone(), problems);
         }
     }
 
-    fn take(&mut self, plan: ServicePlan, writes: &mut Vec<Write>) {
-        writes.extend(plan.writes);
-        self.problems.extend(plan.problems);
+    /// The way to these addresses is another one now.
+    fn rehop(&mut self, addresses: &BTreeSet<IpAddr>, snapshot: &Snapshot) {
+        let (ways, hops) = (RefCell::new(&mut self.ways), &self.hops);
+        let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
+        let plan = self.services.rehop(addresses, hop);
+        self.refused.run(&self.programs.maps, plan.writes);
+    }
+
+    /// Tries again what was refused or had no room.
+    fn retry(&mut self) {
+        self.refused.retry(&self.programs.maps);
+        let after = self.again.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let names: Vec<ServiceName> =
+            self.problems.range((after, Bound::Unbounded)).map(|(name, _)| name.clone()).take(RETRIES).collect();
+        let snapshot = self.last.clone();
+        self.services.begin_round();
+        for name in &names {
+            let service = snapshot.desired.services.get(name).cloned();
+            self.plan_service(name, service.as_deref(), &snapshot);
+        }
+        self.again = names.last().cloned();
     }
 
     /// Looks at the connections when it is time.
     fn sweep(&mut self) -> Result<(), DatapathError> {
         let room = [self.options.sizes.connections as usize, self.options.sizes.connections.div_ceil(4) as usize];
         let refused = self.counter(Reason::NoConnection)?;
-        let is_pressed = refused != self.refused
+        let is_pressed = refused != self.unplaced
             || self.connections.iter().zip(room).any(|(used, room)| used * 100 >= room * PRESSED_PERCENT);
         let period = if is_pressed { SWEEP_PRESSED } else { SWEEP_PERIOD };
         if self.swept.elapsed() < period {
@@ -426,11 +502,14 @@ impl State {
         let lifetimes = if is_pressed { Lifetimes::PRESSED } else { Lifetimes::RELAXED };
         let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes)?;
         self.connections = sweep.left;
-        self.refused = refused;
+        self.unplaced = refused;
         let plan = self.services.release(|ipv4, index| sweep.used[usize::from(!ipv4)].contains(&index));
         let wanted: BTreeSet<IpAddr> = self.services.addresses().collect();
         self.ways.retain(|address| wanted.contains(&address));
-        ops::run(&self.programs.maps, plan.writes)
+        self.refused.run(&self.programs.maps, plan.writes);
+        self.hops.release(|index| sweep.hops.contains(&index));
+        self.retry();
+        Ok(())
     }
 
     fn counter(&self, reason: Reason) -> Result<u64, DatapathError> {
@@ -439,9 +518,11 @@ impl State {
 
     /// The most important of what is wrong.
     fn problem(&self) -> Option<String> {
-        let first = self.problems.first()?;
-        let more = self.problems.len() - 1;
-        Some(if more == 0 { first.clone() } else { format!("{first} (and {more} more)") })
+        let services = self.problems.values().flatten();
+        let mut all = self.link_problems.iter().chain(services).cloned().chain(self.refused.problem());
+        let first = all.next()?;
+        let more = all.count();
+        Some(if more == 0 { first } else { format!("{first} (and {more} more)") })
     }
 }
 

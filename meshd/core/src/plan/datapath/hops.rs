@@ -37,17 +37,30 @@ pub struct HopPlanner {
     elements: BTreeMap<(IfIndex, [u8; 6]), Element>,
     by_address: BTreeMap<(IfIndex, IpAddr), [u8; 6]>,
     space: Space,
+    /// Elements of neighbors that are gone, until no connection names them.
+    gone: BTreeSet<u32>,
 }
 
 impl HopPlanner {
-    /// Takes over what the map of neighbors held; `room` is the size of both maps.
+    /// Takes over what the map of neighbors held; `room` is the size of both maps, `named` what known connections refer to.
     #[must_use]
-    pub fn new(room: u32, existing: &[(NeighborKey, u32)]) -> Self {
-        let mut planner = Self { elements: BTreeMap::new(), by_address: BTreeMap::new(), space: Space::new(1, room) };
+    pub fn new(room: u32, existing: &[(NeighborKey, u32)], named: &BTreeSet<u32>) -> Self {
+        let mut planner = Self {
+            elements: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            space: Space::new(1, room),
+            gone: BTreeSet::new(),
+        };
         for (key, index) in existing {
             if planner.space.claim(*index, 1) {
                 let element = Element { index: *index, hop: None, addresses: BTreeSet::new() };
                 planner.elements.insert((IfIndex(key.link), key.address), element);
+            }
+        }
+        for index in named {
+            // Those of neighbors are claimed already.
+            if planner.space.claim(*index, 1) {
+                planner.gone.insert(*index);
             }
         }
         planner
@@ -89,6 +102,18 @@ impl HopPlanner {
             self.remove(key, &mut writes);
         }
         writes
+    }
+
+    /// Frees elements of neighbors that are gone; `named` tells whether a connection refers to one still.
+    pub fn release(&mut self, named: impl Fn(u32) -> bool) {
+        let space = &mut self.space;
+        self.gone.retain(|index| {
+            let is_named = named(*index);
+            if !is_named {
+                space.give(*index, 1);
+            }
+            is_named
+        });
     }
 
     /// The only neighbor with a link-layer address has another one now: the element goes with it.
@@ -136,9 +161,8 @@ impl HopPlanner {
         let Some(element) = self.elements.remove(&key) else { return };
         writes.push(Write::Neighbor(neighbor_key(key.0, key.1), None));
         writes.push(Write::NextHop(element.index, NextHop::default()));
-        // Connections may still name it. An element without a link makes programs ask the routing table, and whoever gets it
-        // next is a neighbor of this node as well: a packet that follows it is forwarded from there.
-        self.space.give(element.index, 1);
+        // Connections may still name it. An element without a link makes programs ask the routing table.
+        self.gone.insert(element.index);
     }
 }
 

@@ -12,7 +12,7 @@ mod ways;
 
 pub use hops::{Hop, HopPlanner};
 pub use identities::{IdentityPlanner, Standing};
-pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings};
+pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
 pub use ways::{Way, Ways};
 
 use std::net::IpAddr;

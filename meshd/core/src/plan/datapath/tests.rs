@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use meshd_abi::{BackendState, NO_TABLE, Scope};
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -31,24 +32,57 @@ struct Maps {
 }
 
 impl Maps {
+    /// Plans a service and carries it out.
+    fn put(&mut self, planner: &mut ServicePlanner, name: &ServiceName, service: Option<&desired::Service>) {
+        self.run(planner.plan(name, service, no_hop));
+        planner.done(name, true);
+    }
+
     /// Carries out writes and checks after each that every frontend leads to backends that exist.
     fn run(&mut self, plan: ServicePlan) {
         assert_eq!(plan.problems, Vec::<String>::new());
         for write in plan.writes {
-            match write {
-                Write::Backend4(index, backend) => drop(self.backends.insert(index, backend)),
-                Write::Members(begin, members) => self.members.extend((begin..).zip(members)),
-                Write::Chunk(index, chunk) => drop(self.chunks.insert(index, chunk)),
-                Write::Service4(key, entry) => {
-                    let key = (ip(key.address), u16::from_be(key.port), key.scope);
-                    match entry {
-                        Some(entry) => drop(self.services.insert(key, entry)),
-                        None => drop(self.services.remove(&key)),
-                    }
-                }
-                other => panic!("{other:?}"),
-            }
+            self.write(write);
             self.check();
+        }
+    }
+
+    /// Carries out writes of plans of which the kernel refused a part.
+    fn run_unchecked(&mut self, plan: ServicePlan) {
+        for write in plan.writes {
+            self.write(write);
+        }
+    }
+
+    /// A frontend never leads to a backend of another service that the program would believe.
+    fn check_owners(&self) {
+        for ((frontend, _, _), entry) in &self.services {
+            for slot in 0..entry.slots {
+                let member =
+                    if entry.table == NO_TABLE { slot } else { u32::from(self.chunks[&entry.table][slot as usize]) };
+                let index = self.members[&(entry.members + member)];
+                let backend = self.backends[&index];
+                if backend.owner == entry.id && backend.state != BackendState::Free as u8 {
+                    let service = v4(*frontend).unwrap_or_default().octets()[3];
+                    assert_eq!(backend.address.octets()[2], service, "backends have their service's number");
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, write: Write) {
+        match write {
+            Write::Backend4(index, backend) => drop(self.backends.insert(index, backend)),
+            Write::Members(begin, members) => self.members.extend((begin..).zip(members)),
+            Write::Chunk(index, chunk) => drop(self.chunks.insert(index, chunk)),
+            Write::Service4(key, entry) => {
+                let key = (ip(key.address), u16::from_be(key.port), key.scope);
+                match entry {
+                    Some(entry) => drop(self.services.insert(key, entry)),
+                    None => drop(self.services.remove(&key)),
+                }
+            }
+            other => panic!("{other:?}"),
         }
     }
 
@@ -57,6 +91,7 @@ impl Maps {
             for at in 0..u32::from(entry.count) {
                 let backend = self.backends[&self.members[&(entry.members + at)]];
                 assert_ne!(backend.state, BackendState::Free as u8);
+                assert_eq!(backend.owner, entry.id);
             }
             if entry.table != NO_TABLE {
                 let chunk = &self.chunks[&entry.table];
@@ -95,6 +130,7 @@ impl Maps {
             services4: self.services.iter().map(|(at, entry)| (key(at), *entry)).collect(),
             members: (0..top).map(|at| self.members.get(&at).copied().unwrap_or(0)).collect(),
             backends4: self.backends.iter().map(|(index, backend)| (*index, *backend)).collect(),
+            chunks: self.chunks.iter().map(|(index, chunk)| (*index, digest_of(chunk))).collect(),
             ..Existing::default()
         }
     }
@@ -153,7 +189,7 @@ fn a_service_comes_changes_and_goes_without_a_gap() {
     let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
     let mut maps = Maps::default();
     let two = [backend("10.0.0.10"), backend("10.0.1.10")];
-    maps.run(planner.plan(&name(), Some(&service(&two)), no_hop));
+    maps.put(&mut planner, &name(), Some(&service(&two)));
     let shares = maps.behind("10.2.0.80", Scope::Internal);
     assert_eq!(shares.len(), 2);
     assert!(shares.values().all(|slots| (8_100..8_300).contains(slots)), "{shares:?}");
@@ -166,7 +202,7 @@ fn a_service_comes_changes_and_goes_without_a_gap() {
     assert_eq!(planner.plan(&name(), Some(&service(&two)), no_hop), ServicePlan::default());
 
     let three = [backend("10.0.0.10"), backend("10.1.0.10"), backend("10.1.1.10")];
-    maps.run(planner.plan(&name(), Some(&service(&three)), no_hop));
+    maps.put(&mut planner, &name(), Some(&service(&three)));
     assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 3);
     assert_eq!(maps.index("10.0.0.10"), kept, "connections name it");
     let gone = maps.index("10.0.1.10");
@@ -177,7 +213,7 @@ fn a_service_comes_changes_and_goes_without_a_gap() {
     maps.run(planner.release(|_, _| false));
     assert_eq!(maps.backends[&gone].state, BackendState::Free as u8);
 
-    maps.run(planner.plan(&name(), None, no_hop));
+    maps.put(&mut planner, &name(), None);
     assert!(maps.services.is_empty());
     maps.run(planner.release(|_, _| false));
     planner.begin_round();
@@ -192,19 +228,19 @@ fn policies_have_groups_of_their_own() {
     let mut maps = Maps::default();
     let mut wanted = service(&[backend("10.0.0.10"), backend("10.0.1.10")]);
     wanted.external_policy = TrafficPolicy::Local;
-    maps.run(planner.plan(&name(), Some(&wanted), no_hop));
+    maps.put(&mut planner, &name(), Some(&wanted));
     assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
     let local: Vec<IpAddr> = maps.behind("192.0.2.80", Scope::External).into_keys().collect();
     assert_eq!(local, ["10.0.0.10".parse::<IpAddr>().unwrap()]);
     wanted.external_policy = TrafficPolicy::Cluster;
-    maps.run(planner.plan(&name(), Some(&wanted), no_hop));
+    maps.put(&mut planner, &name(), Some(&wanted));
     assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 2);
 
     // A frontend that moves from one group to another, while both go on, is there all the time.
     for (internal, behind) in [(TrafficPolicy::Local, 1), (TrafficPolicy::Cluster, 2), (TrafficPolicy::Local, 1)] {
         wanted.external_policy = TrafficPolicy::Local;
         wanted.internal_policy = internal;
-        maps.run(planner.plan(&name(), Some(&wanted), no_hop));
+        maps.put(&mut planner, &name(), Some(&wanted));
         assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), behind);
         assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 1);
     }
@@ -215,23 +251,27 @@ fn a_restart_takes_over_what_connections_name() {
     let mut maps = Maps::default();
     let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
     let two = [backend("10.0.0.10"), backend("10.0.1.10")];
-    maps.run(planner.plan(&name(), Some(&service(&two)), no_hop));
+    maps.put(&mut planner, &name(), Some(&service(&two)));
     let other = ServiceName { name: "other".into(), ..name() };
     let mut second = service(&[backend("10.0.0.11")]);
     second.ports[0].frontends =
         [Frontend { address: "10.2.0.81".parse().unwrap(), port: 80, kind: FrontendKind::ClusterIp }].into();
-    maps.run(planner.plan(&other, Some(&second), no_hop));
+    maps.put(&mut planner, &other, Some(&second));
     let before = (maps.index("10.0.0.10"), maps.index("10.0.1.10"), maps.services.clone());
 
     let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
-    maps.run(planner.plan(&name(), Some(&service(&two)), no_hop));
+    let plan = planner.plan(&name(), Some(&service(&two)), no_hop);
+    assert_eq!(plan, ServicePlan::default(), "everything is there already, the table too");
+    planner.done(&name(), true);
     assert_eq!((maps.index("10.0.0.10"), maps.index("10.0.1.10")), (before.0, before.1));
     for (key, entry) in &before.2 {
         assert_eq!(maps.services[key].id, entry.id, "affinity names it");
     }
     // The other service is not wanted any more, which is known when everything was planned once.
     assert_eq!(maps.services.len(), 4);
-    maps.run(planner.finish());
+    let (plan, again) = planner.finish();
+    maps.run(plan);
+    assert!(again.is_empty(), "nothing was held for {again:?}");
     assert_eq!(maps.services.len(), 3);
     assert_eq!(maps.backends[&maps.index("10.0.0.11")].state, BackendState::Removed as u8);
     maps.run(planner.release(|_, _| false));
@@ -256,7 +296,7 @@ fn without_room_the_old_state_stays_and_a_problem_says_so() {
 fn a_new_next_hop_is_written_to_the_backends_behind_it() {
     let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
     let mut maps = Maps::default();
-    maps.run(planner.plan(&name(), Some(&service(&[backend("10.0.0.10"), backend("10.0.1.10")])), no_hop));
+    maps.put(&mut planner, &name(), Some(&service(&[backend("10.0.0.10"), backend("10.0.1.10")])));
     let changed: BTreeSet<IpAddr> = ["10.0.1.10".parse().unwrap()].into();
     let plan = planner.rehop(&changed, |_| 7);
     assert_eq!(plan.writes.len(), 1);
@@ -267,7 +307,7 @@ fn a_new_next_hop_is_written_to_the_backends_behind_it() {
 
 #[test]
 fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
-    let mut planner = HopPlanner::new(8, &[]);
+    let mut planner = HopPlanner::new(8, &[], &BTreeSet::new());
     let link = IfIndex(3);
     let hop = |last: u8| Hop { destination: [2, 0, 0, 0, 0, last], source: [2, 0, 0, 0, 1, 0], mtu: 1500 };
     let address: IpAddr = "192.0.2.1".parse().unwrap();
@@ -291,7 +331,7 @@ fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
 fn neighbors_of_an_earlier_process_keep_their_elements() {
     let key = NeighborKey { link: 3, address: [2, 0, 0, 0, 0, 1], reserved: 0 };
     let lost = NeighborKey { link: 3, address: [2, 0, 0, 0, 0, 9], reserved: 0 };
-    let mut planner = HopPlanner::new(8, &[(key, 5), (lost, 6)]);
+    let mut planner = HopPlanner::new(8, &[(key, 5), (lost, 6)], &[5, 7].into());
     let address: IpAddr = "192.0.2.1".parse().unwrap();
     let hop = Hop { destination: key.address, source: [2; 6], mtu: 1500 };
     planner.put(IfIndex(3), address, Some(hop));
@@ -300,13 +340,152 @@ fn neighbors_of_an_earlier_process_keep_their_elements() {
 }
 
 #[test]
+fn an_element_is_not_given_away_while_connections_name_it() {
+    // Five elements: one of an earlier neighbor, which a connection names.
+    let mut planner = HopPlanner::new(3, &[], &[1].into());
+    let hop = |last: u8| Hop { destination: [2, 0, 0, 0, 0, last], source: [2; 6], mtu: 1500 };
+    let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+    planner.put(IfIndex(3), address(1), Some(hop(1)));
+    assert_eq!(planner.find(IfIndex(3), address(1)), 2);
+    assert_eq!(planner.put(IfIndex(3), address(2), Some(hop(2))), [], "there is no room but that");
+    planner.put(IfIndex(3), address(1), None);
+    planner.release(|index| index == 2);
+    planner.put(IfIndex(3), address(3), Some(hop(3)));
+    assert_eq!(planner.find(IfIndex(3), address(3)), 1);
+    planner.put(IfIndex(3), address(4), Some(hop(4)));
+    assert_eq!(planner.find(IfIndex(3), address(4)), 0);
+    planner.release(|_| false);
+    planner.put(IfIndex(3), address(4), Some(hop(4)));
+    assert_eq!(planner.find(IfIndex(3), address(4)), 2);
+}
+
+#[test]
+fn backends_are_held_until_every_list_is_complete() {
+    let mut maps = Maps::default();
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let two = [backend("10.0.0.10"), backend("10.1.0.10")];
+    maps.put(&mut planner, &name(), Some(&service(&two)));
+    let remote = maps.index("10.1.0.10");
+
+    // The other cluster has not been heard after a restart.
+    let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
+    maps.put(&mut planner, &name(), Some(&service(&two[..1])));
+    assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
+    assert_eq!(maps.backends[&remote].state, BackendState::Active as u8);
+    // What this process has seen goes when it is told to.
+    let three = [backend("10.0.0.10"), backend("10.0.1.10")];
+    maps.put(&mut planner, &name(), Some(&service(&three)));
+    maps.put(&mut planner, &name(), Some(&service(&two[..1])));
+    assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
+    assert_eq!(maps.backends[&maps.index("10.0.1.10")].state, BackendState::Removed as u8);
+
+    let (plan, again) = planner.finish();
+    maps.run(plan);
+    assert_eq!(again, [name()].into());
+    maps.put(&mut planner, &name(), Some(&service(&two[..1])));
+    assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 1);
+    assert_eq!(maps.backends[&remote].state, BackendState::Removed as u8);
+}
+
+#[test]
+fn one_group_takes_over_what_two_share_now() {
+    let mut maps = Maps::default();
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let two = [backend("10.0.0.10"), backend("10.0.1.10")];
+    maps.put(&mut planner, &name(), Some(&service(&two)));
+    let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
+    let mut wanted = service(&two);
+    wanted.external_policy = TrafficPolicy::Local;
+    maps.put(&mut planner, &name(), Some(&wanted));
+    let id = |maps: &Maps, address: &str, scope: Scope| maps.services[&(address.parse().unwrap(), 80, scope as u8)].id;
+    assert_ne!(id(&maps, "10.2.0.80", Scope::Internal), id(&maps, "192.0.2.80", Scope::External));
+    let (plan, _) = planner.finish();
+    maps.run(plan);
+    maps.put(&mut planner, &name(), None);
+    maps.run(planner.release(|_, _| false));
+    planner.begin_round();
+    assert_eq!((planner.backends(), planner.room()), ([0, 0], [256, 8]), "no range is given back twice");
+}
+
+#[test]
+fn a_number_is_not_given_twice() {
+    let mut maps = Maps::default();
+    let mut planner = ServicePlanner::new(SETTINGS, Existing { last_id: 40, ..Existing::default() });
+    let mut numbers = BTreeSet::new();
+    for _ in 0..3 {
+        maps.put(&mut planner, &name(), Some(&service(&[backend("10.0.0.10")])));
+        assert!(maps.services.values().all(|entry| entry.id > 40));
+        numbers.insert(maps.services.values().next().unwrap().id);
+        maps.put(&mut planner, &name(), None);
+        planner.begin_round();
+    }
+    assert_eq!(numbers.len(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// The kernel may refuse the table of any plan: its entries then stay as they were, and lead where they led.
+    #[test]
+    fn refused_tables_leave_what_was(steps in proptest::collection::vec((0..3u8, 0..16u8, any::<bool>()), 1..24)) {
+        let names: Vec<ServiceName> =
+            (0..3).map(|at| ServiceName { namespace: "default".into(), name: format!("s{at}").into() }).collect();
+        let settings = ServiceSettings { backends: 4_096, members: 4_096, chunks: 4_096, ..SETTINGS };
+        let mut planner = ServicePlanner::new(settings, Existing::default());
+        let mut maps = Maps::default();
+        let mut last: BTreeMap<u8, u8> = BTreeMap::new();
+        let plan = |planner: &mut ServicePlanner, maps: &mut Maps, at: u8, bits: u8, is_refused: bool| {
+            let backends: Vec<_> =
+                (0..4u8).filter(|bit| bits & (1 << bit) != 0).map(|bit| backend(&format!("10.0.{at}.{bit}"))).collect();
+            let mut wanted = service(&backends);
+            wanted.ports[0].frontends =
+                [Frontend { address: IpAddr::from([10, 2, 0, at]), port: 80, kind: FrontendKind::ClusterIp }].into();
+            let mut plan = planner.plan(&names[usize::from(at)], (bits != 0).then_some(&wanted), no_hop);
+            let has_table = plan.writes.iter().any(|write| matches!(write, Write::Chunk(..)));
+            if is_refused && has_table {
+                plan.writes.retain(|write| !matches!(write, Write::Chunk(..) | Write::Service4(_, Some(_))));
+            }
+            maps.run_unchecked(plan);
+            planner.done(&names[usize::from(at)], !(is_refused && has_table));
+        };
+        for (at, bits, is_refused) in steps {
+            planner.begin_round();
+            plan(&mut planner, &mut maps, at, bits, is_refused);
+            last.insert(at, bits);
+            maps.check_owners();
+            let freed = planner.release(|_, _| false);
+            maps.run_unchecked(freed);
+            maps.check_owners();
+        }
+        // Once nothing is refused any more, everything is as wanted.
+        for (at, bits) in &last {
+            planner.begin_round();
+            plan(&mut planner, &mut maps, *at, *bits, false);
+        }
+        maps.check();
+        for (at, bits) in &last {
+            let key = (IpAddr::from([10, 2, 0, *at]), 80, Scope::Internal as u8);
+            prop_assert_eq!(maps.services.contains_key(&key), *bits != 0);
+            if *bits != 0 {
+                prop_assert_eq!(maps.behind(&key.0.to_string(), Scope::Internal).len() as u32, bits.count_ones());
+            }
+            plan(&mut planner, &mut maps, *at, 0, false);
+        }
+        maps.run_unchecked(planner.release(|_, _| false));
+        planner.begin_round();
+        prop_assert_eq!((planner.backends(), planner.room()), ([0, 0], [4_096, 4_096]));
+    }
+}
+
+#[test]
 fn the_source_that_stands_higher_names_an_address() {
     let mut planner = IdentityPlanner::default();
     let address: IpAddr = "10.1.0.10".parse().unwrap();
     let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
-    let own = Standing { remote: false, node: false, cluster: 1 };
-    let remote = Standing { remote: true, node: false, cluster: 2 };
-    let node = Standing { remote: true, node: true, cluster: 2 };
+    let standing = |remote, node, cluster, name: &str| Standing { remote, node, cluster, name: name.parse().unwrap() };
+    let own = &standing(false, false, 1, "west");
+    let remote = &standing(true, false, 2, "east");
+    let node = &standing(true, true, 2, "east");
     assert!(planner.put(address, node, Some(identity(6))).is_some());
     assert!(planner.put(address, remote, Some(identity(131_073))).is_some());
     assert!(planner.put(address, node, Some(identity(7))).is_none());
@@ -318,4 +497,21 @@ fn the_source_that_stands_higher_names_an_address() {
     let write = planner.put(address, node, None);
     assert_eq!(write, Some(Write::Identity4(V4::from_octets([10, 1, 0, 10]), None)));
     assert!(planner.is_empty());
+}
+
+#[test]
+fn identities_of_an_earlier_process_stay_until_every_list_is_complete() {
+    let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
+    let at = |last| V4::from_octets([10, 1, 0, last]);
+    let existing: Vec<_> = (1..4).map(|last| (at(last), identity(last.into()))).collect();
+    let mut planner = IdentityPlanner::new(&existing, &[]);
+    let unheard = Standing { remote: true, node: false, cluster: 0, name: "east".parse().unwrap() };
+    let heard = Standing { cluster: 2, ..unheard.clone() };
+    assert_eq!(planner.put(ip(at(1)), &unheard, Some(identity(1))), None, "it is there");
+    assert_eq!(planner.put(ip(at(2)), &unheard, Some(identity(9))), Some(Write::Identity4(at(2), Some(identity(9)))));
+    assert_eq!(planner.finish(), [Write::Identity4(at(3), None)]);
+    assert_eq!(planner.finish(), []);
+    // The id of the cluster was learned meanwhile.
+    assert_eq!(planner.put(ip(at(1)), &heard, None), Some(Write::Identity4(at(1), None)));
+    assert_eq!(planner.len(), 1);
 }

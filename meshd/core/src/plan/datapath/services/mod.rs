@@ -4,16 +4,19 @@
 //! of the port share it. A group has a number (for affinity, counters, events), a range of members, perhaps a Maglev table, and an element for
 //! each backend that keeps its index as long as the backend exists, because known connections refer to it.
 
+mod inherited;
+
+pub use inherited::{Existing, digest_of};
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
-use meshd_abi::{
-    Address, Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, V4, V6, service_flags,
-};
+use meshd_abi::{Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, service_flags};
 
-use super::{Write, ip, space::Space, v4, v6};
+use self::inherited::Place;
+use super::{Write, space::Space, v4, v6};
 use crate::{
     desired::{self, FrontendKind, Service, ServicePort},
     maglev::{Maglev, Slots},
@@ -38,21 +41,6 @@ pub struct ServiceSettings {
     pub members: u32,
     /// Room for chunks of Maglev tables.
     pub chunks: u32,
-}
-
-/// What the maps held when the process started.
-#[derive(Debug, Clone, Default)]
-pub struct Existing {
-    /// Frontends of IPv4.
-    pub services4: Vec<(ServiceKey<V4>, Entry)>,
-    /// Frontends of IPv6.
-    pub services6: Vec<(ServiceKey<V6>, Entry)>,
-    /// Members, all of them.
-    pub members: Vec<u32>,
-    /// Backends of IPv4 that are in use, with their index.
-    pub backends4: Vec<(u32, Backend<V4>)>,
-    /// Backends of IPv6 that are in use, with their index.
-    pub backends6: Vec<(u32, Backend<V6>)>,
 }
 
 /// Changes to the maps, and what could not be done.
@@ -87,6 +75,10 @@ struct Group {
     frontends: BTreeSet<FrontendKey>,
     /// What the table was made of: each member with its weight.
     shares: Vec<(SocketAddr, u16)>,
+    /// Backends that an earlier process wrote and this one has not seen yet. They stay until every list is complete (I4).
+    held: BTreeSet<(IpAddr, u16)>,
+    /// The table is that of an earlier process: known by its content only.
+    is_adopted: bool,
 }
 
 /// What a backend's element says.
@@ -97,6 +89,7 @@ struct Element {
     state: BackendState,
     local: bool,
     next_hop: u32,
+    owner: u32,
 }
 
 /// Plans the maps of services.
@@ -108,23 +101,31 @@ pub struct ServicePlanner {
     frontends: HashMap<FrontendKey, Entry>,
     /// Of those, frontends that this process has not planned yet.
     inherited: BTreeSet<FrontendKey>,
+    /// Of those, the groups they belong to and that no group of this process has taken over.
+    left_behind: BTreeMap<Place, Entry>,
+    /// What the chunks of an earlier process hold.
+    chunks: BTreeMap<u32, u64>,
     members: Vec<u32>,
     elements: [BTreeMap<u32, Element>; 2],
     /// Backends by address, for those whose next hop changes.
     by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
-    ids: Space,
+    /// Numbers are not given twice: what remembers a service that is gone must not meet another one.
+    last_id: u32,
     member_space: Space,
     chunk_space: Space,
     backend_space: [Space; 2],
+    /// Ranges that entries of a service may still name, until its writes were done.
+    leaving: BTreeMap<ServiceName, Vec<Retired>>,
     /// Ranges that a program may still be reading: given back by [`Self::begin_round`].
     retired: Vec<Retired>,
+    /// Every list was complete once.
+    finished: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Retired {
     Members(u32, u32),
     Chunks(u32, u32),
-    Id(u32),
 }
 
 impl ServicePlanner {
@@ -136,14 +137,18 @@ impl ServicePlanner {
             groups: BTreeMap::new(),
             frontends: HashMap::new(),
             inherited: BTreeSet::new(),
+            left_behind: BTreeMap::new(),
+            chunks: existing.chunks,
             members: existing.members,
             elements: [BTreeMap::new(), BTreeMap::new()],
             by_address: BTreeMap::new(),
-            ids: Space::new(1, u32::MAX),
+            last_id: existing.last_id,
             member_space: Space::new(0, settings.members),
             chunk_space: Space::new(0, settings.chunks),
             backend_space: [Space::new(1, settings.backends), Space::new(1, settings.backends)],
+            leaving: BTreeMap::new(),
             retired: Vec::new(),
+            finished: false,
         };
         for (index, backend) in existing.backends4 {
             planner.inherit_backend(index, &backend);
@@ -160,40 +165,6 @@ impl ServicePlanner {
         planner
     }
 
-    fn inherit_backend<A: Address>(&mut self, index: u32, backend: &Backend<A>) {
-        let family = usize::from(!A::IS_V4);
-        let state = match backend.state {
-            1 => BackendState::Active,
-            2 => BackendState::Terminating,
-            3 => BackendState::Removed,
-            4 => BackendState::Killed,
-            _ => return,
-        };
-        if !self.backend_space[family].claim(index, 1) {
-            return;
-        }
-        let element = Element {
-            address: ip(backend.address),
-            port: u16::from_be(backend.port),
-            state,
-            local: backend.local != 0,
-            next_hop: backend.next_hop,
-        };
-        self.elements[family].insert(index, element);
-    }
-
-    fn inherit_frontend<A: Address>(&mut self, key: &ServiceKey<A>, entry: Entry) {
-        let key = (ip(key.address), u16::from_be(key.port), key.protocol, key.scope);
-        // Several frontends share a group: the first claims its ranges.
-        self.member_space.claim(entry.members, u32::from(entry.count));
-        if entry.table != NO_TABLE {
-            self.chunk_space.claim(entry.table, chunks_of(entry.slots));
-        }
-        self.ids.claim(entry.id, 1);
-        self.frontends.insert(key, entry);
-        self.inherited.insert(key);
-    }
-
     /// Gives ranges back that earlier plans replaced. To be called when the programs that were running then have ended, which
     /// a few milliseconds make sure of.
     pub fn begin_round(&mut self) {
@@ -201,19 +172,47 @@ impl ServicePlanner {
             match retired {
                 Retired::Members(begin, length) => self.member_space.give(begin, length),
                 Retired::Chunks(begin, length) => self.chunk_space.give(begin, length),
-                Retired::Id(id) => self.ids.give(id, 1),
             }
         }
     }
 
-    /// Plans one service; `None` removes it. `hop` tells the next hop of an address.
-    pub fn plan(&mut self, name: &ServiceName, wanted: Option<&Service>, hop: impl Fn(IpAddr) -> u32) -> ServicePlan {
-        let mut plan = ServicePlan::default();
+    /// The writes of a service's last plan were carried out, or the kernel refused one of them. After a refusal the next plan writes
+    /// everything again, and nothing that the old entries name is used for something else before that.
+    pub fn done(&mut self, name: &ServiceName, is_ok: bool) {
+        if is_ok {
+            self.retired.extend(self.leaving.remove(name).unwrap_or_default());
+            return;
+        }
+        let keys: Vec<GroupKey> = self.groups_of(name).cloned().collect();
+        let leaving = self.leaving.entry(name.clone()).or_default();
+        for key in keys {
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            leaving.push(Retired::Members(group.members.0, group.members.1));
+            leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
+            (group.members, group.chunks) = ((0, 0), (0, 0));
+            group.shares.clear();
+            for frontend in &group.frontends {
+                if let Some(entry) = self.frontends.get_mut(frontend).filter(|entry| entry.id == group.id) {
+                    // No entry looks like this.
+                    (entry.members, entry.table, entry.count) = (u32::MAX, 0, u16::MAX);
+                }
+            }
+        }
+    }
+
+    /// Groups of a service.
+    fn groups_of(&self, name: &ServiceName) -> impl Iterator<Item = &GroupKey> {
+        // Protocol `Tcp` is the first of its kind.
         let start =
             GroupKey { service: name.clone(), protocol: Protocol::Tcp, port: 0, ipv4: false, local_only: false };
-        let mut left: BTreeSet<GroupKey> =
-            self.groups.range(start..).map(|(key, _)| key).take_while(|key| key.service == *name).cloned().collect();
-        // A service whose name sorts the same has the same name: protocol `Tcp` is the first of its kind.
+        self.groups.range(start.clone()..).map(|(key, _)| key).take_while(move |key| key.service == start.service)
+    }
+
+    /// Plans one service; `None` removes it. `hop` tells the next hop of an address. The caller reports with [`Self::done`] how the
+    /// writes went, before anything else is planned.
+    pub fn plan(&mut self, name: &ServiceName, wanted: Option<&Service>, hop: impl Fn(IpAddr) -> u32) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        let mut left: BTreeSet<GroupKey> = self.groups_of(name).cloned().collect();
         if let Some(service) = wanted {
             for port in &service.ports {
                 for ipv4 in [true, false] {
@@ -225,35 +224,6 @@ impl ServicePlanner {
         }
         for key in left {
             self.remove_group(&key, wanted.map_or(OnRemoval::Keep, |service| service.on_removal), &mut plan);
-        }
-        plan
-    }
-
-    /// Removes what an earlier process left and nobody planned since: to be called when every service was planned once.
-    pub fn finish(&mut self) -> ServicePlan {
-        let mut plan = ServicePlan::default();
-        for key in std::mem::take(&mut self.inherited) {
-            if let Some(entry) = self.frontends.remove(&key) {
-                plan.writes.push(write_service(&key, None));
-                if !self.groups.values().any(|group| group.id == entry.id) {
-                    self.retire(&entry);
-                }
-            }
-        }
-        let claimed: BTreeSet<(bool, u32)> = self
-            .groups
-            .iter()
-            .flat_map(|(key, group)| group.backends.values().map(|index| (key.ipv4, *index)))
-            .collect();
-        for ipv4 in [true, false] {
-            let lost: Vec<u32> = self.elements[usize::from(!ipv4)]
-                .iter()
-                .filter(|(index, element)| !claimed.contains(&(ipv4, **index)) && is_live(element.state))
-                .map(|(index, _)| *index)
-                .collect();
-            for index in lost {
-                self.set_state(ipv4, index, BackendState::Removed, &mut plan);
-            }
         }
         plan
     }
@@ -366,15 +336,17 @@ impl ServicePlanner {
             None => self.adopt(key, &frontends),
         };
         if group.id == 0 {
-            // There are more numbers than elements of any map.
-            group.id = self.ids.take(1).unwrap_or(u32::MAX);
+            // A new service each millisecond needs seven weeks to come round.
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            group.id = self.last_id;
         }
         let backends: Vec<&desired::Backend> = port
             .backends
             .iter()
             .filter(|backend| backend.address.is_ipv4() == key.ipv4 && (!key.local_only || backend.local))
             .collect();
-        let kept = self.put_backends(&mut group, key, &backends, hop, plan);
+        let mut kept = self.put_backends(&mut group, key, &backends, hop, plan);
+        self.hold(&mut group, key, &backends, &mut kept);
         let old = (group.members, group.chunks);
         if let Some(entry) = self.put_members(&mut group, key, &kept, service, plan) {
             for frontend in &frontends {
@@ -394,16 +366,18 @@ impl ServicePlanner {
             }
         }
         group.frontends = frontends;
+        let leaving = self.leaving.entry(key.service.clone()).or_default();
         if old.0 != group.members {
-            self.retired.push(Retired::Members(old.0.0, old.0.1));
+            leaving.push(Retired::Members(old.0.0, old.0.1));
         }
         if old.1 != group.chunks {
-            self.retired.push(Retired::Chunks(old.1.0, old.1.1));
+            leaving.push(Retired::Chunks(old.1.0, old.1.1));
         }
         // Backends that left go after the tables that named them.
         let gone: Vec<(IpAddr, u16)> = group
             .backends
             .keys()
+            .filter(|at| !group.held.contains(*at))
             .filter(|at| !backends.iter().any(|backend| (backend.address, backend.port) == **at))
             .copied()
             .collect();
@@ -413,33 +387,6 @@ impl ServicePlanner {
             }
         }
         self.groups.insert(key.clone(), group);
-    }
-
-    /// What an earlier process wrote for these frontends.
-    fn adopt(&mut self, key: &GroupKey, frontends: &BTreeSet<FrontendKey>) -> Group {
-        let Some(entry) = frontends
-            .iter()
-            .filter(|frontend| self.inherited.contains(*frontend))
-            .find_map(|frontend| self.frontends.get(frontend))
-            .copied()
-        else {
-            return Group::default();
-        };
-        let mut group = Group {
-            id: entry.id,
-            members: (entry.members, u32::from(entry.count)),
-            chunks: if entry.table == NO_TABLE { (0, 0) } else { (entry.table, chunks_of(entry.slots)) },
-            ..Group::default()
-        };
-        let family = usize::from(!key.ipv4);
-        for at in entry.members..entry.members.saturating_add(u32::from(entry.count)) {
-            let Some(index) = self.members.get(at as usize) else { continue };
-            if let Some(element) = self.elements[family].get(index) {
-                group.backends.insert((element.address, element.port), *index);
-                self.by_address.entry(element.address).or_default().insert(*index);
-            }
-        }
-        group
     }
 
     /// Writes elements; returns those that take new connections, with their weight.
@@ -481,6 +428,7 @@ impl ServicePlanner {
                 state: if backend.used { BackendState::Active } else { BackendState::Terminating },
                 local: backend.local,
                 next_hop: hop(backend.address),
+                owner: group.id,
             };
             if self.elements[family].insert(index, element) != Some(element) {
                 plan.writes.push(write_backend(index, &element));
@@ -527,6 +475,10 @@ impl ServicePlanner {
             maglev.table()
         });
         let chunks = table.as_ref().map_or(0, |table| table.chunks().count() as u32);
+        if same_members && group.is_adopted && table.as_ref().is_some_and(|table| self.is_there(group.chunks, table)) {
+            group.shares = shares;
+            return Some(entry_of(group, count, slots, affinity));
+        }
         let new_members = if same_members && chunks == 0 {
             group.members
         } else {
@@ -563,6 +515,7 @@ impl ServicePlanner {
         group.members = new_members;
         group.chunks = new_chunks;
         group.shares = shares;
+        group.is_adopted = false;
         Some(entry_of(group, count, slots, affinity))
     }
 
@@ -578,17 +531,9 @@ impl ServicePlanner {
         for index in group.backends.values() {
             self.set_state(key.ipv4, *index, removed_state(on_removal), plan);
         }
-        self.retired.push(Retired::Members(group.members.0, group.members.1));
-        self.retired.push(Retired::Chunks(group.chunks.0, group.chunks.1));
-        self.retired.push(Retired::Id(group.id));
-    }
-
-    fn retire(&mut self, entry: &Entry) {
-        self.retired.push(Retired::Members(entry.members, u32::from(entry.count)));
-        if entry.table != NO_TABLE {
-            self.retired.push(Retired::Chunks(entry.table, chunks_of(entry.slots)));
-        }
-        self.retired.push(Retired::Id(entry.id));
+        let leaving = self.leaving.entry(key.service.clone()).or_default();
+        leaving.push(Retired::Members(group.members.0, group.members.1));
+        leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
     }
 
     fn set_state(&mut self, ipv4: bool, index: u32, state: BackendState, plan: &mut ServicePlan) {
@@ -667,6 +612,7 @@ fn write_backend(index: u32, element: &Element) -> Write {
                 port: element.port.to_be(),
                 state: element.state as u8,
                 local: u8::from(element.local),
+                owner: element.owner,
             }
         };
     }

@@ -1,0 +1,197 @@
+//! What an earlier process left in the maps: taken over by content, held until every list is complete, and removed when
+//! nobody named it by then.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+};
+
+use meshd_abi::{Address, Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Service as Entry, ServiceKey, V4, V6};
+
+use super::{
+    Element, FrontendKey, Group, GroupKey, Retired, ServicePlan, ServicePlanner, chunks_of, is_live, write_service,
+};
+use crate::{desired, maglev::Table, observed::ServiceName, plan::datapath::ip};
+
+/// Weight of a backend that an earlier process wrote and of which nobody has said anything yet: what a backend has by default.
+const HELD_WEIGHT: u16 = 100;
+
+/// What the maps held when the process started.
+#[derive(Debug, Clone, Default)]
+pub struct Existing {
+    /// Frontends of IPv4.
+    pub services4: Vec<(ServiceKey<V4>, Entry)>,
+    /// Frontends of IPv6.
+    pub services6: Vec<(ServiceKey<V6>, Entry)>,
+    /// Members, all of them.
+    pub members: Vec<u32>,
+    /// Backends of IPv4 that are in use, with their index.
+    pub backends4: Vec<(u32, Backend<V4>)>,
+    /// Backends of IPv6 that are in use, with their index.
+    pub backends6: Vec<(u32, Backend<V6>)>,
+    /// What the chunks of Maglev tables hold, by [`digest_of`].
+    pub chunks: BTreeMap<u32, u64>,
+    /// The highest number that a service had, also one that is gone and that clients with affinity are still remembered of.
+    pub last_id: u32,
+}
+
+/// Tells chunks with different content apart.
+#[must_use]
+pub fn digest_of(chunk: &[u16; MAGLEV_CHUNK]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    chunk.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Where an earlier process put a group: its number, where its members begin, and where its table does.
+pub(super) type Place = (u32, u32, u32);
+
+impl ServicePlanner {
+    pub(super) fn inherit_backend<A: Address>(&mut self, index: u32, backend: &Backend<A>) {
+        let family = usize::from(!A::IS_V4);
+        let state = match backend.state {
+            1 => BackendState::Active,
+            2 => BackendState::Terminating,
+            3 => BackendState::Removed,
+            4 => BackendState::Killed,
+            _ => return,
+        };
+        if !self.backend_space[family].claim(index, 1) {
+            return;
+        }
+        let element = Element {
+            address: ip(backend.address),
+            port: u16::from_be(backend.port),
+            state,
+            local: backend.local != 0,
+            next_hop: backend.next_hop,
+            owner: backend.owner,
+        };
+        self.by_address.entry(element.address).or_default().insert(index);
+        self.elements[family].insert(index, element);
+    }
+
+    pub(super) fn inherit_frontend<A: Address>(&mut self, key: &ServiceKey<A>, entry: Entry) {
+        let key = (ip(key.address), u16::from_be(key.port), key.protocol, key.scope);
+        self.last_id = self.last_id.max(entry.id);
+        self.frontends.insert(key, entry);
+        self.inherited.insert(key);
+        // Several frontends share a group: the first claims its ranges.
+        let place = place_of(&entry);
+        if self.left_behind.contains_key(&place) {
+            return;
+        }
+        let count = u32::from(entry.count);
+        if !self.member_space.claim(entry.members, count) {
+            return;
+        }
+        if entry.table != NO_TABLE && !self.chunk_space.claim(entry.table, chunks_of(entry.slots)) {
+            self.member_space.give(entry.members, count);
+            return;
+        }
+        self.left_behind.insert(place, entry);
+    }
+
+    /// Removes what an earlier process left and nobody planned since: to be called when every list is complete and every service was
+    /// planned once. The second answer names services that must be planned again, because backends were held for them.
+    pub fn finish(&mut self) -> (ServicePlan, BTreeSet<ServiceName>) {
+        let mut plan = ServicePlan::default();
+        self.finished = true;
+        let mut again = BTreeSet::new();
+        for (key, group) in &mut self.groups {
+            if !std::mem::take(&mut group.held).is_empty() {
+                again.insert(key.service.clone());
+            }
+        }
+        for key in std::mem::take(&mut self.inherited) {
+            if self.frontends.remove(&key).is_some() {
+                plan.writes.push(write_service(&key, None));
+            }
+        }
+        for entry in std::mem::take(&mut self.left_behind).into_values() {
+            self.retired.push(Retired::Members(entry.members, u32::from(entry.count)));
+            if entry.table != NO_TABLE {
+                self.retired.push(Retired::Chunks(entry.table, chunks_of(entry.slots)));
+            }
+        }
+        self.chunks.clear();
+        let claimed: BTreeSet<(bool, u32)> = self
+            .groups
+            .iter()
+            .flat_map(|(key, group)| group.backends.values().map(|index| (key.ipv4, *index)))
+            .collect();
+        for ipv4 in [true, false] {
+            let lost: Vec<u32> = self.elements[usize::from(!ipv4)]
+                .iter()
+                .filter(|(index, element)| !claimed.contains(&(ipv4, **index)) && is_live(element.state))
+                .map(|(index, _)| *index)
+                .collect();
+            for index in lost {
+                self.set_state(ipv4, index, BackendState::Removed, &mut plan);
+            }
+        }
+        (plan, again)
+    }
+
+    /// Keeps backends of an earlier process of which no source has said anything yet.
+    pub(super) fn hold(
+        &self,
+        group: &mut Group,
+        key: &GroupKey,
+        wanted: &[&desired::Backend],
+        kept: &mut Vec<(u32, (SocketAddr, u16))>,
+    ) {
+        if self.finished || group.held.is_empty() {
+            return;
+        }
+        for backend in wanted {
+            group.held.remove(&(backend.address, backend.port));
+        }
+        for (address, port) in &group.held {
+            let Some(index) = group.backends.get(&(*address, *port)) else { continue };
+            let element = self.elements[usize::from(!key.ipv4)].get(index);
+            if element.is_some_and(|element| element.state == BackendState::Active) {
+                kept.push((*index, (SocketAddr::new(*address, *port), HELD_WEIGHT)));
+            }
+        }
+    }
+
+    /// What an earlier process wrote for these frontends. One group takes it over, also if the frontends of it belong to several now.
+    pub(super) fn adopt(&mut self, key: &GroupKey, frontends: &BTreeSet<FrontendKey>) -> Group {
+        let entry = frontends
+            .iter()
+            .filter(|frontend| self.inherited.contains(*frontend))
+            .filter_map(|frontend| self.frontends.get(frontend))
+            .find_map(|entry| self.left_behind.remove(&place_of(entry)));
+        let Some(entry) = entry else { return Group::default() };
+        let mut group = Group {
+            id: entry.id,
+            members: (entry.members, u32::from(entry.count)),
+            chunks: if entry.table == NO_TABLE { (0, 0) } else { (entry.table, chunks_of(entry.slots)) },
+            is_adopted: true,
+            ..Group::default()
+        };
+        let family = usize::from(!key.ipv4);
+        for at in entry.members..entry.members.saturating_add(u32::from(entry.count)) {
+            let Some(index) = self.members.get(at as usize) else { continue };
+            let Some(element) = self.elements[family].get(index).filter(|element| element.owner == entry.id) else {
+                continue;
+            };
+            group.backends.insert((element.address, element.port), *index);
+            group.held.insert((element.address, element.port));
+        }
+        group
+    }
+
+    /// True when chunks of an earlier process hold this very table.
+    pub(super) fn is_there(&self, (begin, length): (u32, u32), table: &Table) -> bool {
+        length > 0
+            && table.chunks().count() == length as usize
+            && (begin..).zip(table.chunks()).all(|(at, chunk)| self.chunks.get(&at) == Some(&digest_of(chunk)))
+    }
+}
+
+fn place_of(entry: &Entry) -> Place {
+    (entry.id, entry.members, entry.table)
+}
