@@ -8,11 +8,8 @@ use aya::{
     pin::PinError,
     programs::{ProgramError, links::LinkError},
 };
-use meshd_abi::LAYOUT_VERSION;
 use meshd_core::id::IfIndex;
 use thiserror::Error;
-
-use crate::shape::MapShape;
 
 /// What went wrong.
 #[derive(Debug, Error)]
@@ -32,19 +29,6 @@ pub enum DatapathError {
         path: PathBuf,
         /// The refusal.
         source: io::Error,
-    },
-    /// A pinned map has another shape than the programs expect.
-    #[error(
-        "pinned map {path} has {found}, and the programs need {expected}; hint: it was made by another build of layout \
-         version {LAYOUT_VERSION}"
-    )]
-    Layout {
-        /// The pin.
-        path: PathBuf,
-        /// The shape it has.
-        found: MapShape,
-        /// The shape it must have.
-        expected: MapShape,
     },
     /// The kernel refused the object.
     #[error("failed to load the embedded programs")]

@@ -1,23 +1,28 @@
 //! The hand that holds the kernel's programs: load, attach, adopt, write maps, read them, detach.
 //!
-//! The object that `meshd-ebpf` compiles to is embedded by the build script. Loading it puts its maps under
-//! `<folder>/v<LAYOUT_VERSION>/`, where they outlive the process ([`Programs::load`]); attaching a program puts a pin of the attachment
+//! The object that `meshd-ebpf` compiles to is embedded by the build script. Loading it puts its maps into a folder of their
+//! generation (`generation.rs`), for instance `<folder>/v3/`, where they outlive the process ([`Programs::load`]); attaching a program puts a pin of the attachment
 //! beside them ([`Programs::attach`]). That is the whole life story across a restart: the next process loads its own programs over the same
 //! maps, opens the pinned attachments and swaps the program in each in one step, so that no packet passes in between without
 //! one. Nothing is detached when [`Programs`] is dropped; [`Programs::detach`] and [`Programs::remove`] do that on purpose.
 //!
 //! Two things are less nice than they look. The kernel reuses a pinned map without asking whether it still has the shape that the
-//! program was compiled for, so the shape is compared before loading ([`shape`]). And the name of an attachment's pin
+//! program was compiled for, so the shape is compared before loading ([`shape`]); where it differs, a new generation takes over what the old one
+//! holds (`takeover.rs`), and the attachments with it. And the name of an attachment's pin
 //! holds the index of the link, not its name: bpffs refuses dots, and names of VLAN links have them.
 
 mod error;
+mod generation;
+mod layouts;
 mod pins;
 mod programs;
 pub mod shape;
 mod sys;
 mod table;
+mod takeover;
 
 pub use error::DatapathError;
+pub use generation::latest;
 pub use programs::{Attached, FamilyMaps, Maps, Program, Programs, remove};
 pub use table::{CpuArray, Table};
 

@@ -9,49 +9,46 @@ use aya::{
     maps::MapInfo,
     programs::links::{LinkError, PinnedLink},
 };
-use meshd_abi::LAYOUT_VERSION;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use meshd_core::id::IfIndex;
 
-use crate::{
-    DatapathError,
-    shape::{MapShape, MapSpec},
-};
+use crate::{DatapathError, shape::MapShape};
 
-/// Makes `folder/v<LAYOUT_VERSION>` after checking where it would be.
-pub(crate) fn prepare_folder(folder: &Path) -> Result<PathBuf, DatapathError> {
-    let existing = if folder.exists() { folder } else { folder.parent().unwrap_or(folder) };
-    let kind = statfs(existing)
-        .map_err(|errno| DatapathError::Pins { operation: "inspect", path: existing.to_owned(), source: errno.into() })?
-        .filesystem_type();
-    if kind != BPF_FS_MAGIC {
-        return Err(DatapathError::NotBpffs { folder: folder.to_owned() });
-    }
-    let versioned = folder.join(format!("v{LAYOUT_VERSION}"));
-    fs::create_dir_all(&versioned).map_err(|source| DatapathError::Pins {
-        operation: "create",
-        path: versioned.clone(),
-        source,
-    })?;
-    Ok(versioned)
+/// Between the program's name and the link's index in the name of a pin.
+const LINK_MARK: &str = "_link_";
+
+/// Name of the pin of a program's attachment to a link.
+pub(crate) fn link_name(program: &str, link: IfIndex) -> String {
+    format!("{program}{LINK_MARK}{}", link.0)
 }
 
-/// Compares a pinned map with what the programs need; an absent pin is fine.
-pub(crate) fn refuse_other_shape(pin: &Path, spec: &MapSpec) -> Result<(), DatapathError> {
+/// Program and link of an attachment's pin; `None` for the pin of a map.
+pub(crate) fn link_of(pin: &Path) -> Option<(&str, IfIndex)> {
+    let (program, link) = pin.file_name()?.to_str()?.split_once(LINK_MARK)?;
+    Some((program, IfIndex(link.parse().ok()?)))
+}
+
+/// The shape of a pinned map; `None` without a pin. `map` is what an error calls it.
+pub(crate) fn shape_of(pin: &Path, map: &'static str) -> Result<Option<MapShape>, DatapathError> {
     if !pin.exists() {
-        return Ok(());
+        return Ok(None);
     }
-    let map_error = |source| DatapathError::Map { map: spec.name, source: Box::new(source) };
+    let map_error = |source| DatapathError::Map { map, source: Box::new(source) };
     let info = MapInfo::from_pin(pin).map_err(map_error)?;
-    let found = MapShape {
+    Ok(Some(MapShape {
         kind: info.map_type().map_err(map_error)? as u32,
         key_size: info.key_size(),
         value_size: info.value_size(),
         max_entries: info.max_entries(),
-    };
-    if found == spec.shape {
-        return Ok(());
+    }))
+}
+
+/// Moves a pin in one step; false when there is none.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<bool, DatapathError> {
+    match fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(DatapathError::Pins { operation: "move", path: from.to_owned(), source }),
     }
-    Err(DatapathError::Layout { path: pin.to_owned(), found, expected: spec.shape })
 }
 
 /// The attachment behind a pin; `None` without a pin.
@@ -83,7 +80,7 @@ pub(crate) fn remove(pin: &Path) -> Result<(), DatapathError> {
 /// Removes a folder of pins; one that holds something else (another layout version, a foreign pin) stays.
 pub(crate) fn remove_empty_folder(path: &Path) -> Result<(), DatapathError> {
     match fs::remove_dir(path) {
-        Err(source) if source.kind() != io::ErrorKind::DirectoryNotEmpty => {
+        Err(source) if !matches!(source.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
             Err(DatapathError::Pins { operation: "remove", path: path.to_owned(), source })
         }
         Ok(()) | Err(_) => Ok(()),

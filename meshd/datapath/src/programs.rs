@@ -22,12 +22,14 @@ use meshd_abi::{
     MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, Settings, V4, V6,
 };
 use meshd_core::id::IfIndex;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::{
-    CpuArray, DatapathError, OBJECT, Table, pins,
+    CpuArray, DatapathError, OBJECT, Table,
+    generation::{self, Generation},
+    pins,
     shape::{self, Sizes},
-    sys,
+    sys, takeover,
 };
 
 /// A program of the object.
@@ -143,13 +145,13 @@ impl Maps {
         macro_rules! family {
             ($digit:literal) => {
                 FamilyMaps {
-                    services: table(folder, concat!("SERVICES", $digit))?,
-                    backends: table(folder, concat!("BACKENDS", $digit))?,
-                    connections: table(folder, concat!("CONNECTIONS", $digit))?,
-                    affinity: table(folder, concat!("AFFINITY", $digit))?,
-                    fragments: table(folder, concat!("FRAGMENTS", $digit))?,
-                    identities: table(folder, concat!("IDENTITIES", $digit))?,
-                    mesh: table(folder, concat!("MESH", $digit))?,
+                    services: table(&folder.join(concat!("SERVICES", $digit)), concat!("SERVICES", $digit))?,
+                    backends: table(&folder.join(concat!("BACKENDS", $digit)), concat!("BACKENDS", $digit))?,
+                    connections: table(&folder.join(concat!("CONNECTIONS", $digit)), concat!("CONNECTIONS", $digit))?,
+                    affinity: table(&folder.join(concat!("AFFINITY", $digit)), concat!("AFFINITY", $digit))?,
+                    fragments: table(&folder.join(concat!("FRAGMENTS", $digit)), concat!("FRAGMENTS", $digit))?,
+                    identities: table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
+                    mesh: table(&folder.join(concat!("MESH", $digit)), concat!("MESH", $digit))?,
                 }
             };
         }
@@ -159,12 +161,12 @@ impl Maps {
             source,
         })?;
         Ok(Self {
-            settings: table(folder, "SETTINGS")?,
-            counters: CpuArray::new("COUNTERS", open(folder, "COUNTERS")?, cpus),
-            next_hops: table(folder, "NEXT_HOPS")?,
-            neighbors: table(folder, "NEIGHBORS")?,
-            members: table(folder, "MEMBERS")?,
-            maglev: table(folder, "MAGLEV")?,
+            settings: table(&folder.join("SETTINGS"), "SETTINGS")?,
+            counters: CpuArray::new("COUNTERS", open(&folder.join("COUNTERS"), "COUNTERS")?, cpus),
+            next_hops: table(&folder.join("NEXT_HOPS"), "NEXT_HOPS")?,
+            neighbors: table(&folder.join("NEIGHBORS"), "NEIGHBORS")?,
+            members: table(&folder.join("MEMBERS"), "MEMBERS")?,
+            maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
             v4: family!("4"),
             v6: family!("6"),
         })
@@ -213,6 +215,13 @@ impl Maps {
         Ok(Table::new("MAGLEV", map))
     }
 
+    /// Puts a chunk of earlier maps into a place of these.
+    pub(crate) fn share_chunk(&self, index: u32, id: u32) -> Result<(), DatapathError> {
+        let chunk = self.chunk(id)?;
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&chunk.descriptor()).cast_unsigned();
+        self.maglev.put(&index, &descriptor)
+    }
+
     /// Frees one chunk of a Maglev table.
     ///
     /// # Errors
@@ -222,18 +231,16 @@ impl Maps {
     }
 }
 
-fn open(folder: &Path, name: &'static str) -> Result<OwnedFd, DatapathError> {
-    let error = |source| DatapathError::Map { map: name, source: Box::new(source) };
-    let map = MapData::from_pin(folder.join(name)).map_err(error)?;
-    map.fd().as_fd().try_clone_to_owned().map_err(|source| DatapathError::Elements {
-        operation: "keep open",
-        map: name,
-        source,
-    })
+fn open(pin: &Path, map: &'static str) -> Result<OwnedFd, DatapathError> {
+    let error = |source| DatapathError::Map { map, source: Box::new(source) };
+    let data = MapData::from_pin(pin).map_err(error)?;
+    let descriptor = data.fd().as_fd().try_clone_to_owned();
+    descriptor.map_err(|source| DatapathError::Elements { operation: "keep open", map, source })
 }
 
-fn table<K: Copy, V: Copy>(folder: &Path, name: &'static str) -> Result<Table<K, V>, DatapathError> {
-    Ok(Table::new(name, open(folder, name)?))
+/// A pinned map, of which the caller knows that its elements are of these types. `map` is what an error calls it.
+pub(crate) fn table<K: Copy, V: Copy>(pin: &Path, map: &'static str) -> Result<Table<K, V>, DatapathError> {
+    Ok(Table::new(map, open(pin, map)?))
 }
 
 /// The loaded programs and their maps.
@@ -241,25 +248,28 @@ fn table<K: Copy, V: Copy>(folder: &Path, name: &'static str) -> Result<Table<K,
 /// Dropping this closes our descriptors and changes nothing in the kernel: what is pinned stays.
 pub struct Programs {
     ebpf: Ebpf,
-    folder: PathBuf,
+    generation: Generation,
+    /// Those before it, until [`Programs::settle`].
+    older: Vec<Generation>,
     /// The maps.
     pub maps: Maps,
 }
 
 impl Programs {
-    /// Loads the embedded object; maps that an earlier process left below `folder` are taken over with their content.
+    /// Loads the embedded object; maps that an earlier process left below `folder` are used on when they are as these programs need
+    /// them, and otherwise what they hold is taken over by new ones.
     ///
     /// `folder` must be on a bpf file system and is created when it is absent; in production it is
     /// [`meshd_abi::BPFFS_FOLDER`].
     ///
     /// # Errors
-    /// When the folder is none for pins, a pinned map has another shape, or the kernel refuses a map or a program.
+    /// When the folder is none for pins, or the kernel refuses a map or a program.
     pub fn load(folder: &Path, sizes: &Sizes) -> Result<Self, DatapathError> {
-        let folder = pins::prepare_folder(folder)?;
+        let specs = shape::maps(sizes);
+        let (generation, older) = generation::prepare(folder, &specs)?;
         let mut loader = EbpfLoader::new();
-        for spec in shape::maps(sizes) {
-            let pin = folder.join(spec.name);
-            pins::refuse_other_shape(&pin, &spec)?;
+        for spec in specs {
+            let pin = generation.path.join(spec.name);
             loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
@@ -270,8 +280,30 @@ impl Programs {
             };
             loaded.map_err(|source| DatapathError::Verify { program: program.name(), source: Box::new(source) })?;
         }
-        let maps = Maps::open(&folder)?;
-        Ok(Self { ebpf, folder, maps })
+        let maps = Maps::open(&generation.path)?;
+        if !generation.is_complete() {
+            if let Some(last) = older.last() {
+                takeover::everything(&maps, sizes, last)?;
+            }
+            generation.set_complete()?;
+        }
+        Ok(Self { ebpf, generation, older, maps })
+    }
+
+    /// Ends the life of earlier generations of maps: to be called when every program is where it belongs. Connections that went on
+    /// through the old programs are taken over once more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn settle(&mut self) -> Result<(), DatapathError> {
+        if let Some(last) = self.older.last() {
+            takeover::connections(&self.maps, last)?;
+        }
+        while let Some(older) = self.older.pop() {
+            older.remove()?;
+            info!(folder = %older.path.display(), "removed earlier maps");
+        }
+        Ok(())
     }
 
     /// The object, for test runs of single programs.
@@ -288,7 +320,7 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
-        let pin = self.pin(program, link);
+        let pin = self.pin(program, link)?;
         if let Some(attachment) = pins::open_link(&pin)? {
             if self.adopt(program, link, &pin, attachment)? {
                 debug!(%link, program = program.name(), "kept the attachment of an earlier process");
@@ -309,15 +341,18 @@ impl Programs {
     /// Programs and links of attachments below the folder, whoever made them.
     #[must_use]
     pub fn attached(&self) -> Vec<(Program, IfIndex)> {
+        let folders = self.older.iter().chain([&self.generation]);
         // A folder that cannot be listed shows when something is pinned in it.
-        let pins = pins::entries(&self.folder).unwrap_or_default();
-        pins.iter()
-            .filter_map(|pin| pin.file_name()?.to_str()?.split_once(LINK_MARK))
-            .filter_map(|(name, link)| {
-                let program = Program::ALL.into_iter().find(|program| program.name() == name)?;
-                Some((program, IfIndex(link.parse().ok()?)))
+        let pins = folders.flat_map(|folder| pins::entries(&folder.path).unwrap_or_default());
+        let mut attached: Vec<_> = pins
+            .filter_map(|pin| {
+                let (name, link) = pins::link_of(&pin)?;
+                Some((Program::ALL.into_iter().find(|program| program.name() == name)?, link))
             })
-            .collect()
+            .collect();
+        attached.sort_unstable();
+        attached.dedup();
+        attached
     }
 
     /// Takes a program off a link; false when it was not on it.
@@ -325,7 +360,7 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn detach(&mut self, program: Program, link: IfIndex) -> Result<bool, DatapathError> {
-        pins::detach(&self.pin(program, link))
+        pins::detach(&self.pin(program, link)?)
     }
 
     /// Detaches everything of ours below the folder and removes the folder: see [`remove`].
@@ -333,14 +368,21 @@ impl Programs {
     /// # Errors
     /// The first refusal.
     pub fn remove(self) -> Result<(), DatapathError> {
-        let Self { ebpf, folder, maps } = self;
-        drop((ebpf, maps));
-        remove_versioned(&folder)?;
-        folder.parent().map_or(Ok(()), pins::remove_empty_folder)
+        let folder = self.generation.path.parent().map(Path::to_owned);
+        drop(self);
+        folder.map_or(Ok(()), |folder| remove(&folder).map(drop::<bool>))
     }
 
-    fn pin(&self, program: Program, link: IfIndex) -> PathBuf {
-        self.folder.join(format!("{}{LINK_MARK}{}", program.name(), link.0))
+    /// Where the attachment of a program to a link is pinned. One that an earlier generation pinned is moved there.
+    fn pin(&self, program: Program, link: IfIndex) -> Result<PathBuf, DatapathError> {
+        let name = pins::link_name(program.name(), link);
+        let pin = self.generation.path.join(&name);
+        for older in self.older.iter().rev() {
+            if !pin.exists() && pins::rename(&older.path.join(&name), &pin)? {
+                debug!(from = %older.path.display(), pin = name, "moved the pin of an attachment");
+            }
+        }
+        Ok(pin)
     }
 
     /// Puts our program into an attachment; false when the attachment has lost its link.
@@ -385,25 +427,14 @@ pub fn remove(folder: &Path) -> Result<bool, DatapathError> {
     if !folder.exists() {
         return Ok(false);
     }
-    for versioned in pins::entries(folder)? {
-        remove_versioned(&versioned)?;
+    let mut outcome = Ok(());
+    for generation in generation::all(folder)? {
+        outcome = outcome.and(generation.remove());
     }
+    outcome?;
     pins::remove_empty_folder(folder)?;
     Ok(true)
 }
-
-fn remove_versioned(folder: &Path) -> Result<(), DatapathError> {
-    let mut outcome = Ok(());
-    for pin in pins::entries(folder)? {
-        let is_link = pin.file_name().is_some_and(|name| name.to_string_lossy().contains(LINK_MARK));
-        outcome = outcome.and(if is_link { pins::detach(&pin).map(|_| ()) } else { pins::remove(&pin) });
-    }
-    outcome?;
-    pins::remove_empty_folder(folder)
-}
-
-/// Between the program's name and the link's index in the name of a pin.
-const LINK_MARK: &str = "_link_";
 
 fn attach_xdp(ebpf: &mut Ebpf, program: Program, link: IfIndex) -> Result<(FdLink, Attached), DatapathError> {
     let error = |source| attach_error("attach", program, link, source);

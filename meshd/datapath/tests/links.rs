@@ -5,8 +5,19 @@
 
 use std::{fs::File, path::PathBuf, process::Command, thread};
 
-use aya::programs::{SchedClassifier, TcAttachType};
-use meshd_abi::{Counter, LAYOUT_VERSION, Reason};
+use aya::{
+    EbpfLoader, include_bytes_aligned,
+    maps::{Array as AyaArray, Map, MapData},
+    programs::{
+        SchedClassifier, TcAttachType,
+        links::{FdLink, LinkOrder},
+        tc::TcAttachOptions,
+    },
+};
+use meshd_abi::{
+    Backend, Connection, ConnectionKey, Counter, Identity, LAYOUT_VERSION, MAGLEV_CHUNK, NextHop, Reason, Service,
+    ServiceKey, Tuple, V4,
+};
 use meshd_core::id::IfIndex;
 use meshd_datapath::{Attached, DatapathError, Program, Programs, shape::Sizes};
 use nix::{
@@ -306,37 +317,248 @@ fn a_link_that_does_not_exist_is_refused() {
     });
 }
 
+/// Names of the folders below that of pins.
+fn generations(pair: &Pair) -> Vec<String> {
+    let entries = std::fs::read_dir(pair.pins()).expect("list the pins");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn connection_key(port: u16) -> ConnectionKey<V4> {
+    ConnectionKey {
+        source: V4::from_octets([192, 0, 2, 2]),
+        destination: V4::from_octets([10, 96, 0, 10]),
+        source_port: port.to_be(),
+        destination_port: 80u16.to_be(),
+        protocol: 6,
+        reserved: [0; 3],
+    }
+}
+
+fn connection(used: u32) -> Connection<V4> {
+    let tuple = Tuple {
+        source: V4::from_octets([192, 0, 2, 2]),
+        destination: V4::from_octets([10, 1, 0, 9]),
+        source_port: 1_000u16.to_be(),
+        destination_port: 8_080u16.to_be(),
+    };
+    Connection { tuple, to: 5, service: 7, used, began: 3, flags: 0, reserved: [0; 3] }
+}
+
+const FRONTEND: ServiceKey<V4> =
+    ServiceKey { address: V4::from_octets([10, 96, 0, 10]), port: 80u16.to_be(), protocol: 6, scope: 1 };
+const SERVICE: Service = Service { id: 7, table: 3, slots: 16_381, members: 40, affinity: 9, count: 2, flags: 0 };
+const IDENTITY: Identity = Identity { identity: 300, way: 0, flags: 1, cluster: 2 };
+const NEXT_HOP: NextHop = NextHop { link: 77, mtu: 1_500, destination: [2; 6], source: [4; 6], reserved: 0 };
+const BACKEND: Backend<V4> = Backend {
+    address: V4::from_octets([10, 1, 0, 9]),
+    next_hop: 2,
+    port: 8_080u16.to_be(),
+    state: 1,
+    local: 0,
+    owner: 7,
+};
+
+/// What is not a table of its own size but of the node, written where an earlier process would have.
+fn fill(programs: &Programs) {
+    let maps = &programs.maps;
+    maps.v4.connections.put(&connection_key(1_000), &connection(50)).expect("a connection");
+    maps.v4.services.put(&FRONTEND, &SERVICE).expect("a service");
+    maps.v4.backends.put(&5, &BACKEND).expect("a backend");
+    maps.v4.identities.put(&V4::from_octets([10, 1, 0, 9]), &IDENTITY).expect("an identity");
+    maps.members.put_all(&[40, 41], &[5, 6]).expect("members");
+    maps.next_hops.put(&2, &NEXT_HOP).expect("a next hop");
+    maps.put_chunk(3, &[1; MAGLEV_CHUNK]).expect("a chunk");
+}
+
+/// Asserts that the maps hold what [`fill`] has put there.
+fn assert_filled(programs: &Programs) {
+    let maps = &programs.maps;
+    let service = maps.v4.services.get(&FRONTEND).expect("read");
+    assert_eq!(service, Some(SERVICE));
+    assert_eq!(maps.v4.backends.get(&5).expect("read"), Some(BACKEND));
+    assert_eq!(maps.v4.identities.get(&V4::from_octets([10, 1, 0, 9])).expect("read"), Some(IDENTITY));
+    assert_eq!([40, 41].map(|at| maps.members.get(&at).expect("read")), [Some(5), Some(6)]);
+    assert_eq!(maps.next_hops.get(&2).expect("read"), Some(NEXT_HOP));
+    let mut chunks = Vec::new();
+    maps.walk_chunks(|index, chunk| chunks.push((index, chunk.iter().all(|slot| *slot == 1)))).expect("read");
+    assert_eq!(chunks, [(3, true)]);
+    let found = maps.v4.connections.get(&connection_key(1_000)).expect("read").expect("a connection");
+    assert_eq!((found.tuple, found.to, found.used), (connection(50).tuple, 5, 50));
+}
+
 #[test]
-fn a_pinned_map_of_another_shape_is_refused() {
+fn maps_of_another_size_are_taken_over_with_their_attachments() {
     in_namespaces(|pair| {
-        drop(pair.load());
-        let pin = pair.pins().join(format!("v{LAYOUT_VERSION}/COUNTERS"));
-        std::fs::remove_file(&pin).expect("remove the right one");
-        pair.own(&format!(
-            "bpftool map create {} type percpu_array key 4 value 8 entries 4 name COUNTERS",
-            pin.display()
-        ));
-        let refusal = Programs::load(&pair.pins(), &small()).err().expect("the shape differs");
-        assert!(refusal.to_string().contains("hint: it was made by another build"), "{refusal}");
-        let DatapathError::Layout { path, found, expected } = refusal else {
-            panic!("{refusal:?}");
-        };
-        assert_eq!((path, found.value_size, expected.value_size), (pin.clone(), 8, 16));
-        std::fs::remove_file(&pin).expect("clean up");
+        let mut programs = pair.load();
+        for program in TC {
+            programs.attach(program, LINK).expect("attach");
+        }
+        fill(&programs);
+        let old = programs;
+
+        // The new process begins while the old programs go on.
+        let larger = Sizes { connections: 4_096, services: 512, ..small() };
+        let mut programs = Programs::load(&pair.pins(), &larger).expect("load");
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}"), format!("v{LAYOUT_VERSION}-1")]);
+        assert_filled(&programs);
+        old.maps.v4.connections.put(&connection_key(2_000), &connection(51)).expect("a connection meanwhile");
+        old.maps.v4.connections.put(&connection_key(1_000), &connection(52)).expect("a packet meanwhile");
+        assert_eq!(programs.attached().len(), TC.len());
+        for program in TC {
+            assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
+        }
+        assert_eq!(on_link("own"), short(&TC), "each is there once");
+        programs.settle().expect("settle");
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-1")]);
+        let used =
+            |port| programs.maps.v4.connections.get(&connection_key(port)).expect("read").map(|known| known.used);
+        assert_eq!((used(1_000), used(2_000)), (Some(52), Some(51)));
+        let before = passed(&programs);
+        pair.ping(4);
+        assert_seen(&programs, before, 16);
+        drop((old, programs));
+
+        // Again with these sizes: nothing is to be taken over.
+        let mut programs = Programs::load(&pair.pins(), &larger).expect("load");
+        assert_eq!(programs.attach(Program::UplinkIngress, LINK).expect("adopt"), Attached::Adopted);
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-1")]);
+        programs.remove().expect("remove");
+        assert!(on_link("own").is_empty());
+        assert!(!pair.pins().exists(), "pins remain");
     });
 }
 
 #[test]
-fn tables_of_another_size_are_refused() {
+fn a_takeover_that_ended_half_way_is_taken_up_again() {
     in_namespaces(|pair| {
-        drop(pair.load());
-        let larger = Sizes { services: 512, ..small() };
-        let refusal = Programs::load(&pair.pins(), &larger).err().expect("the size differs");
-        let DatapathError::Layout { found, expected, .. } = refusal else {
-            panic!("{refusal:?}");
+        let mut programs = pair.load();
+        for program in TC {
+            programs.attach(program, LINK).expect("attach");
+        }
+        fill(&programs);
+        drop(programs);
+        // Killed before it had taken over anything: as a build leaves it that made the folder and a map.
+        let larger = Sizes { connections: 4_096, ..small() };
+        std::fs::create_dir(pair.pins().join(format!("v{LAYOUT_VERSION}-1"))).expect("a folder");
+        pair.own(&format!(
+            "bpftool map create {}/v{LAYOUT_VERSION}-1/MEMBERS type array key 4 value 4 entries {} name MEMBERS",
+            pair.pins().display(),
+            larger.members
+        ));
+        // Killed with half of the programs moved.
+        let mut programs = Programs::load(&pair.pins(), &larger).expect("load");
+        assert_filled(&programs);
+        for program in [Program::UplinkIngress, Program::WorkloadEgress] {
+            assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted);
+        }
+        programs.maps.v4.connections.put(&connection_key(1_000), &connection(60)).expect("a packet meanwhile");
+        programs.maps.members.put(&40, &77).expect("a change of the new process");
+        drop(programs);
+        assert_eq!(on_link("own"), short(&TC), "none of them is gone");
+
+        let mut programs = Programs::load(&pair.pins(), &larger).expect("load");
+        assert_eq!(programs.maps.members.get(&40).expect("read"), Some(77), "the latest tables count");
+        for program in TC {
+            assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
+        }
+        programs.settle().expect("settle");
+        let known = programs.maps.v4.connections.get(&connection_key(1_000)).expect("read").expect("a connection");
+        assert_eq!(known.used, 60, "the later packet counts");
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-1")]);
+
+        // Back to the sizes before, and smaller than what is there.
+        let mut programs = Programs::load(&pair.pins(), &Sizes { members: 41, ..small() }).expect("load");
+        assert_eq!(programs.maps.members.get(&40).expect("read"), Some(77));
+        assert_eq!(programs.attach(Program::UplinkEgress, LINK).expect("adopt"), Attached::Adopted);
+        programs.settle().expect("settle");
+        programs.remove().expect("remove");
+        assert!(!pair.pins().exists(), "pins remain");
+    });
+}
+
+/// What layout 2 had instead of a [`Backend`].
+const BACKEND_OF_LAYOUT_2: [u8; 12] = [10, 1, 0, 9, 2, 0, 0, 0, 0x1f, 0x90, 1, 0];
+
+/// Loads and attaches the programs of layout 2 as a meshd of that time did, and fills their maps as it would have.
+fn leave_layout_2(pair: &Pair) {
+    let folder = pair.pins().join("v2");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let mut loader = EbpfLoader::new();
+    for spec in meshd_datapath::shape::maps(&small()) {
+        let pin = folder.join(spec.name);
+        loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
+    }
+    let mut old = loader.load(include_bytes_aligned!("layouts/2.o")).expect("load");
+    for program in TC {
+        let direction = match program {
+            Program::UplinkIngress | Program::WorkloadIngress => TcAttachType::Ingress,
+            _ => TcAttachType::Egress,
         };
-        assert_eq!((found.max_entries, expected.max_entries), (256, 512));
-        pair.load().remove().expect("remove");
+        let classifier: &mut SchedClassifier =
+            old.program_mut(program.name()).expect("a program").try_into().expect("of TC");
+        classifier.load().expect("load");
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = classifier.attach_with_options("own", direction, options).expect("attach");
+        let attachment = FdLink::try_from(classifier.take_link(id).expect("ours")).expect("a link of its own");
+        attachment.pin(folder.join(format!("{}_link_{LINK}", program.name()))).expect("pin");
+    }
+    let put = |map: &str, key: &[u8], value: &[u8]| {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte} ")).collect::<String>();
+        let pin = folder.join(map);
+        shell(&format!("bpftool map update pinned {} key {} value {}", pin.display(), hex(key), hex(value)));
+    };
+    put("BACKENDS4", &5u32.to_ne_bytes(), &BACKEND_OF_LAYOUT_2);
+    put("MEMBERS", &40u32.to_ne_bytes(), &5u32.to_ne_bytes());
+    put("MEMBERS", &41u32.to_ne_bytes(), &6u32.to_ne_bytes());
+    put("SERVICES4", octets(&FRONTEND), octets(&SERVICE));
+    put("CONNECTIONS4", octets(&connection_key(1_000)), octets(&connection(50)));
+    put("IDENTITIES4", &[10, 1, 0, 9], octets(&IDENTITY));
+    put("NEXT_HOPS", &2u32.to_ne_bytes(), octets(&NEXT_HOP));
+    shell(&format!(
+        "bpftool map create {0}/chunk type array key 4 value 32768 entries 1 name meshd_chunk",
+        pair.folder.path().display()
+    ));
+    let chunk = pair.folder.path().join("chunk");
+    let mut inner: AyaArray<_, [u16; MAGLEV_CHUNK]> = Map::from_map_data(MapData::from_pin(&chunk).expect("a chunk"))
+        .expect("an array")
+        .try_into()
+        .expect("of slots");
+    inner.set(0, [1; MAGLEV_CHUNK], 0).expect("slots");
+    shell(&format!(
+        "bpftool map update pinned {}/MAGLEV key 3 0 0 0 value pinned {}",
+        folder.display(),
+        chunk.display()
+    ));
+    std::fs::remove_file(chunk).expect("unpin the chunk");
+}
+
+/// The octets of a value of `meshd-abi`.
+fn octets<T: Copy>(value: &T) -> &[u8] {
+    // SAFETY: the types of that crate have no padding.
+    unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) }
+}
+
+#[test]
+fn layout_2_is_taken_over() {
+    in_namespaces(|pair| {
+        leave_layout_2(pair);
+        assert_eq!(on_link("own"), short(&TC));
+        let mut programs = pair.load();
+        assert_filled(&programs);
+        for program in TC {
+            assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
+        }
+        assert_eq!(on_link("own"), short(&TC));
+        programs.settle().expect("settle");
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-1")]);
+        let before = passed(&programs);
+        pair.ping(4);
+        assert_seen(&programs, before, 16);
+        programs.remove().expect("remove");
+        assert!(!pair.pins().exists(), "pins remain");
     });
 }
 

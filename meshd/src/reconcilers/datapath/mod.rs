@@ -295,6 +295,11 @@ impl State {
         }
         // Links last: a program that is attached finds its tables filled.
         self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
+        if snapshot.local_known
+            && let Err(error) = self.programs.settle()
+        {
+            self.link_problems.push(format!("earlier maps are still there: {}", error_chain(&error)));
+        }
     }
 
     /// Removes what an earlier process left and no list has named.

@@ -1,0 +1,52 @@
+//! Elements of earlier layouts, as far as they differ from today's.
+//!
+//! | layout | what changed |
+//! |---|---|
+//! | 2 | first one that was released for trial |
+//! | 3 | a backend names the service it serves |
+
+use std::collections::HashMap;
+
+use meshd_abi::{Address, Backend, Connection, ConnectionKey};
+
+use crate::{DatapathError, generation::Generation, takeover::all};
+
+/// A backend of layout 2.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Backend2<A> {
+    address: A,
+    next_hop: u32,
+    port: u16,
+    state: u8,
+    local: u8,
+}
+
+/// Backends that are in use. `owners` tells the service that a backend serves, where its element does not.
+pub(crate) fn backends<A: Address>(
+    from: &Generation,
+    family: &str,
+    owners: &HashMap<u32, u32>,
+) -> Result<Vec<(u32, Backend<A>)>, DatapathError> {
+    let name = format!("BACKENDS{family}");
+    if from.layout > 2 {
+        let mut all: Vec<(u32, Backend<A>)> = all(&from.path, &name)?;
+        all.retain(|(_, backend)| backend.state != 0);
+        return Ok(all);
+    }
+    let all: Vec<(u32, Backend2<A>)> = all(&from.path, &name)?;
+    let used = all.into_iter().filter(|(_, backend)| backend.state != 0);
+    let today = used.map(|(index, Backend2 { address, next_hop, port, state, local })| {
+        let owner = owners.get(&index).copied().unwrap_or(0);
+        (index, Backend { address, next_hop, port, state, local, owner })
+    });
+    Ok(today.collect())
+}
+
+/// Known connections.
+pub(crate) fn connections<A: Address>(
+    from: &Generation,
+    family: &str,
+) -> Result<Vec<(ConnectionKey<A>, Connection<A>)>, DatapathError> {
+    all(&from.path, &format!("CONNECTIONS{family}"))
+}

@@ -1,0 +1,149 @@
+//! What new maps take over from those of an earlier generation.
+//!
+//! First everything, before any program looks at the new maps. Then, when every attachment has got its new program, the connections again,
+//! because packets went on through the old programs meanwhile. What the old generation had no map for begins empty, and what there
+//! is no room for is left behind and counted.
+
+use std::{collections::HashMap, path::Path};
+
+use meshd_abi::{Address, AffinityKey, AffinityValue, Backend, CidrKey, Identity, Service, ServiceKey};
+use tracing::{info, warn};
+
+use crate::{DatapathError, FamilyMaps, Maps, Table, generation::Generation, layouts, pins, programs, shape::Sizes};
+
+/// What an error calls a map of an earlier generation.
+pub(crate) const OLD: &str = "of an earlier generation";
+
+/// How many elements were taken over, and how many there was no room for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Taken {
+    elements: usize,
+    left: usize,
+}
+
+/// Takes everything over.
+///
+/// # Errors
+/// When a map cannot be read or written.
+pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation) -> Result<(), DatapathError> {
+    let mut taken = Taken::default();
+    let path = &from.path;
+    taken.indexed(pinned(path, "NEXT_HOPS")?, &maps.next_hops, sizes.next_hops)?;
+    if let Some(old) = pinned(path, "NEIGHBORS")? {
+        let neighbors = old.all()?.into_iter().filter(|(_, index): &(_, u32)| *index < sizes.next_hops);
+        taken.put(neighbors.collect(), &maps.neighbors);
+    }
+    taken.indexed(pinned(path, "MEMBERS")?, &maps.members, sizes.members)?;
+    if let Some(old) = pinned::<u32, u32>(path, "MAGLEV")? {
+        for (index, id) in old.all()?.into_iter().filter(|(index, _)| *index < sizes.maglev) {
+            maps.share_chunk(index, id)?;
+            taken.elements += 1;
+        }
+    }
+    taken.family(&maps.v4, "4", sizes, from)?;
+    taken.family(&maps.v6, "6", sizes, from)?;
+    info!(from = %path.display(), elements = taken.elements, "took over what the maps before held");
+    if taken.left > 0 {
+        warn!(elements = taken.left, "left behind what the new maps have no room for");
+    }
+    Ok(())
+}
+
+/// Which service each backend serves, by what the services' members name.
+fn owners<A>(path: &Path, services: &[(ServiceKey<A>, Service)]) -> Result<HashMap<u32, u32>, DatapathError> {
+    let members: Vec<u32> = all(path, "MEMBERS")?.into_iter().map(|(_, backend): (u32, u32)| backend).collect();
+    let mut owners = HashMap::new();
+    for (_, service) in services {
+        let own = members.iter().skip(service.members as usize).take(service.count.into());
+        owners.extend(own.map(|backend| (*backend, service.id)));
+    }
+    Ok(owners)
+}
+
+/// Every element of a pinned map; none when there is no such map of this layout.
+pub(crate) fn all<K: Copy, V: Copy>(path: &Path, name: &str) -> Result<Vec<(K, V)>, DatapathError> {
+    pinned(path, name)?.map_or_else(|| Ok(Vec::new()), |table| table.all())
+}
+
+/// A pinned map of an earlier generation. `None` when there is none, or when its elements are not what is asked for.
+fn pinned<K: Copy, V: Copy>(path: &Path, name: &str) -> Result<Option<Table<K, V>>, DatapathError> {
+    let pin = path.join(name);
+    let Some(shape) = pins::shape_of(&pin, OLD)? else { return Ok(None) };
+    if shape.key_size as usize != size_of::<K>() || shape.value_size as usize != size_of::<V>() {
+        warn!(map = %pin.display(), %shape, "not taken over: its elements are others");
+        return Ok(None);
+    }
+    programs::table(&pin, OLD).map(Some)
+}
+
+/// Takes over connections that were made or used since everything was taken over.
+///
+/// # Errors
+/// When a map cannot be read.
+pub(crate) fn connections(maps: &Maps, from: &Generation) -> Result<(), DatapathError> {
+    later(&maps.v4, "4", from)?;
+    later(&maps.v6, "6", from)
+}
+
+fn later<A: Address>(maps: &FamilyMaps<A>, family: &str, from: &Generation) -> Result<(), DatapathError> {
+    let mut outcome = Ok(());
+    for (key, connection) in layouts::connections::<A>(from, family)? {
+        let known = maps.connections.get(&key)?;
+        // Time runs in a circle.
+        let is_later = known.is_none_or(|known| connection.used.wrapping_sub(known.used).cast_signed() > 0);
+        if is_later {
+            outcome = outcome.and(maps.connections.put(&key, &connection));
+        }
+    }
+    outcome
+}
+
+impl Taken {
+    fn family<A: Address>(
+        &mut self,
+        maps: &FamilyMaps<A>,
+        family: &str,
+        sizes: &Sizes,
+        from: &Generation,
+    ) -> Result<(), DatapathError> {
+        let path = &from.path;
+        let named = |name: &str| format!("{name}{family}");
+        let services: Vec<(ServiceKey<A>, Service)> = all(path, &named("SERVICES"))?;
+        let owners = owners(path, &services)?;
+        let backends: Vec<(u32, Backend<A>)> = layouts::backends(from, family, &owners)?;
+        self.put(backends.into_iter().filter(|(index, _)| *index < sizes.backends).collect(), &maps.backends);
+        self.put(services, &maps.services);
+        self.put(layouts::connections(from, family)?, &maps.connections);
+        self.put::<AffinityKey<A>, AffinityValue>(all(path, &named("AFFINITY"))?, &maps.affinity);
+        self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, &maps.identities);
+        self.put::<CidrKey<A>, u32>(all(path, &named("MESH"))?, &maps.mesh);
+        Ok(())
+    }
+
+    /// An array's elements with an index below `room`.
+    fn indexed<V: Copy>(
+        &mut self,
+        old: Option<Table<u32, V>>,
+        new: &Table<u32, V>,
+        room: u32,
+    ) -> Result<(), DatapathError> {
+        let old = old.map_or_else(|| Ok(Vec::new()), |old| old.all())?;
+        self.put(old.into_iter().filter(|(index, _)| *index < room).collect(), new);
+        Ok(())
+    }
+
+    /// Elements are written together, and one by one when the kernel refuses one of them.
+    fn put<K: Copy, V: Copy>(&mut self, elements: Vec<(K, V)>, table: &Table<K, V>) {
+        let (keys, values): (Vec<K>, Vec<V>) = elements.into_iter().unzip();
+        if table.put_all(&keys, &values).is_ok() {
+            self.elements += keys.len();
+            return;
+        }
+        for (key, value) in keys.iter().zip(&values) {
+            match table.put(key, value) {
+                Ok(()) => self.elements += 1,
+                Err(_) => self.left += 1,
+            }
+        }
+    }
+}
