@@ -52,7 +52,7 @@ use crate::{
     lifecycle::{Problems, Tasks, hangups, log, notify, once_free, stop_signal},
     pipeline::{CHANGES_MAX, Pipeline, Snapshot},
     reconcilers::{
-        datapath::{self, DatapathStatus},
+        datapath::{self, DatapathHandle},
         export::{ExportHandle, ExportInputs, ExportTimers, Exporter, WriterRole},
         masquerade::{MasqueradeHandle, Masquerading},
         routes::{Routes, RoutesHandle},
@@ -209,8 +209,9 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (routes, routes_handle, settled) =
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
-    let masquerade = start_masquerade(snapshots_rx.clone(), &problems, &mut tasks);
     let datapath = start_datapath(&config, &local, snapshots_rx.clone(), &problems, &mut tasks);
+    let programs = datapath.as_ref().map(|datapath| datapath.masquerades.clone());
+    let masquerade = start_masquerade(snapshots_rx.clone(), programs, &problems, &mut tasks);
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
     let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));
     let (exporter, export_handle) = Exporter::new(
@@ -233,7 +234,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         peer_sources: names_rx,
         routes: routes_handle.clone(),
         masquerade: masquerade.clone(),
-        datapath,
+        datapath: datapath.as_ref().map(|datapath| datapath.status.clone()),
         problems: problems.clone(),
         ready: settled.clone(),
         own_store: own_store.clone(),
@@ -241,6 +242,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         drain: drain(Leaving {
             routes: routes_handle.clone(),
             masquerade,
+            datapath,
             export: export_handle,
             speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
         }),
@@ -474,7 +476,7 @@ fn start_datapath(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: &Problems,
     tasks: &mut Tasks,
-) -> Option<watch::Receiver<DatapathStatus>> {
+) -> Option<DatapathHandle> {
     let folder = Path::new(meshd_abi::BPFFS_FOLDER);
     if !config.services.enabled {
         match meshd_datapath::remove(folder) {
@@ -486,9 +488,9 @@ fn start_datapath(
     }
     let options = datapath::Options::new(config, local, folder);
     match datapath::start(options, snapshots, problems.clone()) {
-        Ok((task, status)) => {
+        Ok((task, handle)) => {
             tasks.spawn("datapath", task);
-            Some(status)
+            Some(handle)
         }
         Err(error) => {
             problems.set("datapath", format!("not started: {:#}", anyhow::Error::from(error)));
@@ -500,6 +502,7 @@ fn start_datapath(
 /// Starts what makes the packet filter hold the desired masquerade. Without notifications of the kernel it looks periodically.
 fn start_masquerade(
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    programs: Option<watch::Receiver<bool>>,
     problems: &Problems,
     tasks: &mut Tasks,
 ) -> MasqueradeHandle {
@@ -508,7 +511,7 @@ fn start_masquerade(
         Ok(watch) => tasks.spawn("masquerade-watch", watch),
         Err(error) => warn!(%error, "nobody tells about changes of the packet filter; it is looked at periodically"),
     }
-    let (masquerading, handle) = Masquerading::new(Arc::new(Nft), touched, snapshots, problems.clone());
+    let (masquerading, handle) = Masquerading::new(Arc::new(Nft), touched, snapshots, programs, problems.clone());
     tasks.spawn("masquerade", masquerading.run());
     handle
 }
@@ -661,15 +664,16 @@ async fn follow_peers(
 struct Leaving {
     routes: RoutesHandle,
     masquerade: MasqueradeHandle,
+    datapath: Option<DatapathHandle>,
     export: ExportHandle,
     speaker: Option<SpeakerHandle>,
 }
 
-/// Takes the node out of the mesh: first its records, so that nobody sends to it any more, then its routes and its table of the
-/// packet filter.
+/// Takes the node out of the mesh: first its records, so that nobody sends to it any more, then its routes, its table of the
+/// packet filter and its programs.
 fn drain(leaving: Leaving) -> Drain {
     Arc::new(move || {
-        let Leaving { routes, masquerade, export, speaker } = leaving.clone();
+        let Leaving { routes, masquerade, datapath, export, speaker } = leaving.clone();
         Box::pin(async move {
             let mut view = DrainView::default();
             if let Some(speaker) = &speaker
@@ -694,6 +698,11 @@ fn drain(leaving: Leaving) -> Drain {
                 Err(ended) => view.errors.push(ended.to_string()),
             }
             if let Err(message) = masquerade.withdraw().await {
+                view.errors.push(message);
+            }
+            if let Some(datapath) = &datapath
+                && let Err(message) = datapath.withdraw().await
+            {
                 view.errors.push(message);
             }
             view

@@ -286,6 +286,7 @@ pub fn masquerade(snapshot: &Snapshot, state: &MasqueradeState) -> MasqueradeVie
     MasqueradeView {
         enabled: true,
         installed: state.installed,
+        by: if state.by_programs { "programs" } else { "nftables" }.to_owned(),
         uplinks: rules.uplinks.iter().map(ToString::to_string).collect(),
         exclusions: desired.exclusions.len() as u64,
         exclusions_installed: table.map_or(0, |table| {

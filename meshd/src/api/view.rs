@@ -251,6 +251,8 @@ pub struct MasqueradeView {
     pub enabled: bool,
     /// Does the kernel hold the wanted rules?
     pub installed: bool,
+    /// Who gives the node's address to what leaves: `nftables`, or `programs` of the datapath.
+    pub by: String,
     /// Links that lead out of the node.
     pub uplinks: Vec<String>,
     /// Prefixes that are to be excluded.
@@ -259,7 +261,8 @@ pub struct MasqueradeView {
     pub exclusions_installed: u64,
     /// Prefixes that are not excluded, because there are too many.
     pub exclusions_left_out: u64,
-    /// Connections that got an address of the node, since the table was put in its place.
+    /// Connections that got an address of the node by nftables, since the table was put in its place. What programs translate is
+    /// among the packets of the datapath.
     pub masqueraded_connections: u64,
     /// Connections that kept their source, since then.
     pub kept_connections: u64,

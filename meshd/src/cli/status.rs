@@ -88,7 +88,8 @@ fn page(view: &StatusView, wide: bool) -> String {
         let state = if masquerade.installed { "on" } else { "not installed" };
         let _ = writeln!(
             page,
-            "Masquerade: {state} (uplinks {}; {}/{} exclusions installed)",
+            "Masquerade: {state} (by {}; uplinks {}; {}/{} exclusions installed)",
+            masquerade.by,
             list(masquerade.uplinks.clone()),
             masquerade.exclusions_installed,
             masquerade.exclusions

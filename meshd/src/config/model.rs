@@ -182,6 +182,8 @@ pub struct MasqueradeConfig {
     pub uplinks: Vec<String>,
     /// Source addresses, at most one per family; the kernel chooses the others.
     pub addresses: Vec<IpAddr>,
+    /// May the datapath's programs do it?
+    pub by_programs: bool,
 }
 
 /// A workload on this node.

@@ -297,6 +297,16 @@ section! {
     }
 }
 
+choice! {
+    /// Who gives the node's address to what leaves the mesh.
+    MasqueradeByWord {
+        /// The datapath's programs where they can, otherwise nftables.
+        Auto = "auto",
+        /// Always nftables.
+        Nftables = "nftables",
+    }
+}
+
 section! {
     /// Source NAT for traffic that leaves the mesh, by a table of nftables (`inet meshd`); needs the program `nft`. What goes
     /// to PodCIDRs and node addresses of any cluster, or to `routing.native_cidrs`, keeps its source, also where
@@ -316,6 +326,10 @@ section! {
         uplinks: Vec<Name> = "those that carry an address of the node",
         /// Source addresses to use, at most one per family.
         address: Vec<Address> = "what the kernel chooses for the link",
+        /// Who gives the node's address to what leaves: `auto`, the datapath's programs while they are on all of these links
+        /// (`services.enabled`, and no `address` but the node's own), otherwise nftables; or always `nftables`. What stays inside
+        /// of the mesh keeps its source by nftables in both cases.
+        by: Option<MasqueradeByWord> = "auto",
     }
 }
 

@@ -194,6 +194,7 @@ impl MasqueradeDeriver {
             uplinks: if row.uplinks.is_empty() { carriers() } else { configured },
             ipv4: row.addresses.iter().find(|address| address.is_ipv4()).copied(),
             ipv6: row.addresses.iter().find(|address| address.is_ipv6()).copied(),
+            by_programs: false,
         }
     }
 }

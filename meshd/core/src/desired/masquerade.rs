@@ -43,6 +43,8 @@ pub struct MasqueradeRules {
     pub ipv4: Option<IpAddr>,
     /// The same for IPv6.
     pub ipv6: Option<IpAddr>,
+    /// The datapath's programs give what leaves the node's address, so that no rule does. The reconciler says so as long as they can.
+    pub by_programs: bool,
 }
 
 /// An excluded prefix. When there are too many, the first ones count.

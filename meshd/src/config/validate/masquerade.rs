@@ -5,7 +5,7 @@ use meshd_core::desired::EXCLUSIONS_MAX;
 
 use super::Validator;
 use crate::config::model::{MasqueradeConfig, NodeConfig};
-use crate::config::raw::{PrefixText, RawMasquerade};
+use crate::config::raw::{MasqueradeByWord, PrefixText, RawMasquerade};
 
 /// Longest name of a link (`IFNAMSIZ` without the end of the string).
 const LINK_NAME_MAX: usize = 15;
@@ -53,6 +53,7 @@ impl Validator<'_> {
             agent_file: raw.agent_file.map(|path| self.path(&path)),
             uplinks: raw.uplinks.into_iter().map(|name| name.0).collect(),
             addresses,
+            by_programs: raw.by != Some(MasqueradeByWord::Nftables),
         })
     }
 

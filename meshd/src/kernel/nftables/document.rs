@@ -8,7 +8,8 @@
 //!    workloads that leaves the node: a service that leads a workload back to itself needs the address of the node;
 //! 3. workload to workload keeps its source, whoever forwards it;
 //! 4. our workloads and the nodes of the mesh, both ways, and our workloads to what people keep: likewise;
-//! 5. what else of our workloads leaves through an uplink gets the address of the node.
+//! 5. what else of our workloads leaves through an uplink gets the address of the node, unless a program of ours does that
+//!    behind the packet filter.
 //!
 //! Nothing else is decided: an underlay that is translated by this node stays so.
 
@@ -268,6 +269,9 @@ fn statements(rules: &MasqueradeRules) -> Vec<Vec<Statement<'static>>> {
             rule.extend(keep_source(family));
             list.push(rule);
         }
+        if rules.by_programs {
+            continue;
+        }
         let leaves = matches(meta(MetaKey::Oifname), Operator::EQ, set(UPLINKS));
         let configured = match family {
             Family::V4 => rules.ipv4,
@@ -398,6 +402,7 @@ mod tests {
             MasqueradeRules { ipv4: Some([192, 0, 2, 1].into()), ..rules() },
             MasqueradeRules { uplinks: ["eth1".into()].into(), ..rules() },
             MasqueradeRules { sources: BTreeSet::new(), ..rules() },
+            MasqueradeRules { by_programs: true, ..rules() },
         ] {
             assert_ne!(comments(&other), first, "{other:?}");
         }

@@ -47,6 +47,13 @@ pub(super) struct Links {
 }
 
 impl Links {
+    /// True when a program is attached to the link with this name.
+    pub(super) fn is_on(&self, program: Program, link: &str) -> bool {
+        self.attached
+            .iter()
+            .any(|((on, _), attachment)| *on == program && &*attachment.name == link && attachment.outcome.is_ok())
+    }
+
     /// Attaches and detaches until the programs are where they belong; returns what the kernel refused. A refusal is tried again
     /// with the next snapshot.
     pub(super) fn follow(

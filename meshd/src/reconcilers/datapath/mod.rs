@@ -16,6 +16,7 @@
 
 mod actual;
 mod links;
+mod masquerade;
 mod ops;
 mod status;
 
@@ -31,7 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags};
+use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags, settings_flags};
 use meshd_core::{
     derive::LocalNode,
     desired::Service,
@@ -46,7 +47,7 @@ use meshd_core::{
 use meshd_datapath::{DatapathError, Programs, shape::Sizes};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
@@ -55,6 +56,7 @@ use tracing::{debug, info, warn};
 use self::{
     actual::Lifetimes,
     links::{LinkPlan, Links},
+    masquerade::Masquerade,
     ops::Refused,
 };
 use crate::{
@@ -97,6 +99,8 @@ pub struct Options {
     pub links: LinkPlan,
     /// Ports for translated sources: the first and how many.
     pub ports: (u16, u16),
+    /// May the programs give the node's address to what leaves the mesh?
+    pub masquerade: bool,
 }
 
 impl Options {
@@ -137,7 +141,31 @@ impl Options {
                 xdp: services.xdp,
             },
             ports: (*services.snat_ports.start(), services.snat_ports.len() as u16),
+            masquerade: config.masquerade.as_ref().is_some_and(|masquerade| masquerade.by_programs),
         }
+    }
+}
+
+/// What the rest of the daemon has of the datapath.
+#[derive(Debug, Clone)]
+pub struct DatapathHandle {
+    /// What it says about itself.
+    pub status: watch::Receiver<DatapathStatus>,
+    /// True while the programs give the node's address to what leaves the mesh.
+    pub masquerades: watch::Receiver<bool>,
+    withdraw: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
+}
+
+impl DatapathHandle {
+    /// Takes the programs off their links and removes the maps; this process does not put them back.
+    ///
+    /// # Errors
+    /// Why something is still there.
+    pub async fn withdraw(&self) -> Result<(), String> {
+        let ended = || "the datapath reconciler has ended".to_owned();
+        let (tx, rx) = oneshot::channel();
+        self.withdraw.send(tx).await.map_err(|_| ended())?;
+        rx.await.map_err(|_| ended())?
     }
 }
 
@@ -149,18 +177,21 @@ pub fn start(
     options: Options,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: Problems,
-) -> Result<(impl Future<Output = ()> + Send + 'static, watch::Receiver<DatapathStatus>), DatapathError> {
+) -> Result<(impl Future<Output = ()> + Send + 'static, DatapathHandle), DatapathError> {
     let begin = Instant::now();
     let programs = Programs::load(&options.folder, &options.sizes)?;
     let existing = actual::existing(&programs.maps)?;
     let maps = &programs.maps;
     let neighbors = maps.neighbors.all()?;
     let named = actual::named_hops(maps)?;
+    let was_on = maps.settings.get(&0)?.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
     let (status, status_rx) = watch::channel(DatapathStatus::default());
+    let (withdraw, withdrawals) = mpsc::channel(1);
     let state = State {
         services: ServicePlanner::new(options.services, existing),
         hops: HopPlanner::new(options.sizes.next_hops, &neighbors, &named),
         identities: IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?),
+        masquerade: Masquerade::new(maps, was_on)?,
         ways: Ways::default(),
         links: Links::default(),
         last: Arc::default(),
@@ -176,9 +207,10 @@ pub fn start(
         programs,
         options,
     };
-    state.write_settings()?;
+    state.write_settings(was_on)?;
     info!(elapsed = ?begin.elapsed(), "the datapath's programs are loaded");
-    Ok((run(Box::new(state), snapshots, problems, status), status_rx))
+    let handle = DatapathHandle { status: status_rx, masquerades: state.masquerade.watch(), withdraw };
+    Ok((run(Box::new(state), snapshots, problems, status, withdrawals), handle))
 }
 
 async fn run(
@@ -186,6 +218,7 @@ async fn run(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: Problems,
     status: watch::Sender<DatapathStatus>,
+    mut withdrawals: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
 ) {
     let mut tick = interval(SWEEP_PRESSED);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -196,6 +229,17 @@ async fn run(
                 Some(snapshots.borrow_and_update().clone())
             }
             _ = tick.tick() => None,
+            Some(answer) = withdrawals.recv() => {
+                problems.report(COMPONENT, None);
+                status.send_replace(DatapathStatus::default());
+                let folder = state.options.folder.clone();
+                drop(state);
+                let outcome = meshd_datapath::remove(&folder).map(drop::<bool>);
+                // Nobody waits for the answer any more: the programs are gone all the same.
+                let _ = answer.send(outcome.map_err(|error| error_chain(&error)));
+                info!("took the datapath's programs off their links");
+                return std::future::pending().await;
+            }
         };
         let round = spawn_blocking(move || {
             let outcome = match snapshot {
@@ -236,6 +280,7 @@ struct State {
     services: ServicePlanner,
     hops: HopPlanner,
     identities: IdentityPlanner,
+    masquerade: Masquerade,
     ways: Ways,
     links: Links,
     last: Arc<Snapshot>,
@@ -257,11 +302,11 @@ struct State {
 }
 
 impl State {
-    fn write_settings(&self) -> Result<(), DatapathError> {
+    fn write_settings(&self, masquerades: bool) -> Result<(), DatapathError> {
         let mut settings = Settings {
             ports: self.options.ports.0,
             port_count: self.options.ports.1,
-            flags: 0,
+            flags: if masquerades { settings_flags::MASQUERADE } else { 0 },
             seed: SEED,
             loopback4: V4::from_octets(LOOPBACK4),
             loopback6: V6::from_octets(LOOPBACK6),
@@ -283,6 +328,7 @@ impl State {
         let mut writes = Vec::new();
         let moved = self.neighbors(&last, &snapshot, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
+        writes.extend(self.masquerade.exclusions.update(&snapshot.desired.masquerade));
         let count = writes.len();
         self.refused.run(&self.programs.maps, writes);
         if count > 0 {
@@ -300,6 +346,22 @@ impl State {
         {
             self.link_problems.push(format!("earlier maps are still there: {}", error_chain(&error)));
         }
+        if snapshot.local_known {
+            self.decide_masquerade(&snapshot);
+        }
+    }
+
+    /// Whether the programs give the node's address to what leaves. The tables are filled before they are told to look, and the packet
+    /// filter does it before they are told to stop.
+    fn decide_masquerade(&mut self, snapshot: &Snapshot) {
+        let can = self.options.masquerade
+            && snapshot.known
+            && masquerade::can(&snapshot.desired.masquerade, &self.options.local, &self.links);
+        if let Some(told) = self.masquerade.decide(can)
+            && let Err(error) = self.write_settings(told)
+        {
+            self.link_problems.push(format!("the programs are not told about masquerade: {}", error_chain(&error)));
+        }
     }
 
     /// Removes what an earlier process left and no list has named.
@@ -308,6 +370,7 @@ impl State {
         let mut writes = plan.writes;
         writes.extend(self.hops.finish());
         writes.extend(self.identities.finish());
+        writes.extend(self.masquerade.exclusions.finish());
         self.refused.run(&self.programs.maps, writes);
         for name in held {
             let service = snapshot.desired.services.get(&name).cloned();
@@ -504,6 +567,9 @@ impl State {
             return Ok(());
         }
         self.swept = Instant::now();
+        if self.masquerade.is_over() {
+            self.write_settings(false)?;
+        }
         let lifetimes = if is_pressed { Lifetimes::PRESSED } else { Lifetimes::RELAXED };
         let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes)?;
         self.connections = sweep.left;

@@ -23,6 +23,8 @@ enum Target {
     Neighbor(u32, [u8; 6]),
     Identity4([u8; 4]),
     Identity6([u8; 16]),
+    Mesh4(u32, [u8; 4]),
+    Mesh6(u32, [u8; 16]),
 }
 
 impl Target {
@@ -35,6 +37,8 @@ impl Target {
             Write::Neighbor(NeighborKey { link, address, .. }, _) => Self::Neighbor(*link, *address),
             Write::Identity4(address, _) => Self::Identity4(address.octets()),
             Write::Identity6(address, _) => Self::Identity6(address.octets()),
+            Write::Mesh4(key, _) => Self::Mesh4(key.length, key.address.octets()),
+            Write::Mesh6(key, _) => Self::Mesh6(key.length, key.address.octets()),
             Write::Members(..) | Write::Chunk(..) | Write::Service4(..) | Write::Service6(..) => return None,
         })
     }
@@ -145,6 +149,10 @@ fn one(maps: &Maps, write: &Write) -> Result<(), DatapathError> {
         Write::Identity4(address, None) => maps.v4.identities.remove(address).map(drop::<bool>),
         Write::Identity6(address, Some(identity)) => maps.v6.identities.put(address, identity),
         Write::Identity6(address, None) => maps.v6.identities.remove(address).map(drop::<bool>),
+        Write::Mesh4(key, Some(flags)) => maps.v4.mesh.put(key, flags),
+        Write::Mesh4(key, None) => maps.v4.mesh.remove(key).map(drop::<bool>),
+        Write::Mesh6(key, Some(flags)) => maps.v6.mesh.put(key, flags),
+        Write::Mesh6(key, None) => maps.v6.mesh.remove(key).map(drop::<bool>),
     }
 }
 

@@ -55,6 +55,8 @@ const QUESTIONS_MAX: usize = 16;
 pub struct MasqueradeState {
     /// The kernel holds a table of ours whose rules are the desired ones.
     pub installed: bool,
+    /// The rules leave what leaves the mesh to the datapath's programs.
+    pub by_programs: bool,
     /// What the kernel holds.
     pub held: Arc<Actual>,
     /// Why the last attempt failed, while nothing else has succeeded.
@@ -109,6 +111,8 @@ pub struct Masquerading {
     problems: Problems,
     planner: MasqueradePlanner,
     actual: Actual,
+    /// True while the datapath's programs give what leaves the node's address.
+    programs: Option<watch::Receiver<bool>>,
     /// When to look at the table; never while there is nothing to look after.
     look_at: Option<Instant>,
     looked: Option<Instant>,
@@ -126,12 +130,14 @@ struct Considered {
     exclusions: Revision,
     known: bool,
     complete: bool,
+    by_programs: bool,
 }
 
 impl Considered {
-    fn of(snapshot: &Snapshot) -> Self {
+    fn of(snapshot: &Snapshot, by_programs: bool) -> Self {
         let desired = &snapshot.desired.masquerade;
         Self {
+            by_programs,
             wish: desired.wish.clone(),
             exclusions: desired.exclusions.revision(),
             known: snapshot.known,
@@ -141,12 +147,14 @@ impl Considered {
 }
 
 impl Masquerading {
-    /// A reconciler and the handle to ask it; `touched` tells that somebody may have changed the table.
+    /// A reconciler and the handle to ask it; `touched` tells that somebody may have changed the table, `programs` whether the
+    /// datapath translates what leaves.
     #[must_use]
     pub fn new(
         kernel: Arc<dyn KernelMasquerade>,
         touched: Arc<Notify>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
+        programs: Option<watch::Receiver<bool>>,
         problems: Problems,
     ) -> (Self, MasqueradeHandle) {
         let (tx, questions) = mpsc::channel(QUESTIONS_MAX);
@@ -161,6 +169,7 @@ impl Masquerading {
             problems,
             planner: MasqueradePlanner::default(),
             actual: Actual::default(),
+            programs,
             look_at: None,
             looked: None,
             retry: None,
@@ -178,6 +187,7 @@ impl Masquerading {
             let touched = self.touched.clone();
             tokio::select! {
                 changed = self.snapshots.changed() => if changed.is_err() { return },
+                () = changed(&mut self.programs) => {}
                 () = touched.notified() => self.look_soon(),
                 question = self.questions.recv() => {
                     let Some(question) = question else { return };
@@ -236,16 +246,16 @@ impl Masquerading {
         let desired = &snapshot.desired.masquerade;
         if !self.actual.is_known() || self.look_at.is_some_and(|at| at <= now) {
             self.look().await?;
-        } else if self.considered.as_ref() == Some(&Considered::of(snapshot)) {
+        } else if self.considered.as_ref() == Some(&self.consider(snapshot)) {
             return Ok(());
         }
-        let rules = rules_of(desired);
+        let rules = self.rules(desired);
         let Some(step) = self.plan(snapshot) else {
             // A table that is not wanted and not there needs no looking after.
             if self.actual.held(&rules).is_none() && desired.wish == MasqueradeWish::Off {
                 self.look_at = None;
             }
-            self.considered = Some(Considered::of(snapshot));
+            self.considered = Some(self.consider(snapshot));
             return Ok(());
         };
         info!(step = describe(&step), "changing masquerade");
@@ -261,8 +271,27 @@ impl Masquerading {
             self.look().await?;
             self.actual.trust(&rules)?;
         }
-        self.considered = Some(Considered::of(snapshot));
+        self.considered = Some(self.consider(snapshot));
         Ok(())
+    }
+
+    fn by_programs(&self) -> bool {
+        self.programs.as_ref().is_some_and(|programs| *programs.borrow())
+    }
+
+    fn consider(&self, snapshot: &Snapshot) -> Considered {
+        Considered::of(snapshot, self.by_programs())
+    }
+
+    /// The rules that are wanted; of a table that is not, any will do.
+    fn rules(&self, desired: &Masquerade) -> Arc<MasqueradeRules> {
+        match &desired.wish {
+            MasqueradeWish::On(rules) if self.by_programs() => {
+                Arc::new(MasqueradeRules { by_programs: true, ..MasqueradeRules::clone(rules) })
+            }
+            MasqueradeWish::On(rules) => rules.clone(),
+            MasqueradeWish::Off | MasqueradeWish::Unknown => Arc::default(),
+        }
     }
 
     async fn look(&mut self) -> Result<(), NftError> {
@@ -280,7 +309,7 @@ impl Masquerading {
 
     fn plan(&mut self, snapshot: &Snapshot) -> Option<MasqueradeStep> {
         let desired = &snapshot.desired.masquerade;
-        let held = self.actual.held(&rules_of(desired));
+        let held = self.actual.held(&self.rules(desired));
         self.planner.plan(desired, held.as_ref(), snapshot.known, snapshot.complete)
     }
 
@@ -305,9 +334,10 @@ impl Masquerading {
     }
 
     fn publish(&self, error: Option<String>) {
-        let rules = rules_of(&self.snapshots.borrow().desired.masquerade);
+        let rules = self.rules(&self.snapshots.borrow().desired.masquerade);
         let state = MasqueradeState {
             installed: self.actual.held(&rules).is_some_and(|held| held.rules_fit),
+            by_programs: rules.by_programs,
             held: Arc::new(self.actual.clone()),
             error,
         };
@@ -338,12 +368,14 @@ impl Masquerading {
     }
 }
 
-/// The rules that are wanted; of a table that is not, any will do.
-fn rules_of(desired: &Masquerade) -> Arc<MasqueradeRules> {
-    match &desired.wish {
-        MasqueradeWish::On(rules) => rules.clone(),
-        MasqueradeWish::Off | MasqueradeWish::Unknown => Arc::default(),
+/// Waits for news of the datapath; for ever where there is none, or none any more.
+async fn changed(programs: &mut Option<watch::Receiver<bool>>) {
+    if let Some(receiver) = programs
+        && receiver.changed().await.is_ok()
+    {
+        return;
     }
+    std::future::pending().await
 }
 
 #[cfg(test)]

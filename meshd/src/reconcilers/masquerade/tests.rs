@@ -73,6 +73,7 @@ struct Case {
     kernel: Arc<Memory>,
     touched: Arc<Notify>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    programs: watch::Sender<bool>,
     handle: MasqueradeHandle,
     problems: Problems,
 }
@@ -81,9 +82,11 @@ impl Case {
     fn start(kernel: Memory) -> Self {
         let (kernel, touched, problems) = (Arc::new(kernel), Arc::new(Notify::new()), Problems::default());
         let (snapshots, snapshots_rx) = watch::channel(Arc::new(Snapshot::default()));
-        let (task, handle) = Masquerading::new(kernel.clone(), touched.clone(), snapshots_rx, problems.clone());
+        let (programs, programs_rx) = watch::channel(false);
+        let (task, handle) =
+            Masquerading::new(kernel.clone(), touched.clone(), snapshots_rx, Some(programs_rx), problems.clone());
         tokio::spawn(task.run());
-        Self { kernel, touched, snapshots, handle, problems }
+        Self { kernel, touched, snapshots, programs, handle, problems }
     }
 
     fn publish(&self, wish: MasqueradeWish, exclusions: &[&str], complete: bool) {
@@ -145,6 +148,16 @@ async fn the_table_comes_changes_is_repaired_and_goes() {
     case.publish(on("eth1"), &["10.1.0.0/24", "10.2.0.0/24"], true);
     case.until("replaced", |case| matches!(case.kernel.steps.lock().unwrap().last(), Some(MasqueradeStep::Replace(_))))
         .await;
+    // The datapath does it, and no longer.
+    let replaced = |case: &Case| {
+        let steps = case.kernel.steps.lock().unwrap();
+        steps.iter().filter(|step| matches!(step, MasqueradeStep::Replace(_))).count()
+    };
+    let before = replaced(&case);
+    case.programs.send_replace(true);
+    case.until("other rules", |case| replaced(case) == before + 1).await;
+    case.programs.send_replace(false);
+    case.until("the rules before", |case| replaced(case) == before + 2).await;
     case.publish(MasqueradeWish::Off, &[], true);
     case.until("gone", |case| case.kernel.exclusions().is_none()).await;
     assert!(case.problems.list().is_empty(), "{:?}", case.problems.list());

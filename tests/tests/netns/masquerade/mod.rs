@@ -122,8 +122,31 @@ fn assert_sources(mesh: &Mesh, witness: &Witness, target: &str, expected: &str, 
 
 #[test]
 fn sources_stay_inside_the_mesh_and_become_the_nodes_outside_whatever_others_do() {
-    let (mesh, _folder) = up("masquerade: {enabled: true}");
+    let (mesh, _folder) = assert_sources_whatever_others_do("masquerade: {enabled: true}", "nftables");
+    mesh.finish();
+}
+
+#[test]
+fn programs_of_the_datapath_do_the_same() {
+    let (mesh, _folder) =
+        assert_sources_whatever_others_do("masquerade: {enabled: true}\nservices: {enabled: true}", "programs");
+    // What asks a pod from outside by its own address is answered from that address.
+    let own = Witness::start(&mesh.node(POD), &POD_ADDRESSES);
+    for kind in Kind::ALL {
+        assert_eq!(ask(&mesh.node("outside"), &own, POD_ADDRESSES[0], kind), "172.18.9.9", "{kind:?}");
+    }
+    // The programs were there first; without them nftables does it, and what is open stays so.
+    let rules = |mesh: &Mesh| shell(mesh, NODE, "nft list table inet meshd");
+    assert!(!rules(&mesh).contains("masquerade comment"), "{}", rules(&mesh));
+    mesh.finish();
+}
+
+/// Brings the lab up with a configuration in which `by` gives the node's address to what leaves, and looks at every kind of packet.
+fn assert_sources_whatever_others_do(config: &str, by: &str) -> (Mesh, tempfile::TempDir) {
+    let (mesh, folder) = up(config);
     wait_installed(&mesh);
+    let is_done_by = || mesh.ask(NODE, &["status"])["masquerade"]["by"] == by;
+    assert!(eventually(is_done_by), "{:#}; its log:\n{}", mesh.ask(NODE, &["status"]), mesh.log(NODE));
     mesh.wait_healthy(&[NODE]);
     let far = Witness::start(&mesh.node("east-worker-webpod"), &FAR_POD);
     let near = Witness::start(&mesh.node("west-worker-webpod"), &NEAR_POD);
@@ -172,7 +195,8 @@ END";
     shell(&mesh, NODE, &iptables("iptables-nft"));
     let answer = ask(&mesh.node("east-worker-webpod"), &near, NEAR_POD[0], Kind::Tcp);
     assert_eq!(answer, FAR_POD[0]);
-    mesh.finish();
+    shell(&mesh, NODE, "iptables-nft -t nat -F; ip6tables-nft -t nat -F");
+    (mesh, folder)
 }
 
 #[test]

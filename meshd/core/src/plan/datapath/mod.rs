@@ -4,12 +4,14 @@
 //! carried out: a service is written after its members, and what it no longer needs is freed after that (invariant I8). What the
 //! maps held when the process started is taken over by content, so that known connections keep their backends.
 
+mod exclusions;
 mod hops;
 mod identities;
 mod services;
 mod space;
 mod ways;
 
+pub use exclusions::{ExclusionPlanner, prefix4, prefix6};
 pub use hops::{Hop, HopPlanner};
 pub use identities::{IdentityPlanner, Standing};
 pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
@@ -17,7 +19,7 @@ pub use ways::{Way, Ways};
 
 use std::net::IpAddr;
 
-use meshd_abi::{Address, Backend, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, V4, V6};
+use meshd_abi::{Address, Backend, CidrKey, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, V4, V6};
 
 /// A change to a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,10 @@ pub enum Write {
     Identity4(V4, Option<Identity>),
     /// Who has an address of IPv6; `None` removes it.
     Identity6(V6, Option<Identity>),
+    /// What masquerade thinks of a prefix of IPv4 (`mesh_flags`); `None` removes it.
+    Mesh4(CidrKey<V4>, Option<u32>),
+    /// The same of IPv6.
+    Mesh6(CidrKey<V6>, Option<u32>),
 }
 
 /// An address as maps have it.
