@@ -12,7 +12,7 @@ use meshd_steps::{
     rewrite,
 };
 
-use crate::maps::Tables;
+use crate::{maps::Tables, steps::event};
 
 /// `BPF_F_PSEUDO_HDR`: the change is one of the pseudo header, which half checksums contain.
 const PSEUDO_HEADER: u64 = 1 << 4;
@@ -49,12 +49,24 @@ pub trait Context {
     /// The link it arrived at.
     fn link(&self) -> u32;
 
+    /// Completes and writes this CPU's flow event about it: see [`event::tell`].
+    fn tell<A: Tables>(&self);
+
     /// Writes another tuple into it, with all checksums, and with `forward` a TTL that is one lower. `None`: it could not be
     /// written and must be dropped.
     fn translate<A: Tables>(&self, frame: &Frame, packet: &Packet<A>, to: &Tuple<A>, forward: bool) -> Option<()>;
 }
 
 impl Context for XdpContext {
+    #[inline(always)]
+    fn tell<A: Tables>(&self) {
+        if A::IS_V4 {
+            event::xdp_tell4(self.ctx)
+        } else {
+            event::xdp_tell6(self.ctx)
+        };
+    }
+
     #[inline(always)]
     fn frame(&self) -> Frame {
         // SAFETY: the kernel gives a packet's bounds, and nobody else touches it while the program runs.
@@ -123,6 +135,15 @@ extern "C" fn tc_rewrite6(ctx: *mut __sk_buff) -> u32 {
 }
 
 impl Context for TcContext {
+    #[inline(always)]
+    fn tell<A: Tables>(&self) {
+        if A::IS_V4 {
+            event::tc_tell4(self.skb.skb)
+        } else {
+            event::tc_tell6(self.skb.skb)
+        };
+    }
+
     #[inline(always)]
     fn frame(&self) -> Frame {
         // SAFETY: as above, for the part of the packet that is not paged.

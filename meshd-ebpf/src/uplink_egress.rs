@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use meshd_abi::{Address, Reason, V4, V6};
+use meshd_abi::{Address, Reason, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
@@ -48,14 +48,15 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     let now = steps::ticks();
     let decision = masquerade(&packet, settings, now);
-    event::tell(&packet, &decision, ctx.link(), length, 1, settings, || now);
-    match decision {
-        Decision::Pass => deliver::tc_pass(Reason::Passed, length),
-        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+    event::decided(ctx, &packet, &decision, event_place::TO_NETWORK);
+    let outcome = match decision {
+        Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),
+        Decision::Drop(reason) => Err(reason),
         // It is on its way out: the route was chosen and the hop counted.
         Decision::Send(send) => match ctx.translate(frame, &packet, send.tuple, false) {
-            Some(()) => deliver::tc_pass(send.reason, length),
-            None => deliver::tc_drop(Reason::RewriteFailed, length),
+            Some(()) => Ok(deliver::tc_pass(send.reason, length)),
+            None => Err(Reason::RewriteFailed),
         },
-    }
+    };
+    outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::TO_NETWORK))
 }

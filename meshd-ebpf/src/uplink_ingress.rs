@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use meshd_abi::{Address, Reason, Scope, V4, V6};
+use meshd_abi::{Address, Reason, Scope, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
@@ -56,13 +56,17 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     if addressee != Addressee::Port && matches!(decision, Decision::Pass) {
         decision = serve(&packet, Scope::External, || sender(ctx, frame), || now);
     }
-    event::tell(&packet, &decision, ctx.link(), length, 0, settings, || now);
-    match decision {
+    event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
+    let outcome = match decision {
         Decision::Pass => {
-            masquerade::admit(&packet, settings, now);
-            deliver::tc_pass(Reason::Passed, length)
+            let told = masquerade::admit(&packet, settings, now);
+            if told != 0 {
+                event::tell(ctx, &packet, told, Reason::Passed, event_place::FROM_NETWORK);
+            }
+            Ok(deliver::tc_pass(Reason::Passed, length))
         }
-        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+        Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
-    }
+    };
+    outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::FROM_NETWORK))
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use meshd_abi::{Address, Reason, V4, V6};
+use meshd_abi::{Address, Reason, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     steps::{
         self, Decision,
         answer::answer,
-        deliver, fragment,
+        deliver, event, fragment,
         related::{WORKLOAD_EGRESS, or_related},
     },
     uplink_ingress::HEADERS,
@@ -46,12 +46,15 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
-    match answer(&packet, steps::ticks()) {
-        Decision::Pass => deliver::tc_pass(Reason::Passed, length),
-        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+    let decision = answer(&packet, steps::ticks());
+    event::decided(ctx, &packet, &decision, event_place::TO_WORKLOAD);
+    let outcome = match decision {
+        Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),
+        Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => match ctx.translate(frame, &packet, send.tuple, false) {
-            Some(()) => deliver::tc_pass(send.reason, length),
-            None => deliver::tc_drop(Reason::RewriteFailed, length),
+            Some(()) => Ok(deliver::tc_pass(send.reason, length)),
+            None => Err(Reason::RewriteFailed),
         },
-    }
+    };
+    outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::TO_WORKLOAD))
 }

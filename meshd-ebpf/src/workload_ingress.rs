@@ -6,12 +6,12 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use meshd_abi::{Address, Reason, Scope, V4, V6};
+use meshd_abi::{Address, Reason, Scope, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
     context::{Context, linear},
-    maps::{self, Tables},
+    maps::Tables,
     steps::{
         self, Decision,
         answer::answer,
@@ -45,7 +45,6 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
         Ok(packet) => packet,
         Err(skip) => return deliver::tc_skip(skip, length),
     };
-    let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
@@ -54,10 +53,11 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     if matches!(decision, Decision::Pass) {
         decision = answer(&packet, now);
     }
-    event::tell(&packet, &decision, ctx.link(), length, 0, settings, || now);
-    match decision {
-        Decision::Pass => deliver::tc_pass(Reason::Passed, length),
-        Decision::Drop(reason) => deliver::tc_drop(reason, length),
+    event::decided(ctx, &packet, &decision, event_place::FROM_WORKLOAD);
+    let outcome = match decision {
+        Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),
+        Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
-    }
+    };
+    outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::FROM_WORKLOAD))
 }

@@ -4,7 +4,7 @@
 //! long, neighbors that are not resolved) to `uplink_ingress`, which finds it unchanged.
 
 use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
-use meshd_abi::{Address, ConnectionKey, NeighborKey, Reason, Scope, Settings, V4, V6};
+use meshd_abi::{Address, ConnectionKey, NeighborKey, Reason, Scope, Settings, V4, V6, event_place};
 use meshd_steps::{
     Frame, Packet,
     header::{ETHERNET, ethertype, parse, protocol},
@@ -37,12 +37,13 @@ fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
         return deliver::xdp_pass(Reason::Passed, length);
     };
     let decision = decide(ctx, frame, &packet, settings);
-    event::tell(&packet, &decision, ctx.link(), length, 0, settings, steps::ticks);
-    match decision {
-        Decision::Pass => deliver::xdp_pass(Reason::Passed, length),
-        Decision::Drop(reason) => deliver::xdp_drop(reason, length),
+    event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
+    let outcome = match decision {
+        Decision::Pass => Ok(deliver::xdp_pass(Reason::Passed, length)),
+        Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::xdp(ctx, frame, &packet, &send),
-    }
+    };
+    outcome.unwrap_or_else(|reason| deliver::xdp_drop(ctx, &packet, reason))
 }
 
 #[inline(always)]

@@ -30,7 +30,7 @@ const _: () = assert!(size_of::<ConnectionKey<V4>>() == 16 && size_of::<Connecti
 pub mod connection_flags {
     /// Of the answering direction: [`super::Connection::to`] is an index into `next_hops`, otherwise into the backends.
     pub const REPLY: u8 = 1 << 0;
-    /// A FIN was seen in this direction, or a RST in either.
+    /// A FIN was seen in this direction, or a RST in either: what is told as the end of the connection.
     pub const CLOSING: u8 = 1 << 1;
     /// The source was rewritten to an address of this node (SNAT, masquerade, hairpin).
     pub const SNAT: u8 = 1 << 2;

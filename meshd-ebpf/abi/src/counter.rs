@@ -92,8 +92,10 @@ reasons! {
     RewriteFailed = "rewrite_failed", true;
     /// The packet is longer than the path takes; the sender was told.
     TooBig = "too_big", true;
-    /// Flow events that found no room.
+    /// Flow events that found no room in the ring: nobody reads it fast enough.
     EventsLost = "events_lost", false;
+    /// Flow events that were not made, because this CPU had made as many of the kind as a tick may have.
+    EventsLimited = "events_limited", false;
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ mod socket;
 pub use backend::{Backend, BackendState, NeighborKey, NextHop};
 pub use connection::{Connection, ConnectionKey, Tuple, connection_flags};
 pub use counter::{Counter, Reason};
-pub use event::{EVENT_KINDS, FlowEvent, event_kind};
+pub use event::{FlowEvent, event_kind, event_place};
 pub use family::{Address, V4, V6};
 pub use fragment::{Fragment, FragmentKey};
 pub use identity::{CidrKey, Identity, identity_flags, mesh_flags};

@@ -34,7 +34,7 @@ pub struct Settings {
     pub loopback4: V4,
     /// The same of IPv6.
     pub loopback6: V6,
-    /// Flow events that may be written in one tick on one CPU.
+    /// Flow events of a kind that may be written in one tick on one CPU.
     pub events_per_tick: u32,
 }
 

@@ -21,12 +21,13 @@ pub fn back<A: Tables>(connection: &'static mut Connection<A>, packet: &Packet<A
     if connection.flags & connection_flags::REPLY == 0 {
         return Decision::Pass;
     }
-    connect::touch(connection, packet, now);
+    let event = connect::touch(connection, packet, now);
     let is_masquerade = connection.flags & connection_flags::MASQUERADE != 0;
     Decision::Send(Send {
         tuple: &connection.tuple,
         next_hop: connection.to,
         local: connection.flags & connection_flags::LOCAL != 0,
         reason: if is_masquerade { Reason::MasqueradeReply } else { Reason::Reply },
+        event,
     })
 }

@@ -2,7 +2,9 @@
 //!
 //! What is known is laid down in a [`Beginning`], this CPU's own, because it does not fit on the stack beside the caller's.
 
-use meshd_abi::{AffinityKey, Connection, ConnectionKey, Reason, Service, Settings, Tuple, connection_flags};
+use meshd_abi::{
+    AffinityKey, Connection, ConnectionKey, Reason, Service, Settings, Tuple, connection_flags, event_kind,
+};
 use meshd_steps::{
     Packet, Part,
     choose::{mix, reduce},
@@ -196,9 +198,9 @@ pub fn reason_of(verdict: u32) -> Option<Reason> {
     }
 }
 
-/// Notes that a packet of a known connection was seen.
+/// Notes that a packet of a known connection was seen. Answers `CLOSE` for the one that says goodbye in its direction, otherwise 0.
 #[inline(always)]
-pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32) {
+pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32) -> u8 {
     // Written only when it changes, so that the cache line stays shared between CPUs.
     if connection.used != now {
         connection.used = now;
@@ -210,7 +212,25 @@ pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now:
     if !packet.is_syn() {
         flags |= connection_flags::ANSWERED;
     }
+    let mut told = 0;
     if flags != connection.flags {
+        if flags & !connection.flags & connection_flags::CLOSING != 0 {
+            told = event_kind::CLOSE;
+        }
         connection.flags = flags;
+    }
+    told
+}
+
+/// The key of the other direction's entry.
+#[inline(always)]
+pub fn other_direction<A: Tables>(tuple: &Tuple<A>, protocol: u8) -> ConnectionKey<A> {
+    ConnectionKey {
+        source: tuple.destination,
+        destination: tuple.source,
+        source_port: tuple.destination_port,
+        destination_port: tuple.source_port,
+        protocol,
+        reserved: [0; 3],
     }
 }

@@ -8,10 +8,10 @@ use aya_ebpf::{
     helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::{TcContext, XdpContext},
 };
-use meshd_abi::{NextHop, Reason};
+use meshd_abi::{NextHop, Reason, event_kind, event_place};
 use meshd_steps::{Frame, Packet, Skip, header::ETHERNET};
 
-use super::{Send, related::IS_ICMP_ERROR};
+use super::{Send, event, related::IS_ICMP_ERROR};
 use crate::{
     context::Context,
     maps::{self, Route, Tables},
@@ -23,13 +23,16 @@ const FOUND: i64 = 0;
 const NO_NEIGHBOR: i64 = 7;
 
 /// Sends from XDP.
+///
+/// # Errors
+/// The reason to drop the packet for.
 #[inline(always)]
-pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>) -> u32 {
+pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>) -> Result<u32, Reason> {
     let length = ctx.length();
     let mut link = 0;
     if !send.local {
         if packet.ttl <= 1 {
-            return xdp_drop(Reason::TtlExpired, length);
+            return Err(Reason::TtlExpired);
         }
         let addresses = match maps::next_hop(send.next_hop) {
             Some(hop) if length <= u64::from(hop.mtu) + ETHERNET as u64 => {
@@ -38,39 +41,39 @@ pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send:
             }
             // The TC program can wait for a neighbor and tell the sender that a packet is too long; it finds the connection
             // known.
-            Some(_) => return xdp_pass(Reason::Passed, length),
+            Some(_) => return Ok(xdp_pass(Reason::Passed, length)),
             None => {
                 let length_ip = (length - ETHERNET as u64) as u16;
                 let Some(route) = route(packet, send, ctx.link(), length_ip) else {
-                    return xdp_pass(Reason::Passed, length);
+                    return Ok(xdp_pass(Reason::Passed, length));
                 };
                 // SAFETY: the context is valid and the structure is as long as the kernel is told.
                 let found =
                     unsafe { bpf_fib_lookup(ctx.ctx.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) };
                 if found != FOUND {
-                    return xdp_pass(Reason::Passed, length);
+                    return Ok(xdp_pass(Reason::Passed, length));
                 }
                 link = route.link;
                 packed(&route.destination_mac, &route.source_mac)
             }
         };
         if !frame.write(0, addresses) {
-            return xdp_drop(Reason::RewriteFailed, length);
+            return Err(Reason::RewriteFailed);
         }
     }
     // To a workload of this node the stack brings it, and counts the hop.
     if ctx.translate(frame, packet, send.tuple, !send.local).is_none() {
-        return xdp_drop(Reason::RewriteFailed, length);
+        return Err(Reason::RewriteFailed);
     }
     maps::count(send.reason, length);
     if send.local {
-        return xdp_action::XDP_PASS;
+        return Ok(xdp_action::XDP_PASS);
     }
     if link == ctx.link() {
-        return xdp_action::XDP_TX;
+        return Ok(xdp_action::XDP_TX);
     }
     // SAFETY: the helper takes numbers.
-    unsafe { bpf_redirect(link, 0) as u32 }
+    Ok(unsafe { bpf_redirect(link, 0) as u32 })
 }
 
 /// Counts and passes.
@@ -80,16 +83,21 @@ pub fn xdp_pass(reason: Reason, length: u64) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Counts and drops.
+/// Counts, tells and drops.
 #[inline(always)]
-pub fn xdp_drop(reason: Reason, length: u64) -> u32 {
+pub fn xdp_drop<A: Tables>(ctx: &XdpContext, packet: &Packet<A>, reason: Reason) -> u32 {
+    let length = ctx.length();
     maps::count(reason, length);
+    event::tell(ctx, packet, event_kind::DROP, reason, event_place::FROM_NETWORK);
     xdp_action::XDP_DROP
 }
 
 /// Sends from TC at ingress: past the stack where the next hop is known, otherwise through it, which then has the last word.
+///
+/// # Errors
+/// The reason to drop the packet for.
 #[inline(always)]
-pub fn tc<A: Tables>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>) -> i32 {
+pub fn tc<A: Tables>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>) -> Result<i32, Reason> {
     tc_by(ctx, frame, packet, send, &Translated { ctx, frame, packet, send })
 }
 
@@ -114,43 +122,54 @@ impl<A: Tables> Write for Translated<'_, A> {
 }
 
 /// The same with another way to write the packet.
+///
+/// # Errors
+/// The reason to drop the packet for.
 #[inline(always)]
-pub fn tc_by<A: Tables, W: Write>(ctx: &TcContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>, way: &W) -> i32 {
+pub fn tc_by<A: Tables, W: Write>(
+    ctx: &TcContext,
+    frame: &Frame,
+    packet: &Packet<A>,
+    send: &Send<A>,
+    way: &W,
+) -> Result<i32, Reason> {
     let length = ctx.length();
     if let Some(hop) = maps::next_hop(send.next_hop).filter(|hop| fits(ctx, hop)) {
         if packet.ttl <= 1 {
-            return tc_drop(Reason::TtlExpired, length);
+            return Err(Reason::TtlExpired);
         }
         // Addresses first: the translation ends with helpers, after which the frame must not be touched.
         if !frame.write(0, addresses(hop)) || way.write(true).is_none() {
-            return tc_drop(Reason::RewriteFailed, length);
+            return Err(Reason::RewriteFailed);
         }
         maps::count(send.reason, length);
         // SAFETY: the helpers take numbers.
-        return unsafe { if send.local { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32;
+        return Ok(
+            unsafe { if send.local { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32
+        );
     }
     if send.local || send.tuple.source == packet.key.source {
         return match way.write(false) {
-            Some(()) => tc_pass(send.reason, length),
-            None => tc_drop(Reason::RewriteFailed, length),
+            Some(()) => Ok(tc_pass(send.reason, length)),
+            None => Err(Reason::RewriteFailed),
         };
     }
     // A packet with our own source would be dropped by the stack as a martian.
     if packet.ttl <= 1 {
-        return tc_drop(Reason::TtlExpired, length);
+        return Err(Reason::TtlExpired);
     }
-    let Some(route) = route(packet, send, ctx.link(), 0) else { return tc_drop(Reason::NoRoute, length) };
+    let Some(route) = route(packet, send, ctx.link(), 0) else { return Err(Reason::NoRoute) };
     // SAFETY: the context is valid and the structure is as long as the kernel is told.
     let found = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) };
     if found != FOUND && found != NO_NEIGHBOR {
-        return tc_drop(Reason::NoRoute, length);
+        return Err(Reason::NoRoute);
     }
     if way.write(true).is_none() {
-        return tc_drop(Reason::RewriteFailed, length);
+        return Err(Reason::RewriteFailed);
     }
     maps::count(send.reason, length);
     // SAFETY: the helper takes numbers and no parameters.
-    unsafe { bpf_redirect_neigh(route.link, core::ptr::null_mut(), 0, 0) as i32 }
+    Ok(unsafe { bpf_redirect_neigh(route.link, core::ptr::null_mut(), 0, 0) as i32 })
 }
 
 /// True when the packet may go to a link past the stack. A segment that the device cuts into packets counts by those.
@@ -178,10 +197,12 @@ pub fn tc_skip(skip: Skip, length: u64) -> i32 {
     }
 }
 
-/// Counts and drops.
+/// Counts, tells and drops; `place` is one of `meshd_abi::event_place`.
 #[inline(always)]
-pub fn tc_drop(reason: Reason, length: u64) -> i32 {
+pub fn tc_drop<A: Tables>(ctx: &TcContext, packet: &Packet<A>, reason: Reason, place: u8) -> i32 {
+    let length = ctx.length();
     maps::count(reason, length);
+    event::tell(ctx, packet, event_kind::DROP, reason, place);
     TC_ACT_SHOT as i32
 }
 

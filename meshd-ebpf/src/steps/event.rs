@@ -1,77 +1,163 @@
-//! Flow events: one record per connection that begins, and per packet that is dropped, as long as there is room.
+//! Flow events: one record for a connection that begins, moves or ends, and for a packet that is dropped, as long as there is room.
+//!
+//! A packet of a known connection costs one comparison here. Whatever is told goes through a function of its own per family, with a
+//! stack of its own, which looks up again what the record says: that is rare, and what a program would have to keep for it would cost
+//! every packet.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
-use meshd_abi::{Reason, Settings, event_kind, settings_flags};
-use meshd_steps::Packet;
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    helpers::bpf_ktime_get_coarse_ns,
+    programs::{TcContext, XdpContext},
+};
+use meshd_abi::{
+    ConnectionKey, FlowEvent, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place,
+    settings_flags,
+};
+use meshd_steps::{Packet, header::tcp};
 
-use super::Decision;
-use crate::maps::{self, Tables};
+use super::{Decision, connect::other_direction};
+use crate::{
+    context::Context,
+    maps::{self, Budget, Tables},
+};
 
 /// `BPF_RB_NO_WAKEUP`: user space looks by itself, a wake-up costs three hundred records.
 const NO_WAKEUP: u64 = 1;
+/// `BPF_RB_FORCE_WAKEUP`.
+const WAKEUP: u64 = 2;
 
 /// Tells what was decided when it is worth a record.
 #[inline(always)]
-pub fn tell<A: Tables>(
-    packet: &Packet<A>,
-    decision: &Decision<A>,
-    link: u32,
-    length: u64,
-    direction: u8,
-    settings: &Settings,
-    now: impl FnOnce() -> u32,
-) {
-    if settings.flags & settings_flags::EVENTS == 0 {
-        return;
-    }
-    let (kind, reason, tuple) = match decision {
-        Decision::Drop(reason) => (event_kind::DROP, *reason, None),
-        Decision::Send(send) if matches!(send.reason, Reason::NewConnection) => {
-            (event_kind::NEW, send.reason, Some(send.tuple))
+pub fn decided<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, decision: &Decision<A>, place: u8) {
+    if let Decision::Send(send) = decision {
+        if send.event != 0 {
+            tell(ctx, packet, send.event, send.reason, place);
         }
-        Decision::Send(_) | Decision::Pass => return,
-    };
-    if !maps::may_tell(now(), settings.events_per_tick) {
-        maps::count(Reason::EventsLost, 0);
-        return;
     }
-    // The flags belong to the submission: a reservation with any is refused.
-    let Some(mut room) = maps::events().reserve(0) else {
-        maps::count(Reason::EventsLost, 0);
-        return;
-    };
-    let event = room.as_mut_ptr();
-    // SAFETY: the record is as long as the type, ours until it is submitted, and every field is written.
-    unsafe {
-        (*event).time = bpf_ktime_get_coarse_ns();
-        (*event).source = packet.key.source.words();
-        (*event).destination = packet.key.destination.words();
-        (*event).source_identity = identity(&packet.key.source);
-        if let Some(tuple) = tuple {
-            (*event).backend = tuple.destination.words();
-            (*event).backend_port = tuple.destination_port;
-            (*event).destination_identity = identity(&tuple.destination);
-        } else {
-            (*event).backend = [0; 4];
-            (*event).backend_port = 0;
-            (*event).destination_identity = identity(&packet.key.destination);
-        }
-        (*event).service = 0;
-        (*event).link = link;
-        (*event).source_port = packet.key.source_port;
-        (*event).destination_port = packet.key.destination_port;
-        (*event).protocol = packet.key.protocol;
-        (*event).family = if A::IS_V4 { 4 } else { 6 };
-        (*event).kind = kind;
-        (*event).reason = reason as u8;
-        (*event).direction = direction;
-        (*event).tcp_flags = packet.tcp_flags;
-        (*event).length = length as u32;
-    }
-    room.submit(NO_WAKEUP);
 }
 
+/// Tells of a packet; `kind` is one of `meshd_abi::event_kind` and `place` one of `event_place`.
 #[inline(always)]
-fn identity<A: Tables>(address: &A) -> u32 {
-    A::identity(address).map_or(0, |identity| identity.identity)
+pub fn tell<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, kind: u8, reason: Reason, place: u8) {
+    let Some(event) = maps::telling() else { return };
+    event.source = packet.key.source.words();
+    event.destination = packet.key.destination.words();
+    event.source_port = packet.key.source_port;
+    event.destination_port = packet.key.destination_port;
+    event.protocol = packet.key.protocol;
+    event.family = if A::IS_V4 { 4 } else { 6 };
+    event.tcp_flags = packet.tcp_flags;
+    event.kind = kind;
+    event.reason = reason as u8;
+    event.place = place;
+    ctx.tell::<A>();
+}
+
+/// The functions of a kind of program: each completes this CPU's record and writes it. What they answer means nothing, but the kernel
+/// wants an answer. The link is read in here, because a program that reads it in two places may keep a pointer to it, which the verifier
+/// does not let it use.
+macro_rules! tells {
+    ($v4:ident, $v6:ident, $raw:ident, $context:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $v4(ctx: *mut $raw) -> u32 {
+            complete::<V4, $context>(&$context::new(ctx)).is_some().into()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $v6(ctx: *mut $raw) -> u32 {
+            complete::<V6, $context>(&$context::new(ctx)).is_some().into()
+        }
+    };
+}
+
+tells!(xdp_tell4, xdp_tell6, xdp_md, XdpContext);
+tells!(tc_tell4, tc_tell6, __sk_buff, TcContext);
+
+#[inline(always)]
+fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
+    let (event, settings) = (maps::telling()?, maps::settings()?);
+    event.link = ctx.link();
+    event.length = ctx.length() as u32;
+    let key = ConnectionKey {
+        source: A::from_words(event.source),
+        destination: A::from_words(event.destination),
+        source_port: event.source_port,
+        destination_port: event.destination_port,
+        protocol: event.protocol,
+        reserved: [0; 3],
+    };
+    let known = A::connection(&key);
+    if event.kind == event_kind::CLOSE {
+        let partner = known.as_ref().and_then(|known| A::connection(&other_direction(&known.tuple, key.protocol)));
+        if let Some(partner) = partner {
+            if partner.flags & connection_flags::CLOSING != 0 {
+                // The other end was first.
+                return None;
+            }
+            if event.tcp_flags & tcp::RST != 0 {
+                partner.flags |= connection_flags::CLOSING;
+            }
+        }
+    }
+    if settings.flags & settings_flags::EVENTS == 0 {
+        return None;
+    }
+    // SAFETY: the helper takes nothing.
+    event.time = unsafe { bpf_ktime_get_coarse_ns() };
+    let budget = maps::event_budget()?;
+    if !may_tell(budget, event, settings.events_per_tick) {
+        maps::count(Reason::EventsLimited, 0);
+        return None;
+    }
+    match known {
+        Some(known) => {
+            event.new_source = known.tuple.source.words();
+            event.new_destination = known.tuple.destination.words();
+            event.new_source_port = known.tuple.source_port;
+            event.new_destination_port = known.tuple.destination_port;
+            event.service = known.service;
+            event.connection_flags = known.flags;
+        }
+        None => {
+            event.new_source = event.source;
+            event.new_destination = event.destination;
+            event.new_source_port = event.source_port;
+            event.new_destination_port = event.destination_port;
+            event.connection_flags = 0;
+            let scope = if event.place == event_place::FROM_WORKLOAD { Scope::Internal } else { Scope::External };
+            let frontend = ServiceKey::new(key.destination, key.destination_port, key.protocol, scope);
+            event.service = A::service(&frontend).map_or(0, |service| service.id);
+        }
+    }
+    let source = A::identity(&key.source);
+    event.source_identity = source.map_or(0, |identity| identity.identity);
+    event.source_cluster = source.map_or(0, |identity| identity.cluster);
+    let destination = A::identity(&A::from_words(event.new_destination));
+    event.destination_identity = destination.map_or(0, |identity| identity.identity);
+    event.destination_cluster = destination.map_or(0, |identity| identity.cluster);
+    event.reserved = 0;
+    // The ring is looked at by the clock; when much comes at once, it has to be looked at before it is full.
+    budget.written = budget.written.wrapping_add(1);
+    let flags = if budget.written % Budget::WAKE_EVERY == 0 { WAKEUP } else { NO_WAKEUP };
+    if maps::events().output(&*event, flags).is_err() {
+        maps::count(Reason::EventsLost, 0);
+    }
+    Some(())
+}
+
+/// Takes one from what this CPU may write of the kind in this tick; false when there is none left. By kind, so that packets that
+/// are dropped by the million do not hide that connections begin.
+#[inline(always)]
+fn may_tell(budget: &mut Budget, event: &FlowEvent, per_tick: u32) -> bool {
+    let now = (event.time >> 30) as u32;
+    if budget.tick != now {
+        budget.tick = now;
+        budget.told = [0; 4];
+    }
+    // Kinds are 1 to 4.
+    let told = &mut budget.told[usize::from(event.kind.wrapping_sub(1) & 3)];
+    *told += 1;
+    *told <= per_tick
 }

@@ -1,6 +1,6 @@
 //! The node's address for workloads that talk to the world.
 
-use meshd_abi::{Reason, Settings, Tuple, connection_flags, identity_flags, mesh_flags, settings_flags};
+use meshd_abi::{Reason, Settings, Tuple, connection_flags, event_kind, identity_flags, mesh_flags, settings_flags};
 use meshd_steps::{
     Packet,
     header::{protocol, tcp},
@@ -22,9 +22,9 @@ pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) 
         if connection.flags & connection_flags::REPLY != 0 {
             return back(connection, packet, now);
         }
-        connect::touch(connection, packet, now);
+        let event = connect::touch(connection, packet, now);
         if connection.flags & connection_flags::MASQUERADE != 0 {
-            return Decision::Send(send(&connection.tuple));
+            return Decision::Send(send(&connection.tuple, event));
         }
     }
     if settings.flags & settings_flags::MASQUERADE == 0 {
@@ -35,7 +35,7 @@ pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) 
     }
     let Some(beginning) = Beginning::of(packet, now) else { return Decision::Drop(Reason::NoConnection) };
     match connect::reason_of(begin::<A>()) {
-        None => Decision::Send(send(&beginning.forward.tuple)),
+        None => Decision::Send(send(&beginning.forward.tuple, event_kind::NEW)),
         Some(reason) => Decision::Drop(reason),
     }
 }
@@ -63,16 +63,16 @@ fn begin<A: Tables>() -> u32 {
 }
 
 /// Remembers a connection that somebody outside of the mesh opens to a workload of this node by its own address, so that the
-/// answers keep that address.
+/// answers keep that address. Answers what is to be told of it, 0 for nothing.
 #[inline(always)]
-pub fn admit<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) {
+pub fn admit<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8 {
     if settings.flags & settings_flags::MASQUERADE == 0
         || !is_own(&packet.key.destination)
         || is_mesh(&packet.key.source)
     {
-        return;
+        return 0;
     }
-    let Some(beginning) = Beginning::of(packet, now) else { return };
+    let Some(beginning) = Beginning::of(packet, now) else { return 0 };
     beginning.allocate = false;
     let unchanged = Tuple {
         source: packet.key.source,
@@ -82,13 +82,17 @@ pub fn admit<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) {
     };
     beginning.plan(&unchanged, 0, 0, 0, connection_flags::MASQUERADE);
     if let Some(known) = A::connection(&beginning.answer_key) {
-        connect::touch(known, packet, now);
-        return;
+        return connect::touch(known, packet, now);
     }
     // An answer to what a workload sent has an entry, whoever made it; without one this is somebody's first packet.
-    if may_begin(packet) && !A::add_connection(&beginning.answer_key, &beginning.answer) {
-        maps::count(Reason::NoConnection, 0);
+    if !may_begin(packet) {
+        return 0;
     }
+    if !A::add_connection(&beginning.answer_key, &beginning.answer) {
+        maps::count(Reason::NoConnection, 0);
+        return 0;
+    }
+    event_kind::NEW
 }
 
 /// True for a packet that can be the first of its connection: an answer never is.
@@ -102,8 +106,8 @@ fn may_begin<A: Tables>(packet: &Packet<A>) -> bool {
 }
 
 #[inline(always)]
-fn send<A: Tables>(tuple: &'static Tuple<A>) -> Send<A> {
-    Send { tuple, next_hop: 0, local: false, reason: Reason::Masqueraded }
+fn send<A: Tables>(tuple: &'static Tuple<A>, event: u8) -> Send<A> {
+    Send { tuple, next_hop: 0, local: false, reason: Reason::Masqueraded, event }
 }
 
 /// True for an address of a workload of this node.

@@ -37,6 +37,8 @@ pub struct Send<A: Address> {
     pub local: bool,
     /// What it is counted as.
     pub reason: Reason,
+    /// What is told of it, one of `meshd_abi::event_kind`; 0: nothing.
+    pub event: u8,
 }
 
 /// Time in ticks of 2^30 nanoseconds (1.07 s) of the coarse monotonic clock, which user space reads as well.

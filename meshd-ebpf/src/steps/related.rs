@@ -8,7 +8,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC},
     programs::TcContext,
 };
-use meshd_abi::{Connection, ConnectionKey, Reason, Tuple, V4, V6, connection_flags};
+use meshd_abi::{Connection, ConnectionKey, Reason, Tuple, V4, V6, connection_flags, event_place};
 use meshd_steps::{
     Skip,
     checksum::Difference,
@@ -29,14 +29,14 @@ pub const IS_ICMP_ERROR: i32 = i32::MIN;
 /// Octets of an error that may hold headers: twice IP and eight octets, options of both, the sum of TCP.
 const HEADERS: u32 = 192;
 
-/// The program that asks, which decides what may be told and how the error goes on: `uplink_ingress`.
-pub const UPLINK_INGRESS: u32 = 0;
+/// The program that asks, which decides what may be told and how the error goes on: `uplink_ingress`. Each is the place that events name.
+pub const UPLINK_INGRESS: u32 = event_place::FROM_NETWORK as u32;
 /// `uplink_egress`.
-pub const UPLINK_EGRESS: u32 = 1;
+pub const UPLINK_EGRESS: u32 = event_place::TO_NETWORK as u32;
 /// `workload_ingress`.
-pub const WORKLOAD_INGRESS: u32 = 2;
+pub const WORKLOAD_INGRESS: u32 = event_place::FROM_WORKLOAD as u32;
 /// `workload_egress`.
-pub const WORKLOAD_EGRESS: u32 = 3;
+pub const WORKLOAD_EGRESS: u32 = event_place::TO_WORKLOAD as u32;
 
 /// An error under way: two packets' headers and two tuples are too much for the stack.
 #[repr(C)]
@@ -178,7 +178,7 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     if place == UPLINK_EGRESS || place == WORKLOAD_EGRESS {
         return match deliver::Write::write(&told, false) {
             Some(()) => deliver::tc_pass(Reason::IcmpError, length),
-            None => deliver::tc_drop(Reason::RewriteFailed, length),
+            None => deliver::tc_drop(ctx, &work.error.outer, Reason::RewriteFailed, place as u8),
         };
     }
     let next_hop = if connection.flags & connection_flags::REPLY != 0 {
@@ -188,8 +188,9 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     };
     let local = connection.flags & connection_flags::LOCAL != 0;
     let work: &'static Relating<A> = work;
-    let send = Send { tuple: &work.outer, next_hop, local, reason: Reason::IcmpError };
-    deliver::tc_by(ctx, &ctx.frame(), &work.error.outer, &send, &told)
+    let send = Send { tuple: &work.outer, next_hop, local, reason: Reason::IcmpError, event: 0 };
+    let sent = deliver::tc_by(ctx, &ctx.frame(), &work.error.outer, &send, &told);
+    sent.unwrap_or_else(|reason| deliver::tc_drop(ctx, &work.error.outer, reason, place as u8))
 }
 
 /// True for an entry that this program would apply to the packets of its connection: an error takes the way of an answer.

@@ -2,7 +2,7 @@
 
 use meshd_abi::{
     AffinityValue, BackendState, NO_TABLE, Reason, Scope, Service, ServiceKey, Settings, Tuple, connection_flags,
-    service_flags,
+    event_kind, service_flags,
 };
 use meshd_steps::{
     Packet,
@@ -34,12 +34,13 @@ pub fn serve<A: Tables>(
         let is_new = packet.is_syn() && connection.flags & connection_flags::CLOSING != 0;
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {
-                connect::touch(connection, packet, now);
+                let event = connect::touch(connection, packet, now);
                 return Decision::Send(Send {
                     tuple: &connection.tuple,
                     next_hop: backend.next_hop,
                     local: connection.flags & connection_flags::LOCAL != 0,
                     reason: Reason::ToBackend,
+                    event,
                 });
             }
             if backend.state == BackendState::Killed as u8 && packet.key.protocol == protocol::TCP && !packet.is_syn() {
@@ -63,6 +64,8 @@ pub fn serve<A: Tables>(
         next_hop: beginning.next_hop,
         local: beginning.forward.flags & connection_flags::LOCAL != 0,
         reason: Reason::NewConnection,
+        // What was known and goes on with another backend did not begin.
+        event: if is_known && !packet.is_syn() { event_kind::CHANGE } else { event_kind::NEW },
     })
 }
 

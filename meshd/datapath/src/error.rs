@@ -8,8 +8,11 @@ use aya::{
     pin::PinError,
     programs::{ProgramError, links::LinkError},
 };
+use meshd_abi::LAYOUT_VERSION;
 use meshd_core::id::IfIndex;
 use thiserror::Error;
+
+use crate::shape::MapShape;
 
 /// What went wrong.
 #[derive(Debug, Error)]
@@ -19,6 +22,35 @@ pub enum DatapathError {
     NotBpffs {
         /// The folder.
         folder: PathBuf,
+    },
+    /// No daemon has left anything there.
+    #[error("there are no maps below {folder}; hint: the datapath was not started on this node (services.enabled)")]
+    NothingPinned {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A map there has other elements than this build's, although the version of the layout is the same.
+    #[error(
+        "pinned map {path} has {found}, and this build knows it with {expected}; hint: use the meshd that the node runs"
+    )]
+    OtherElements {
+        /// The pin.
+        path: PathBuf,
+        /// The shape it has.
+        found: MapShape,
+        /// The shape it has here.
+        expected: MapShape,
+    },
+    /// What is there has the layout of another build.
+    #[error(
+        "the maps below {folder} have layout version {found}, and this build reads version {LAYOUT_VERSION}; hint: use the \
+         meshd that the node runs, or restart the daemon with this one"
+    )]
+    OtherVersion {
+        /// The folder.
+        folder: PathBuf,
+        /// The newest version there.
+        found: u32,
     },
     /// A file operation below the folder for pins failed.
     #[error("failed to {operation} {path}")]

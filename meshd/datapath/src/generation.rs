@@ -92,6 +92,23 @@ pub fn latest(folder: &Path) -> Result<Option<PathBuf>, DatapathError> {
     Ok(all(folder)?.pop().map(|generation| generation.path))
 }
 
+/// The latest generation, which must be there and have our layout.
+pub(crate) fn existing(folder: &Path) -> Result<Generation, DatapathError> {
+    let nothing = || DatapathError::NothingPinned { folder: folder.to_owned() };
+    let all = match all(folder) {
+        Ok(all) => all,
+        Err(DatapathError::Pins { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Err(nothing());
+        }
+        Err(error) => return Err(error),
+    };
+    let latest = all.into_iter().next_back().ok_or_else(nothing)?;
+    if latest.layout == LAYOUT_VERSION {
+        return Ok(latest);
+    }
+    Err(DatapathError::OtherVersion { folder: folder.to_owned(), found: latest.layout })
+}
+
 /// The generation to use, which is made when it is absent, and those before it.
 pub(crate) fn prepare(folder: &Path, specs: &[MapSpec]) -> Result<(Generation, Vec<Generation>), DatapathError> {
     let existing = if folder.exists() { folder } else { folder.parent().unwrap_or(folder) };

@@ -12,6 +12,7 @@
 //! holds the index of the link, not its name: bpffs refuses dots, and names of VLAN links have them.
 
 mod error;
+mod events;
 mod generation;
 mod layouts;
 mod pins;
@@ -22,6 +23,7 @@ mod table;
 mod takeover;
 
 pub use error::DatapathError;
+pub use events::Events;
 pub use generation::latest;
 pub use programs::{Attached, FamilyMaps, Maps, Program, Programs, remove};
 pub use table::{CpuArray, Table};

@@ -141,6 +141,23 @@ pub struct Maps {
 }
 
 impl Maps {
+    /// Opens the maps that a daemon has pinned below `folder`, whether it still runs or not.
+    ///
+    /// # Errors
+    /// When there are none, they have another layout, or this process may not open them.
+    pub fn existing(folder: &Path) -> Result<Self, DatapathError> {
+        let generation = generation::existing(folder)?;
+        for spec in shape::maps(&Sizes::default()) {
+            let path = generation.path.join(spec.name);
+            // How many elements there are is a matter of configuration.
+            let found = pins::shape_of(&path, spec.name)?;
+            if let Some(found) = found.filter(|found| !found.has_same_elements(&spec.shape)) {
+                return Err(DatapathError::OtherElements { path, found, expected: spec.shape });
+            }
+        }
+        Self::open(&generation.path)
+    }
+
     fn open(folder: &Path) -> Result<Self, DatapathError> {
         macro_rules! family {
             ($digit:literal) => {

@@ -21,6 +21,14 @@ pub struct MapShape {
     pub max_entries: u32,
 }
 
+impl MapShape {
+    /// True when it differs in the number of elements at most.
+    #[must_use]
+    pub const fn has_same_elements(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.key_size == other.key_size && self.value_size == other.value_size
+    }
+}
+
 impl fmt::Display for MapShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -7,6 +7,7 @@ use std::{
     io,
     marker::PhantomData,
     mem::MaybeUninit,
+    ops::ControlFlow,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
@@ -155,6 +156,17 @@ impl<K: Copy, V: Copy> Table<K, V> {
     /// # Errors
     /// When the kernel refuses.
     pub fn walk(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
+        self.walk_until(|key, value| {
+            visit(key, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same until the function has seen enough.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn walk_until(&self, mut visit: impl FnMut(&K, &V) -> ControlFlow<()>) -> Result<(), DatapathError> {
         let mut size = BATCH;
         let mut keys: Vec<MaybeUninit<K>> = vec![MaybeUninit::uninit(); size];
         let mut values: Vec<MaybeUninit<V>> = vec![MaybeUninit::uninit(); size];
@@ -186,7 +198,10 @@ impl<K: Copy, V: Copy> Table<K, V> {
             };
             for at in 0..(count as usize).min(size) {
                 // SAFETY: the kernel has written that many of both.
-                unsafe { visit(keys[at].assume_init_ref(), values[at].assume_init_ref()) };
+                let seen = unsafe { visit(keys[at].assume_init_ref(), values[at].assume_init_ref()) };
+                if seen.is_break() {
+                    return Ok(());
+                }
             }
             if is_last {
                 return Ok(());

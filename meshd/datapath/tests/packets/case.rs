@@ -2,7 +2,7 @@
 //!
 //! Whatever a row expects, the runner also asks that the verdict is one the hook knows, that exactly one counter moves and by the
 //! length of the packet, that every sum of a packet out is right, that a packet that passes unclaimed is the packet that came, and
-//! that there is one flow event for a connection that begins and for a packet that is refused, and none for others.
+//! that there is one flow event for a connection that begins, moves or ends and for a packet that is dropped, and none for others.
 //!
 //! What a test run cannot show: an skb whose sum is still to be computed by the device (`CHECKSUM_PARTIAL`), which is what packets of
 //! local sockets look like, one whose bytes are paged, and a redirect carried out. The tests on real links have those.
@@ -223,10 +223,12 @@ impl Machine {
                 Step::Change(change) => change(&scene),
                 Step::Packet(expected) => {
                     number += 1;
-                    let known = scene.connections();
+                    let (known, closing) = (scene.connections(), scene.closing());
                     let outcome = self.run(expected.program, &expected.packet);
                     let has_begun = scene.connections() > known;
-                    expected.compare(&outcome, has_begun).map_err(|error| {
+                    // Cases have one connection: its second goodbye is not told.
+                    let has_ended = closing == 0 && scene.closing() > 0;
+                    expected.compare(&outcome, has_begun, has_ended).map_err(|error| {
                         let (packet, out) = (hex(&expected.packet), hex(&outcome.out));
                         let program = expected.program.name();
                         format!("packet {number}, {program}: {error}\n  in  {packet}\n  out {out}")
@@ -239,7 +241,7 @@ impl Machine {
 }
 
 impl Expected {
-    fn compare(&self, outcome: &Outcome, has_begun: bool) -> Result<(), String> {
+    fn compare(&self, outcome: &Outcome, has_begun: bool, has_ended: bool) -> Result<(), String> {
         if outcome.verdict != Some(self.verdict) {
             return Err(format!("{:?} instead of {:?}, counted {:?}", outcome.verdict, self.verdict, outcome.counted));
         }
@@ -249,7 +251,8 @@ impl Expected {
             return Err(format!("counted {:?} instead of {counted:?}", outcome.counted));
         }
         let told: Vec<u8> = outcome.events.iter().map(|event| event.kind).collect();
-        let events: Vec<u8> = self.counter.iter().filter_map(|reason| self.event(*reason, has_begun)).collect();
+        let events: Vec<u8> =
+            self.counter.iter().flat_map(|reason| self.events(*reason, has_begun, has_ended)).collect();
         if told != events {
             return Err(format!("events of kinds {told:?} instead of {events:?}"));
         }
@@ -261,22 +264,23 @@ impl Expected {
         if *out == self.packet { Ok(()) } else { verify(&outcome.out) }
     }
 
-    /// The kind of event that this packet makes when it is counted as that.
-    fn event(&self, reason: Reason, has_begun: bool) -> Option<u8> {
-        match reason {
-            Reason::NewConnection => Some(event_kind::NEW),
-            // The connection has begun, and then this packet could not go its way.
-            Reason::Passed if has_begun && self.program == Program::XdpUplink => Some(event_kind::NEW),
-            Reason::TtlExpired | Reason::NoRoute if has_begun => Some(event_kind::NEW),
-            Reason::NoBackend
-            | Reason::NoPort
-            | Reason::NoSource
-            | Reason::NoConnection
-            | Reason::BackendKilled
-            | Reason::SourceRange => Some(event_kind::DROP),
-            _ => None,
-        }
+    /// The kinds of events that this packet makes when it is counted as that.
+    fn events(&self, reason: Reason, has_begun: bool, has_ended: bool) -> Vec<u8> {
+        let is_replaced = reason == Reason::NewConnection && !has_begun;
+        let rows = [
+            (has_begun || is_replaced && is_syn(&self.packet), event_kind::NEW),
+            (is_replaced && !is_syn(&self.packet), event_kind::CHANGE),
+            (has_ended, event_kind::CLOSE),
+            // A connection may begin with a packet that then cannot go its way.
+            (reason.is_drop(), event_kind::DROP),
+        ];
+        rows.into_iter().filter(|(is_told, _)| *is_told).map(|(_, kind)| kind).collect()
     }
+}
+
+fn is_syn(packet: &[u8]) -> bool {
+    let parsed = etherparse::SlicedPacket::from_ethernet(packet).ok().and_then(|parsed| parsed.transport);
+    matches!(parsed, Some(etherparse::TransportSlice::Tcp(tcp)) if tcp.syn() && !tcp.ack())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,19 +1,19 @@
 //! Flow events: what is told about connections and refusals, and what is not.
 
-use meshd_abi::{Address, FlowEvent, Reason, V4, V6, event_kind, settings_flags};
-use meshd_datapath::Program::{UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
+use meshd_abi::{Address, FlowEvent, Reason, V4, V6, connection_flags, event_kind, event_place, settings_flags};
+use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
 
 use crate::{
-    case::with_machine,
-    frame::{SYN, TCP, syn, tcp},
-    scene::{Family, Kind, LINK, NETS, Net, backend},
+    case::{Machine, with_machine},
+    frame::{ACK, FIN, Frame, RST, SYN, TCP, UDP, syn, tcp, udp},
+    scene::{Family, Kind, LINK, NETS, Net, PORT, backend, service},
 };
 
 fn words(net: Net, ip: std::net::IpAddr) -> [u32; 4] {
     if net.is_v4() { V4::of(ip).words() } else { V6::of(ip).words() }
 }
 
-/// What an event says of a SYN, whatever became of it.
+/// What an event says of a SYN that nobody translates, whatever became of it.
 fn told(net: Net, from: std::net::SocketAddr, to: std::net::SocketAddr) -> FlowEvent {
     FlowEvent {
         source: words(net, from.ip()),
@@ -24,8 +24,45 @@ fn told(net: Net, from: std::net::SocketAddr, to: std::net::SocketAddr) -> FlowE
         protocol: TCP,
         family: if net.is_v4() { 4 } else { 6 },
         tcp_flags: SYN,
-        length: if net.is_v4() { 54 } else { 74 },
+        place: event_place::FROM_NETWORK,
+        ..translated(net, from, to)
+    }
+}
+
+/// What it says of the packet as it leaves.
+fn translated(net: Net, from: std::net::SocketAddr, to: std::net::SocketAddr) -> FlowEvent {
+    FlowEvent {
+        new_source: words(net, from.ip()),
+        new_destination: words(net, to.ip()),
+        new_source_port: from.port().to_be(),
+        new_destination_port: to.port().to_be(),
         ..FlowEvent::default()
+    }
+}
+
+/// Puts what [`translated`] says into an event.
+fn leaving(event: FlowEvent, net: Net, from: std::net::SocketAddr, to: std::net::SocketAddr) -> FlowEvent {
+    let FlowEvent { new_source, new_destination, new_source_port, new_destination_port, .. } =
+        translated(net, from, to);
+    FlowEvent { new_source, new_destination, new_source_port, new_destination_port, ..event }
+}
+
+fn refused(event: FlowEvent, reason: Reason) -> FlowEvent {
+    FlowEvent { kind: event_kind::DROP, reason: reason as u8, ..event }
+}
+
+/// Runs packets in order and compares the event of each, but for its time, which must be that of the run.
+fn compare(machine: &Machine, rows: Vec<(Program, Frame, Option<FlowEvent>)>) {
+    for (number, (program, packet, expected)) in rows.into_iter().enumerate() {
+        let before = now();
+        let events = machine.run(program, &packet.bytes()).events;
+        let after = now();
+        let times: Vec<u64> = events.iter().map(|event| event.time).collect();
+        assert!(times.iter().all(|time| (before..=after).contains(time)), "{times:?} of {before} to {after}");
+        let events: Vec<FlowEvent> = events.into_iter().map(|event| FlowEvent { time: 0, ..event }).collect();
+        let length = packet.bytes().len() as u32;
+        let expected = expected.map(|event| FlowEvent { length, ..event });
+        assert_eq!(events, Vec::from_iter(expected), "row {number}, {program:?}");
     }
 }
 
@@ -41,47 +78,178 @@ fn a_connection_that_begins_and_a_packet_that_is_refused_are_told() {
             machine.scene().put_backend_state(backend::REMOTE, meshd_abi::BackendState::Free);
             machine.scene().put_settings(|settings| settings.port_count = 0);
             let to_pod = net.backend(backend::POD);
-            let begun = |event: FlowEvent| FlowEvent {
+            let begun = |from, to| FlowEvent {
                 kind: event_kind::NEW,
                 reason: Reason::NewConnection as u8,
-                backend: words(net, to_pod.ip()),
-                backend_port: to_pod.port().to_be(),
+                service: backend::POD,
                 destination_identity: 300,
-                ..event
+                destination_cluster: 1,
+                connection_flags: connection_flags::LOCAL,
+                ..leaving(told(net, from, to), net, from, to_pod)
             };
-            let refused =
-                |event: FlowEvent, reason: Reason| FlowEvent { kind: event_kind::DROP, reason: reason as u8, ..event };
-            let rows = [
-                (XdpUplink, syn(client, pod), Some(begun(told(net, client, pod)))),
-                // It is known now.
-                (UplinkIngress, syn(client, pod), None),
-                (
-                    WorkloadIngress,
-                    syn(workload, cluster),
-                    Some(FlowEvent { source_identity: 300, ..begun(told(net, workload, cluster)) }),
-                ),
-                (XdpUplink, syn(client, gone), Some(refused(told(net, client, gone), Reason::NoBackend))),
-                (UplinkIngress, syn(client, gone), Some(refused(told(net, client, gone), Reason::NoBackend))),
-                (
-                    UplinkEgress,
-                    syn(workload, net.world()),
-                    Some(FlowEvent {
-                        source_identity: 300,
-                        direction: 1,
-                        ..refused(told(net, workload, net.world()), Reason::NoSource)
-                    }),
-                ),
-                (XdpUplink, tcp(client, net.world()), None),
-            ];
-            for (program, packet, expected) in rows {
-                let before = now();
-                let events = machine.run(program, &packet.bytes()).events;
-                let after = now();
-                let times: Vec<u64> = events.iter().map(|event| event.time).collect();
-                assert!(times.iter().all(|time| (before..=after).contains(time)), "{times:?} of {before} to {after}");
-                let events: Vec<FlowEvent> = events.into_iter().map(|event| FlowEvent { time: 0, ..event }).collect();
-                assert_eq!(events, Vec::from_iter(expected), "{program:?}");
+            let from_workload = |event| FlowEvent { source_identity: 300, source_cluster: 1, ..event };
+            let no_backend =
+                FlowEvent { service: backend::REMOTE, ..refused(told(net, client, gone), Reason::NoBackend) };
+            compare(
+                machine,
+                vec![
+                    (XdpUplink, syn(client, pod), Some(begun(client, pod))),
+                    // It is known now.
+                    (UplinkIngress, syn(client, pod), None),
+                    (
+                        WorkloadIngress,
+                        syn(workload, cluster),
+                        Some(FlowEvent {
+                            place: event_place::FROM_WORKLOAD,
+                            ..from_workload(begun(workload, cluster))
+                        }),
+                    ),
+                    (XdpUplink, syn(client, gone), Some(no_backend)),
+                    (UplinkIngress, syn(client, gone), Some(no_backend)),
+                    (
+                        UplinkEgress,
+                        syn(workload, net.world()),
+                        Some(FlowEvent {
+                            place: event_place::TO_NETWORK,
+                            ..from_workload(refused(told(net, workload, net.world()), Reason::NoSource))
+                        }),
+                    ),
+                    (XdpUplink, tcp(client, net.world()), None),
+                ],
+            );
+        }
+    });
+}
+
+#[test]
+fn what_leaves_the_mesh_and_what_comes_to_a_workload_is_told_from_its_first_packet_to_its_last() {
+    with_machine(|machine| {
+        for net in NETS {
+            machine.scene().reset();
+            let (workload, world) = (net.workload(), net.world());
+            let outside = std::net::SocketAddr::new(net.node_ip(), PORT);
+            let flags = connection_flags::MASQUERADE | connection_flags::SNAT;
+            let begun = FlowEvent {
+                kind: event_kind::NEW,
+                reason: Reason::Masqueraded as u8,
+                place: event_place::TO_NETWORK,
+                source_identity: 300,
+                source_cluster: 1,
+                connection_flags: flags,
+                ..leaving(told(net, workload, world), net, outside, world)
+            };
+            // The answer says goodbye first.
+            let reply = connection_flags::REPLY | connection_flags::LOCAL;
+            let ended = FlowEvent {
+                kind: event_kind::CLOSE,
+                reason: Reason::MasqueradeReply as u8,
+                tcp_flags: FIN | ACK,
+                destination_identity: 300,
+                destination_cluster: 1,
+                connection_flags: flags | reply | connection_flags::CLOSING | connection_flags::ANSWERED,
+                ..leaving(told(net, world, outside), net, world, workload)
+            };
+            let admitted = FlowEvent {
+                kind: event_kind::NEW,
+                reason: Reason::Passed as u8,
+                destination_identity: 300,
+                destination_cluster: 1,
+                ..told(net, net.client(), workload)
+            };
+            compare(
+                machine,
+                vec![
+                    (UplinkEgress, syn(workload, world), Some(begun)),
+                    (UplinkEgress, tcp(workload, world), None),
+                    (UplinkIngress, tcp(world, outside).flags(FIN | ACK), Some(ended)),
+                    (UplinkEgress, tcp(workload, world).flags(FIN | ACK), None),
+                    (UplinkIngress, syn(net.client(), workload), Some(admitted)),
+                    (UplinkIngress, tcp(net.client(), workload), None),
+                ],
+            );
+        }
+    });
+}
+
+#[test]
+fn the_end_of_a_connection_is_told_once_and_a_reset_ends_both_directions() {
+    with_machine(|machine| {
+        for net in NETS {
+            let (client, frontend) = (net.client(), net.frontend(Kind::LoadBalancer, backend::POD));
+            let pod = net.backend(backend::POD);
+            let closed = |flags| FlowEvent {
+                kind: event_kind::CLOSE,
+                reason: Reason::ToBackend as u8,
+                service: backend::POD,
+                tcp_flags: flags,
+                destination_identity: 300,
+                destination_cluster: 1,
+                connection_flags: connection_flags::LOCAL | connection_flags::CLOSING | connection_flags::ANSWERED,
+                ..leaving(told(net, client, frontend), net, client, pod)
+            };
+            let answer_flags = || machine.scene().connection_flags(TCP, (pod, client)).expect("the answers' entry");
+            for goodbye in [FIN | ACK, RST | ACK] {
+                machine.scene().reset();
+                machine.run(XdpUplink, &syn(client, frontend).bytes());
+                compare(
+                    machine,
+                    vec![
+                        (UplinkIngress, tcp(client, frontend).flags(goodbye), Some(closed(goodbye))),
+                        (UplinkIngress, tcp(client, frontend).flags(goodbye), None),
+                    ],
+                );
+                let is_closing = answer_flags() & connection_flags::CLOSING != 0;
+                assert_eq!(is_closing, goodbye & RST != 0, "{goodbye:#x}");
+                compare(machine, vec![(WorkloadIngress, tcp(pod, client).flags(FIN | ACK), None)]);
+                assert!(answer_flags() & connection_flags::CLOSING != 0);
             }
+            // Nobody has to want events for that.
+            machine.scene().reset();
+            machine.scene().put_settings(|settings| settings.flags &= !settings_flags::EVENTS);
+            machine.run(XdpUplink, &syn(client, frontend).bytes());
+            machine.run(UplinkIngress, &tcp(client, frontend).flags(RST).bytes());
+            assert!(answer_flags() & connection_flags::CLOSING != 0);
+        }
+    });
+}
+
+#[test]
+fn what_is_dropped_on_its_way_out_is_told_and_a_connection_that_moves() {
+    with_machine(|machine| {
+        for net in NETS {
+            machine.scene().reset();
+            let (client, frontend) = (net.client(), net.frontend(Kind::LoadBalancer, backend::REMOTE));
+            let remote = net.backend(backend::REMOTE);
+            let node = std::net::SocketAddr::new(net.node_ip(), PORT);
+            let known = |event| FlowEvent {
+                service: backend::REMOTE,
+                connection_flags: connection_flags::SNAT,
+                ..leaving(event, net, node, remote)
+            };
+            let begun = known(FlowEvent {
+                kind: event_kind::NEW,
+                reason: Reason::NewConnection as u8,
+                ..told(net, client, frontend)
+            });
+            let expired = known(refused(told(net, client, frontend), Reason::TtlExpired));
+            compare(
+                machine,
+                vec![
+                    (UplinkIngress, syn(client, frontend), Some(begun)),
+                    (UplinkIngress, syn(client, frontend).ttl(1), Some(expired)),
+                    (XdpUplink, syn(client, frontend).ttl(1), Some(expired)),
+                ],
+            );
+            // Its backend is removed: datagrams go to another one.
+            let (from, to) = (net.client(), net.frontend(Kind::LoadBalancer, backend::POD));
+            machine.run(XdpUplink, &udp(from, to).bytes());
+            machine.scene().put_backend_state(backend::POD, meshd_abi::BackendState::Removed);
+            let other = service(backend::POD, backend::LOCAL);
+            machine.scene().put_service(to, UDP, meshd_abi::Scope::External, other);
+            let events = machine.run(XdpUplink, &udp(from, to).bytes()).events;
+            let local = net.backend(backend::LOCAL);
+            let said: Vec<_> = events.iter().map(|event| (event.kind, event.new_destination, event.service)).collect();
+            assert_eq!(said, [(event_kind::CHANGE, words(net, local.ip()), backend::POD)]);
         }
     });
 }
@@ -105,12 +273,30 @@ fn events_that_nobody_wants_are_not_made_and_too_many_are_counted() {
         machine.scene().put_settings(|settings| settings.events_per_tick = 0);
         let outcome = ask(2);
         assert!(outcome.events.is_empty());
-        assert_eq!(outcome.counted, [(Reason::NewConnection, 1, 54), (Reason::EventsLost, 1, 0)]);
+        assert_eq!(outcome.counted, [(Reason::NewConnection, 1, 54), (Reason::EventsLimited, 1, 0)]);
+
+        // Each kind has a bound of its own: what is dropped does not hide what begins.
+        machine.scene().put_settings(|settings| settings.events_per_tick = 3);
+        let pod = net.frontend(Kind::LoadBalancer, backend::POD);
+        let expired = |port: u16| syn((net.client_ip(), port).into(), pod).ttl(1).bytes();
+        let mut kinds = Vec::new();
+        for port in 3..15 {
+            kinds.extend(machine.run(UplinkIngress, &expired(port)).events.iter().map(|event| event.kind));
+        }
+        let count = |kind| kinds.iter().filter(|told| **told == kind).count();
+        // One of the first kind is counted above, and another tick may begin in between.
+        let (begun, dropped) = (count(event_kind::NEW), count(event_kind::DROP));
+        assert!((2..=6).contains(&begun) && (3..=6).contains(&dropped), "{kinds:?}");
 
         // Nobody takes them out: the ring is full after a while, and packets go on.
         machine.scene().put_settings(|_| ());
         let frames = (1_000..2_000).map(|port| syn((net.client_ip(), port).into(), frontend).bytes());
         let mut made = 0;
+        let counter = |reason: Reason| -> u64 {
+            let copies = machine.programs.maps.counters.get(reason as u32).expect("a counter");
+            copies.iter().map(|counter| counter.packets).sum()
+        };
+        let lost = counter(Reason::EventsLost);
         for (number, frame) in frames.enumerate() {
             // The table of connections is small, too.
             if number % 100 == 0 {
@@ -124,5 +310,6 @@ fn events_that_nobody_wants_are_not_made_and_too_many_are_counted() {
         }
         let taken = machine.take_events().len();
         assert!(taken > 100 && taken < made, "{taken} of {made}");
+        assert_eq!(counter(Reason::EventsLost) - lost, (made - taken) as u64, "what is not told is counted");
     });
 }

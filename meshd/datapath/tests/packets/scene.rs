@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendState, CidrKey, Connection, ConnectionKey, Identity, NO_TABLE,
-    NeighborKey, NextHop, Scope, Service, ServiceKey, Settings, Tuple, V4, V6, identity_flags, mesh_flags,
-    settings_flags,
+    NeighborKey, NextHop, Scope, Service, ServiceKey, Settings, Tuple, V4, V6, connection_flags, identity_flags,
+    mesh_flags, settings_flags,
 };
 use meshd_datapath::{FamilyMaps, Maps};
 
@@ -443,6 +443,15 @@ impl Scene<'_> {
     pub(crate) fn connections(&self) -> usize {
         let v4 = self.maps.v4.connections.all().expect("read").len();
         v4 + self.maps.v6.connections.all().expect("read").len()
+    }
+
+    /// Number of those that are closing.
+    pub(crate) fn closing(&self) -> usize {
+        fn closing<A: Family>(maps: &Maps) -> usize {
+            let entries = A::maps(maps).connections.all().expect("read");
+            entries.iter().filter(|(_, entry)| entry.flags & connection_flags::CLOSING != 0).count()
+        }
+        closing::<V4>(self.maps) + closing::<V6>(self.maps)
     }
 
     pub(crate) fn put_affinity(&self, client: IpAddr, service: u32, value: AffinityValue) {
