@@ -27,6 +27,7 @@ use meshd_core::{
     observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
 };
+use meshd_datapath::Events;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::{JoinError, JoinHandle, spawn_blocking},
@@ -45,6 +46,7 @@ use crate::{
         self, Config, ConfigErrors, ConfigSource, host,
         model::bgp::{BgpConfig, BgpImport},
     },
+    flows::{self, FlowsHandle},
     kernel::{
         linux::{LinuxOptions, LinuxRoutes, Netns},
         nftables::{self, Nft},
@@ -210,7 +212,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
     let datapath = start_datapath(&config, &local, snapshots_rx.clone(), &problems, &mut tasks);
-    let programs = datapath.as_ref().map(|datapath| datapath.masquerades.clone());
+    let programs = datapath.as_ref().map(|(handle, _)| handle.masquerades.clone());
     let masquerade = start_masquerade(snapshots_rx.clone(), programs, &problems, &mut tasks);
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
     let (own, own_rx) = watch::channel(Arc::new(own_state(&config, &local)));
@@ -234,7 +236,8 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         peer_sources: names_rx,
         routes: routes_handle.clone(),
         masquerade: masquerade.clone(),
-        datapath: datapath.as_ref().map(|datapath| datapath.status.clone()),
+        datapath: datapath.as_ref().map(|(handle, _)| handle.status.clone()),
+        flows: datapath.as_ref().and_then(|(_, flows)| flows.clone()),
         problems: problems.clone(),
         ready: settled.clone(),
         own_store: own_store.clone(),
@@ -242,7 +245,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         drain: drain(Leaving {
             routes: routes_handle.clone(),
             masquerade,
-            datapath,
+            datapath: datapath.map(|(handle, _)| handle),
             export: export_handle,
             speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
         }),
@@ -476,7 +479,7 @@ fn start_datapath(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: &Problems,
     tasks: &mut Tasks,
-) -> Option<DatapathHandle> {
+) -> Option<(DatapathHandle, Option<FlowsHandle>)> {
     let folder = Path::new(meshd_abi::BPFFS_FOLDER);
     if !config.services.enabled {
         match meshd_datapath::remove(folder) {
@@ -487,10 +490,29 @@ fn start_datapath(
         return None;
     }
     let options = datapath::Options::new(config, local, folder);
+    let flow_snapshots = snapshots.clone();
     match datapath::start(options, snapshots, problems.clone()) {
         Ok((task, handle)) => {
             tasks.spawn("datapath", task);
-            Some(handle)
+            let inputs = flows::Inputs {
+                local: local.clone(),
+                cluster_id: config.cluster.id,
+                snapshots: flow_snapshots,
+                services: handle.services.clone(),
+                status: handle.status.clone(),
+            };
+            let flows = match Events::open(folder) {
+                Ok(events) => {
+                    let (task, flows) = flows::start(events, inputs);
+                    tasks.spawn("flows", task);
+                    Some(flows)
+                }
+                Err(error) => {
+                    problems.set("flows", format!("not read: {:#}", anyhow::Error::from(error)));
+                    None
+                }
+            };
+            Some((handle, flows))
         }
         Err(error) => {
             problems.set("datapath", format!("not started: {:#}", anyhow::Error::from(error)));

@@ -12,6 +12,7 @@ use meshd_core::{
     table::RowState,
 };
 
+use super::flow_view::FlowCountsView;
 use super::view::{
     ActionView, DatapathView, EndpointView, ExclusionView, IdentityView, MapView, MasqueradeView, NextHopView,
     NodeAddressView, NodeView, PeerView, PlanView, PrefixView, ProgramView, RejectedView, RouteMode, RouteView,
@@ -261,7 +262,7 @@ pub fn exclusions(snapshot: &Snapshot, state: &MasqueradeState) -> Vec<Exclusion
 
 /// The state of the datapath.
 #[must_use]
-pub fn datapath(status: &DatapathStatus) -> DatapathView {
+pub fn datapath(status: &DatapathStatus, flows: Option<FlowCountsView>) -> DatapathView {
     let program = |link: &LinkStatus| ProgramView {
         program: link.program.to_owned(),
         link: link.link.clone(),
@@ -274,6 +275,7 @@ pub fn datapath(status: &DatapathStatus) -> DatapathView {
         programs: status.programs.iter().map(program).collect(),
         maps: status.maps.iter().map(map).collect(),
         packets: status.packets.iter().map(|(reason, packets)| (reason.word().to_owned(), *packets)).collect(),
+        flows,
     }
 }
 

@@ -13,6 +13,7 @@ use prometheus_client::{
 
 use super::{
     bgp_view::BgpSummaryView,
+    flow_view::{FlowKind, Verdict},
     view::{Health, StatusView},
 };
 
@@ -32,6 +33,12 @@ struct ProblemLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FlowLabel {
+    r#type: String,
+    verdict: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,6 +97,17 @@ pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>) -> Result<Strin
             let label = MapLabel { map: map.name.clone() };
             used.get_or_create(&label).set(i64::try_from(map.used).unwrap_or(i64::MAX));
             room.get_or_create(&label).set(i64::try_from(map.room).unwrap_or(i64::MAX));
+        }
+        let flows: Family<FlowLabel, Counter<u64, AtomicU64>> = Family::default();
+        for kind in FlowKind::ALL.iter().filter(|_| datapath.flows.is_some()) {
+            let verdict = if *kind == FlowKind::Drop { Verdict::Dropped } else { Verdict::Forwarded };
+            let label = FlowLabel { r#type: kind.to_string(), verdict: verdict.to_string() };
+            let told = datapath.flows.as_ref().and_then(|flows| flows.told.get(kind.word())).copied();
+            flows.get_or_create(&label).inc_by(told.unwrap_or(0));
+        }
+        registry.register("datapath_flows", "Flows that the programs told", flows);
+        if let Some(flows) = &datapath.flows {
+            gauge(&mut registry, "datapath_flow_followers_count", "Readers who follow the flows", flows.followers);
         }
         registry.register("datapath_map_entries", "Elements in use of a map of the datapath", used);
         registry.register("datapath_map_capacity", "Elements a map of the datapath has room for", room);

@@ -8,6 +8,8 @@ mod bgp_metrics;
 pub mod bgp_paths_answers;
 pub mod bgp_paths_view;
 pub mod bgp_view;
+pub mod flow_view;
+mod flows;
 pub mod metrics;
 pub mod scrape;
 pub mod server;

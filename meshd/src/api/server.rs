@@ -36,6 +36,7 @@ use super::{
     },
 };
 use crate::{
+    flows::FlowsHandle,
     lifecycle::Problems,
     pipeline::Snapshot,
     reconcilers::{
@@ -67,6 +68,8 @@ pub struct Api {
     pub masquerade: MasqueradeHandle,
     /// The datapath, where it runs.
     pub datapath: Option<watch::Receiver<DatapathStatus>>,
+    /// Flows, where they are read.
+    pub flows: Option<FlowsHandle>,
     /// What is wrong.
     pub problems: Problems,
     /// Becomes true when the node first did all its work.
@@ -153,6 +156,7 @@ fn router(api: Api) -> Router {
         .route("/v1/get/rejected", get(rejected))
         .route("/v1/get/exclusions", get(exclusions))
         .merge(super::bgp::routes())
+        .merge(super::flows::routes())
         .route("/v1/plan", get(plan))
         .route("/v1/drain", post(drain))
         .route("/metrics", get(metrics_text))
@@ -227,10 +231,10 @@ impl Api {
                     installed: counts.learned_installed as u64,
                 }
             }),
-            datapath: self
-                .datapath
-                .as_ref()
-                .map_or_else(Default::default, |status| answers::datapath(&status.borrow())),
+            datapath: self.datapath.as_ref().map_or_else(Default::default, |status| {
+                let flows = self.flows.as_ref().map(FlowsHandle::counts);
+                answers::datapath(&status.borrow(), flows)
+            }),
             masquerade: answers::masquerade(&snapshot, &self.masquerade.state()),
             store: self.own_store.figures(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -19,6 +19,7 @@
 //! | `GET /v1/get/peers` | list of [`PeerView`] |
 //! | `GET /v1/get/rejected` | list of [`RejectedView`] |
 //! | `GET /v1/get/exclusions` | list of [`ExclusionView`] |
+//! | `GET /v1/flows` | lines of [`super::flow_view::FlowLine`] |
 //! | `GET /v1/plan` | [`PlanView`] |
 //! | `POST /v1/drain` | [`DrainView`] |
 //! | any error | [`ErrorView`] with a 4xx or 5xx status |
@@ -218,6 +219,9 @@ pub struct DatapathView {
     /// Packets by what became of them, since the maps were made; words without packets are left out.
     #[serde(default)]
     pub packets: BTreeMap<String, u64>,
+    /// Flows that were told; `null` when none are read.
+    #[serde(default)]
+    pub flows: Option<super::flow_view::FlowCountsView>,
 }
 
 /// A program on a link.

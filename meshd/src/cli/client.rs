@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::failure::Failure;
@@ -53,40 +55,58 @@ impl SocketOptions {
         self.request(Method::POST, path).await
     }
 
+    /// `GET path`, line by line as they come; ends when the daemon ends, or with the first line that `take` refuses.
+    pub(super) async fn lines(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let begin = timeout(REQUEST_TIMEOUT, self.send(Method::GET, path));
+        let (response, _driver) = begin.await.unwrap_or_else(|_| Err(self.too_late()))?;
+        let status = response.status();
+        if !status.is_success() {
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| self.asking(&error))?.to_bytes();
+            return Err(refusal(status, path, &body));
+        }
+        let mut body = response.into_body();
+        let mut rest = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.asking(&error))?;
+            let Some(data) = frame.data_ref() else { continue };
+            rest.extend_from_slice(data);
+            let Some(end) = rest.iter().rposition(|octet| *octet == b'\n') else { continue };
+            for line in rest[..end].split(|octet| *octet == b'\n').filter(|line| !line.is_empty()) {
+                take(line)?;
+            }
+            rest.drain(..=end);
+        }
+        Ok(())
+    }
+
     async fn request<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
         match timeout(REQUEST_TIMEOUT, self.exchange(method, path)).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::message(format!(
-                "the daemon at {} did not answer within {} s",
-                self.socket.display(),
-                REQUEST_TIMEOUT.as_secs()
-            ))
-            .hint("look at its log (journalctl -u meshd)")),
+            Err(_) => Err(self.too_late()),
         }
     }
 
+    fn too_late(&self) -> Failure {
+        let (socket, limit) = (self.socket.display(), REQUEST_TIMEOUT.as_secs());
+        Failure::message(format!("the daemon at {socket} did not answer within {limit} s"))
+            .hint("look at its log (journalctl -u meshd)")
+    }
+
+    fn asking(&self, error: &dyn std::fmt::Display) -> Failure {
+        Failure::message(format!("failed to ask the daemon at {}: {error}", self.socket.display()))
+            .hint("look at its log (journalctl -u meshd)")
+    }
+
     async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
-        let asking = |error: &dyn std::fmt::Display| {
-            Failure::message(format!("failed to ask the daemon at {}: {error}", self.socket.display()))
-                .hint("look at its log (journalctl -u meshd)")
-        };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.not_connected(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| asking(&error))?;
-        // Ends with the connection, that is with this request.
-        let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::HOST, "meshd")
-            .body(Empty::<bytes::Bytes>::new())
-            .map_err(|error| asking(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| asking(&error))?;
+        let (response, _driver) = self.send(method, path).await?;
         let status = response.status();
-        let body =
-            Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| asking(&error))?;
-        driver.abort();
-        let body = body.to_bytes();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| self.asking(&error))?.to_bytes();
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| {
                 Failure::message(format!("the answer of {path} cannot be read: {error}"))
@@ -94,6 +114,23 @@ impl SocketOptions {
             });
         }
         Err(refusal(status, path, &body))
+    }
+
+    /// Sends a request; the connection lives as long as its driver.
+    async fn send(&self, method: Method, path: &str) -> Result<(Response<Incoming>, Driver), Failure> {
+        let asking = |error: &dyn std::fmt::Display| self.asking(error);
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.not_connected(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| asking(&error))?;
+        let driver = Driver(tokio::spawn(connection));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "meshd")
+            .body(Empty::<bytes::Bytes>::new())
+            .map_err(|error| asking(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| asking(&error))?;
+        Ok((response, driver))
     }
 
     fn not_connected(&self, error: &io::Error) -> Failure {
@@ -106,6 +143,15 @@ impl SocketOptions {
             io::ErrorKind::PermissionDenied => "run this as root, or as a member of the socket's group",
             _ => "another socket is given with --socket or MESHD_SOCKET",
         })
+    }
+}
+
+/// The task that reads and writes a connection; it ends with this handle.
+struct Driver(JoinHandle<hyper::Result<()>>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

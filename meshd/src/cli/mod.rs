@@ -4,12 +4,13 @@
 //! failure, 64 for a wrong command line or configuration. Results go to standard output, everything else to
 //! standard error. A reader that goes away early (`meshd get routes | head -1`) is no failure.
 //!
-//! Read verbs ask a running daemon through its unix socket. `check`, `cert`, `troubleshoot`, `connect`,
+//! Read verbs ask a running daemon through its unix socket. `bpf`, `check`, `cert`, `troubleshoot`, `connect`,
 //! `disconnect`, `completions` and `version` work without one.
 
 mod bgp;
 mod bgp_page;
 mod bgp_paths;
+mod bpf;
 mod cert;
 mod certificate;
 mod check;
@@ -21,6 +22,8 @@ mod drain;
 mod failure;
 mod get;
 mod man;
+mod observe;
+mod observe_page;
 mod options;
 mod output;
 mod plan;
@@ -54,6 +57,9 @@ enum Verb {
     Peers(get::Peers),
     #[command(subcommand)]
     Bgp(bgp::Bgp),
+    Observe(observe::Observe),
+    #[command(subcommand)]
+    Bpf(bpf::Bpf),
     Plan(plan::Plan),
     Drain(drain::Drain),
     Troubleshoot(troubleshoot::Troubleshoot),
@@ -90,6 +96,8 @@ pub fn main(daemon: Daemon) -> ExitCode {
         Verb::Get(verb) => verb.run(),
         Verb::Peers(verb) => verb.run(),
         Verb::Bgp(verb) => verb.run(),
+        Verb::Observe(verb) => verb.run(),
+        Verb::Bpf(verb) => verb.run(),
         Verb::Plan(verb) => verb.run(),
         Verb::Drain(verb) => verb.run(),
         Verb::Troubleshoot(verb) => verb.run(),

@@ -1,10 +1,15 @@
 //! What the maps hold when the process starts, and what connections still refer to.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use meshd_abi::{Address, Connection, ConnectionKey, connection_flags};
+use meshd_abi::{Address, Connection, ConnectionKey, V4, V6, connection_flags};
 use meshd_core::plan::datapath::{Existing, digest_of};
 use meshd_datapath::{DatapathError, FamilyMaps, Maps};
+
+use super::refusals::Busiest;
 
 /// Reads what an earlier process left.
 ///
@@ -93,6 +98,8 @@ pub(super) struct Sweep {
     pub used: [BTreeSet<u32>; 2],
     /// Next hops that entries refer to.
     pub hops: BTreeSet<u32>,
+    /// The destination that most translated sources talk to.
+    pub busiest: Option<Busiest>,
 }
 
 impl Sweep {
@@ -124,13 +131,23 @@ fn sweep_family<A: Address>(
     family: usize,
 ) -> Result<(), DatapathError> {
     let mut idle = Vec::new();
+    let mut ports: BTreeMap<([u32; 4], u16, u8), u32> = BTreeMap::new();
     maps.connections.walk(|key, connection| {
         if is_idle(key, connection, now, lifetimes) {
             idle.push((*key, *connection));
         } else {
             sweep.stays(family, connection);
+            let translates_back = connection_flags::REPLY | connection_flags::SNAT;
+            if connection.flags & translates_back == translates_back {
+                *ports.entry((key.source.words(), key.source_port, key.protocol)).or_default() += 1;
+            }
         }
     })?;
+    let most = ports.into_iter().max_by_key(|(_, used)| *used).map(|((words, port, number), used)| {
+        let port = u16::from_be(port);
+        Busiest { address: ip(A::from_words(words)), port, number, used }
+    });
+    sweep.busiest = sweep.busiest.into_iter().chain(most).max_by_key(|busiest| busiest.used);
     let mut gone = Vec::with_capacity(idle.len());
     for (key, connection) in idle {
         // Both directions live as long as one of them is used: an address and port that is given to somebody else must not
@@ -159,6 +176,12 @@ fn is_idle<A>(key: &ConnectionKey<A>, connection: &Connection<A>, now: u32, life
     // A program may be ahead of the clock that was read here.
     let age = now.wrapping_sub(connection.used);
     age < u32::MAX / 2 && age > seconds
+}
+
+/// The address that a map's words are.
+fn ip<A: Address>(address: A) -> IpAddr {
+    let words = address.words();
+    if A::IS_V4 { V4(words[0]).octets().into() } else { V6(words).octets().into() }
 }
 
 /// The key of the entry for the other direction.

@@ -18,6 +18,7 @@ mod actual;
 mod links;
 mod masquerade;
 mod ops;
+mod refusals;
 mod status;
 
 pub use status::{DatapathStatus, LinkStatus, MapStatus};
@@ -58,9 +59,11 @@ use self::{
     links::{LinkPlan, Links},
     masquerade::Masquerade,
     ops::Refused,
+    refusals::{Busiest, Refusal, Refusals},
 };
 use crate::{
     config::{Config, model::services::BackendAlgorithm},
+    flows::{EVENTS_PER_TICK, ServiceNumbers},
     lifecycle::Problems,
     pipeline::Snapshot,
 };
@@ -101,6 +104,8 @@ pub struct Options {
     pub ports: (u16, u16),
     /// May the programs give the node's address to what leaves the mesh?
     pub masquerade: bool,
+    /// Flow events of a kind that a processor may tell in a tick.
+    pub events_per_tick: u32,
 }
 
 impl Options {
@@ -142,6 +147,7 @@ impl Options {
             },
             ports: (*services.snat_ports.start(), services.snat_ports.len() as u16),
             masquerade: config.masquerade.as_ref().is_some_and(|masquerade| masquerade.by_programs),
+            events_per_tick: EVENTS_PER_TICK,
         }
     }
 }
@@ -151,6 +157,8 @@ impl Options {
 pub struct DatapathHandle {
     /// What it says about itself.
     pub status: watch::Receiver<DatapathStatus>,
+    /// Names of services by their number in the maps.
+    pub services: watch::Receiver<ServiceNumbers>,
     /// True while the programs give the node's address to what leaves the mesh.
     pub masquerades: watch::Receiver<bool>,
     withdraw: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
@@ -187,6 +195,7 @@ pub fn start(
     let was_on = maps.settings.get(&0)?.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
     let (status, status_rx) = watch::channel(DatapathStatus::default());
     let (withdraw, withdrawals) = mpsc::channel(1);
+    let (numbers, numbers_rx) = watch::channel(ServiceNumbers::default());
     let state = State {
         services: ServicePlanner::new(options.services, existing),
         hops: HopPlanner::new(options.sizes.next_hops, &neighbors, &named),
@@ -198,18 +207,25 @@ pub fn start(
         finished: false,
         swept: Instant::now(),
         connections: [0; 2],
-        unplaced: 0,
         refused: Refused::default(),
         problems: BTreeMap::new(),
         again: None,
         link_problems: Vec::new(),
         cluster_ids: BTreeMap::new(),
+        busiest: None,
+        numbers,
+        refusals: Refusals::default(),
         programs,
         options,
     };
     state.write_settings(was_on)?;
     info!(elapsed = ?begin.elapsed(), "the datapath's programs are loaded");
-    let handle = DatapathHandle { status: status_rx, masquerades: state.masquerade.watch(), withdraw };
+    let handle = DatapathHandle {
+        status: status_rx,
+        services: numbers_rx,
+        masquerades: state.masquerade.watch(),
+        withdraw,
+    };
     Ok((run(Box::new(state), snapshots, problems, status, withdrawals), handle))
 }
 
@@ -259,6 +275,9 @@ async fn run(
         state = back;
         let message = outcome.err().map(|error| error_chain(&error)).or_else(|| state.problem());
         problems.report(COMPONENT, message);
+        for (component, message) in state.pressure() {
+            problems.report(component, message);
+        }
         status.send_replace(state.status());
     }
 }
@@ -288,8 +307,12 @@ struct State {
     finished: bool,
     swept: Instant,
     connections: [usize; 2],
-    /// Connections that were refused for want of room when it was last looked.
-    unplaced: u64,
+    /// The destination with the fewest ports left.
+    busiest: Option<Busiest>,
+    /// Names of services by their number, for those who read flow events.
+    numbers: watch::Sender<ServiceNumbers>,
+    /// Connections that were refused.
+    refusals: Refusals,
     /// Writes that the kernel refused.
     refused: Refused,
     /// What is wrong with services; they are planned again from time to time.
@@ -306,10 +329,11 @@ impl State {
         let mut settings = Settings {
             ports: self.options.ports.0,
             port_count: self.options.ports.1,
-            flags: if masquerades { settings_flags::MASQUERADE } else { 0 },
+            flags: settings_flags::EVENTS | if masquerades { settings_flags::MASQUERADE } else { 0 },
             seed: SEED,
             loopback4: V4::from_octets(LOOPBACK4),
             loopback6: V6::from_octets(LOOPBACK6),
+            events_per_tick: self.options.events_per_tick,
             ..Settings::default()
         };
         for address in self.options.local.addresses.iter().rev() {
@@ -520,17 +544,36 @@ impl State {
 
     /// Brings one service into the maps.
     fn plan_service(&mut self, name: &ServiceName, service: Option<&Service>, snapshot: &Snapshot) {
+        let old: Vec<u32> = self.services.numbers(name).collect();
         let (ways, hops) = (RefCell::new(&mut self.ways), &self.hops);
         let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
         let ServicePlan { writes, mut problems } = self.services.plan(name, service, hop);
         let outcome = self.refused.run_service(&self.programs.maps, writes);
         self.services.done(name, outcome.is_ok());
+        self.renumber(name, &old);
         problems.extend(outcome.err().map(|error| format!("service {name}: {}", error_chain(&error))));
         if problems.is_empty() {
             self.problems.remove(name);
         } else {
             self.problems.insert(name.clone(), problems);
         }
+    }
+
+    /// Tells the numbers that a service has now.
+    fn renumber(&mut self, name: &ServiceName, old: &[u32]) {
+        let new: Vec<u32> = self.services.numbers(name).collect();
+        if new == old {
+            return;
+        }
+        self.numbers.send_modify(|numbers| {
+            for number in old {
+                // A number that somebody else has already is his.
+                if numbers.get(number) == Some(name) {
+                    numbers.remove(number);
+                }
+            }
+            numbers.extend(new.into_iter().map(|number| (number, name.clone())));
+        });
     }
 
     /// The way to these addresses is another one now.
@@ -560,7 +603,8 @@ impl State {
     fn sweep(&mut self) -> Result<(), DatapathError> {
         let room = [self.options.sizes.connections as usize, self.options.sizes.connections.div_ceil(4) as usize];
         let refused = self.counter(Reason::NoConnection)?;
-        let is_pressed = refused != self.unplaced
+        self.refusals.saw(Refusal::NoPort, self.counter(Reason::NoPort)?, Instant::now());
+        let is_pressed = self.refusals.saw(Refusal::NoRoom, refused, Instant::now())
             || self.connections.iter().zip(room).any(|(used, room)| used * 100 >= room * PRESSED_PERCENT);
         let period = if is_pressed { SWEEP_PRESSED } else { SWEEP_PERIOD };
         if self.swept.elapsed() < period {
@@ -573,7 +617,7 @@ impl State {
         let lifetimes = if is_pressed { Lifetimes::PRESSED } else { Lifetimes::RELAXED };
         let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes)?;
         self.connections = sweep.left;
-        self.unplaced = refused;
+        self.busiest = sweep.busiest;
         let plan = self.services.release(|ipv4, index| sweep.used[usize::from(!ipv4)].contains(&index));
         let wanted: BTreeSet<IpAddr> = self.services.addresses().collect();
         self.ways.retain(|address| wanted.contains(&address));
@@ -581,6 +625,15 @@ impl State {
         self.hops.release(|index| sweep.hops.contains(&index));
         self.retry();
         Ok(())
+    }
+
+    /// What holds up new connections, or soon will.
+    fn pressure(&self) -> [(&'static str, Option<String>); 2] {
+        let room = [self.options.sizes.connections as usize, self.options.sizes.connections.div_ceil(4) as usize];
+        [
+            (refusals::CONNECTIONS, self.refusals.connections(self.connections, room)),
+            (refusals::PORTS, self.refusals.ports(self.busiest, self.options.ports.1)),
+        ]
     }
 
     fn counter(&self, reason: Reason) -> Result<u64, DatapathError> {

@@ -9,7 +9,7 @@ use super::State;
 pub struct DatapathStatus {
     /// Programs on links.
     pub programs: Vec<LinkStatus>,
-    /// How full the maps are.
+    /// How full the maps are, and how many ports for translated sources are used towards the destination that has most.
     pub maps: Vec<MapStatus>,
     /// Packets by reason, since the maps were made; those without any are left out.
     pub packets: Vec<(Reason, u64)>,
@@ -51,6 +51,7 @@ impl State {
             map("maglev", u64::from(sizes.maglev) - chunks, sizes.maglev),
             map("connections_ipv4", self.connections[0] as u64, sizes.connections),
             map("connections_ipv6", self.connections[1] as u64, sizes.connections.div_ceil(4)),
+            map("snat_ports", self.busiest.map_or(0, |busiest| busiest.used.into()), self.options.ports.1.into()),
             map("identities", self.identities.len() as u64, sizes.identities),
         ];
         let programs = self

@@ -228,6 +228,13 @@ impl ServicePlanner {
         plan
     }
 
+    /// Numbers of a service: one for each of its ports, families and scopes that differ.
+    pub fn numbers(&self, name: &ServiceName) -> impl Iterator<Item = u32> {
+        let start =
+            GroupKey { service: name.clone(), protocol: Protocol::Tcp, port: 0, ipv4: false, local_only: false };
+        self.groups.range(start..).take_while(|(key, _)| key.service == *name).map(|(_, group)| group.id)
+    }
+
     /// Frees removed backends to which no connection refers any more; `used` names those it still does, by family and index.
     pub fn release(&mut self, used: impl Fn(bool, u32) -> bool) -> ServicePlan {
         let mut plan = ServicePlan::default();
