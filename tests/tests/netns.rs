@@ -12,6 +12,7 @@ mod netns {
     mod mesh;
     mod meshes;
     mod netlink;
+    mod observing;
     mod refusals;
     mod routes;
     mod service_traffic;

@@ -23,12 +23,12 @@ use super::{
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Address of `webpod` in west.
-const WEST_SERVICE: &str = "10.2.0.80:80";
+pub(super) const WEST_SERVICE: &str = "10.2.0.80:80";
 /// The same in east.
 const EAST_SERVICE: &str = "10.3.0.80:80";
 
 /// Servers in the four webpods: each says who it is and whom it sees, and then repeats what it is told.
-struct Webpods {
+pub(super) struct Webpods {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -53,7 +53,7 @@ impl Webpods {
         Self { stop, threads }
     }
 
-    fn stop(self) {
+    pub(super) fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().expect("a server ends in order");
@@ -95,7 +95,7 @@ fn serve_udp(socket: &UdpSocket, own: IpAddr, stop: &AtomicBool) {
 }
 
 /// Opens a connection from inside of a node or pod; returns it with who answered and whom that one saw.
-fn open(from: &Node, to: &str) -> (TcpStream, IpAddr, IpAddr) {
+pub(super) fn open(from: &Node, to: &str) -> (TcpStream, IpAddr, IpAddr) {
     let to: SocketAddr = to.parse().expect("an address");
     let mut stream = from
         .within(|| TcpStream::connect_timeout(&to, PATIENCE))
@@ -141,7 +141,7 @@ fn echo(stream: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn up() -> (Services, Webpods) {
+pub(super) fn up() -> (Services, Webpods) {
     let lab = Services::up();
     lab.wait(&NODES, &ALL_BACKENDS);
     let webpods = Webpods::start(&lab);
