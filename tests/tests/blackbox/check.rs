@@ -147,12 +147,33 @@ fn wrong_command_lines_exit_64() {
 fn read_verbs_without_a_daemon_say_so() {
     let files = Files::new();
     let socket = files.path("none.sock");
-    for verb in [["status"].as_slice(), &["get", "routes"], &["peers"], &["plan"], &["drain"]] {
+    for verb in [["status"].as_slice(), &["get", "routes"], &["peers"], &["plan"], &["drain"], &["observe"]] {
         let mut arguments: Vec<&std::ffi::OsStr> = verb.iter().map(AsRef::as_ref).collect();
         arguments.extend(["--socket".as_ref(), socket.as_os_str()]);
         let result = run(arguments).expect(1);
         result.says(&["error: failed to connect to the daemon", "none.sock", "hint: is it running"]);
     }
+}
+
+#[test]
+fn maps_that_are_not_there_and_tables_that_are_not_flushed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let nowhere = folder.path().join("meshd");
+    for table in ["lb", "ct", "nat", "ipcache", "masq"] {
+        let arguments: [&std::ffi::OsStr; 4] = ["bpf".as_ref(), table.as_ref(), "--bpffs".as_ref(), nowhere.as_ref()];
+        run(arguments).expect(1).says(&["error: there are no maps below", "hint: "]);
+    }
+    for (arguments, said) in [
+        (["bpf", "lb", "flush"], "lb cannot be flushed"),
+        (["bpf", "ct", "flush"], "those that are open break"),
+        (["bpf", "nat", "get"], "get needs an address"),
+    ] {
+        run(arguments).expect(64).says(&["error: ", said, "hint: "]);
+    }
+    run(["bpf", "ct", "get", "10.0.0"]).expect(64).says(&["is no address"]);
+    run(["observe", "--type", "often"]).expect(64).says(&["[possible values: new, change, close, drop]"]);
+    let script = run(["completions", "bash"]).expect(0).stdout;
+    assert!(script.contains("meshd__observe") || script.contains("meshd__subcmd__observe"), "no completion of observe");
 }
 
 #[test]

@@ -10,15 +10,18 @@ use serde_json::{Value, json};
 
 use super::{
     meshes::{eventually, rows},
-    service_traffic::{WEST_SERVICE, open, up},
+    service_traffic::{WEST_SERVICE, echo, open, up},
     services::{EAST, Services, WEST},
 };
 
 const NODE: &str = "west-worker";
 
-/// Flows that a command printed, one a line.
+/// Flows that a command printed, one a line; what it says besides is in the output of one that was followed.
 fn lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+    text.lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+        .collect()
 }
 
 fn observe(lab: &Services, words: &[&str]) -> Vec<Value> {
@@ -46,7 +49,8 @@ fn connections_and_drops_are_told_with_names_and_maps_are_shown_without_a_daemon
     let client = stream.local_addr().expect("an address");
     let of = |kind: &str| {
         let port = client.port().to_string();
-        let told = observe(&lab, &["--type", kind, "--port", &port, "--service", "default/webpod", "--cluster", "east"]);
+        let told =
+            observe(&lab, &["--type", kind, "--port", &port, "--service", "default/webpod", "--cluster", "east"]);
         told.into_iter().find(|flow| flow["is_reply"] == false)
     };
     assert!(eventually(|| of("new").is_some()), "{:?}", observe(&lab, &[]));
@@ -78,11 +82,25 @@ fn connections_and_drops_are_told_with_names_and_maps_are_shown_without_a_daemon
     assert!(text.contains("default/webpod-2 (10.0.1.10:"), "{text}");
     assert!(text.contains("-> default/webpod (10.2.0.80:80) => default/webpod-"), "{text}");
 
+    // The tables say who that is: webpods of both clusters have this name.
+    let endpoints = lab.mesh.ask(NODE, &["get", "endpoints", "webpod-2"]);
+    let own = rows(&endpoints).iter().find(|row| row["cluster"] == "west").expect("the own workload");
+    assert_eq!(
+        (&own["address"], &own["identity"]),
+        (&json!("10.0.1.10/32"), &new["source"]["identity"]),
+        "{endpoints}"
+    );
+    let table = node.exec(&["meshd", "get", "endpoints"]).expect("meshd runs").stdout;
+    assert!(table.starts_with("ADDRESS ") && table.contains("default/webpod-2"), "{table}");
+
     // The maps say the same of it, whether somebody runs or not.
     let at = client.to_string();
     let known = |when: &str| {
         let answer = lab.mesh.ask(NODE, &["bpf", "ct", "get", &at]);
-        let forward = rows(&answer).iter().find(|row| row["direction"] == "forward").unwrap_or_else(|| panic!("{when}: {answer}"));
+        let forward = rows(&answer)
+            .iter()
+            .find(|row| row["direction"] == "forward")
+            .unwrap_or_else(|| panic!("{when}: {answer}"));
         assert_eq!(forward["destination"], "10.2.0.80:80", "{when}");
         assert_eq!(forward["new_destination"], format!("{backend}:80"), "{when}");
         assert!(rows(&answer).iter().any(|row| row["direction"] == "reply"), "{when}: {answer}");
@@ -113,11 +131,13 @@ fn connections_and_drops_are_told_with_names_and_maps_are_shown_without_a_daemon
     let told = live.finish(Duration::from_secs(10)).expect("it ends");
     let told_live = lines(&told.stdout);
     let is_told = |flow: &Value| flow["type"] == "new" && flow["source"]["port"] == client.port();
-    assert!(told_live.iter().any(is_told) && told.stderr.contains("the daemon"), "{told:?}");
+    assert!(told_live.iter().any(is_told), "{told:?}");
+    assert!(!told.success() && (told.stdout + &told.stderr).contains("error: "), "it says that the daemon went");
     lab.mesh.daemon(NODE).start().expect("started");
 
     // Its end is told by the next daemon, who knows its service by name as well.
-    let ready = || lab.mesh.ask(NODE, &["status"])["datapath"]["programs"].as_array().is_some_and(|list| !list.is_empty());
+    let ready =
+        || lab.mesh.ask(NODE, &["status"])["datapath"]["programs"].as_array().is_some_and(|list| !list.is_empty());
     assert!(eventually(ready), "{}", lab.mesh.log(NODE));
     lab.wait(&[NODE], &super::services::ALL_BACKENDS);
     drop(stream);
@@ -141,6 +161,53 @@ fn connections_and_drops_are_told_with_names_and_maps_are_shown_without_a_daemon
     let drop = lines(&told.stdout).into_iter().find(|flow| flow["reason"] == "no_backend").expect("a drop");
     assert_eq!((&drop["type"], &drop["service"]["name"]), (&json!("drop"), &json!("webpod")), "{drop}");
     assert_eq!((&drop["source"]["address"], &drop["translated"]), (&json!("10.0.1.20"), &Value::Null), "{drop}");
+    webpods.stop();
+    lab.mesh.finish();
+}
+
+#[test]
+fn a_full_table_of_connections_is_a_problem_and_breaks_nothing_that_is_open() {
+    let (lab, webpods) = up();
+    // The sections end with this one, and sizes are taken over by a restart.
+    lab.edit(&[NODE], "services:\n  enabled: true\n", "services:\n  enabled: true\n  maps: {connections: 1024}\n");
+    lab.mesh.daemon(NODE).restart().expect("restarted");
+    let maps = || {
+        let status = lab.mesh.ask(NODE, &["status"]);
+        let maps = status["datapath"]["maps"].as_array().cloned().unwrap_or_default();
+        maps.into_iter().find(|map| map["name"] == "connections_ipv4").map_or(Value::Null, |map| map["room"].clone())
+    };
+    assert!(eventually(|| maps() == 1024), "{}", lab.mesh.ask(NODE, &["status"])["datapath"]);
+    lab.wait(&[NODE], &super::services::ALL_BACKENDS);
+    let client = lab.mesh.node("west-worker-client");
+    let mut first = open(&client, WEST_SERVICE).0;
+    let to: SocketAddr = WEST_SERVICE.parse().expect("an address");
+    let mut held = Vec::new();
+    let mut refused = || {
+        let next = client.within(|| TcpStream::connect_timeout(&to, Duration::from_millis(200))).expect("inside");
+        next.map(|stream| held.push(stream)).is_err()
+    };
+    // Two entries for each, and those of the test before this one.
+    let is_full = (0..600).any(|_| refused());
+    assert!(is_full, "600 connections found room in 1,024 entries");
+    let problem = || {
+        let status = lab.mesh.ask(NODE, &["status"]);
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        problems.into_iter().find(|problem| problem["component"] == "datapath/connections")
+    };
+    let is_said =
+        || problem().is_some_and(|problem| problem["message"].as_str().is_some_and(|text| text.contains("is full")));
+    assert!(eventually(is_said), "{}", lab.mesh.ask(NODE, &["status"])["problems"]);
+    let message = problem().expect("it is there")["message"].to_string();
+    assert!(message.contains("raise services.maps.connections"), "{message}");
+    echo(&mut first, b"unharmed").expect("what is open goes on");
+    // There is room again when they go, and a flush makes it at once.
+    drop((first, held));
+    let node = lab.mesh.node(NODE);
+    let flushed = node.exec(&["meshd", "bpf", "ct", "flush", "--force"]).expect("meshd runs").ok().expect("flushed");
+    assert!(flushed.contains("entries removed"), "{flushed}");
+    assert!(eventually(|| client
+        .within(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok())
+        .expect("inside")));
     webpods.stop();
     lab.mesh.finish();
 }

@@ -133,7 +133,7 @@ fn packets(lab: &Services, node: &str, reason: &str) -> u64 {
 }
 
 /// Echoes once over a connection that is open.
-fn echo(stream: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
+pub(super) fn echo(stream: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
     stream.write_all(text)?;
     let mut answer = vec![0; text.len()];
     stream.read_exact(&mut answer)?;

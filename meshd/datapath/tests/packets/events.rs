@@ -1,9 +1,13 @@
 //! Flow events: what is told about connections and refusals, and what is not.
 
-use meshd_abi::{Address, FlowEvent, Reason, V4, V6, connection_flags, event_kind, event_place, settings_flags};
+use meshd_abi::{
+    Address, FlowEvent, LAYOUT_VERSION, Reason, V4, V6, connection_flags, event_kind, event_place, settings_flags,
+};
 use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
+use meshd_datapath::{Events, Maps};
 
 use crate::{
+    bench::{in_namespaces, load},
     case::{Machine, with_machine},
     frame::{ACK, FIN, Frame, RST, SYN, TCP, UDP, syn, tcp, udp},
     scene::{Family, Kind, LINK, NETS, Net, PORT, backend, service},
@@ -251,6 +255,32 @@ fn what_is_dropped_on_its_way_out_is_told_and_a_connection_that_moves() {
             let said: Vec<_> = events.iter().map(|event| (event.kind, event.new_destination, event.service)).collect();
             assert_eq!(said, [(event_kind::CHANGE, words(net, local.ip()), backend::POD)]);
         }
+    });
+}
+
+#[test]
+fn pinned_maps_and_the_ring_are_opened_without_the_programs_and_others_are_refused() {
+    in_namespaces(|folder| {
+        let refused = |folder: &std::path::Path| Maps::existing(folder).expect_err("nothing to open").to_string();
+        assert!(refused(&folder).contains("there are no maps below"), "{}", refused(&folder));
+        let programs = load(&folder);
+        programs.maps.members.put(&7, &77).expect("write");
+        // Whoever loaded them is gone.
+        drop(programs);
+        let maps = Maps::existing(&folder).expect("the pinned maps");
+        assert_eq!(maps.members.get(&7).expect("read"), Some(77));
+        assert!(Events::open(&folder).expect("the pinned ring").take().is_none());
+        drop(maps);
+        // Another layout is named, and so are maps of this version that are no such maps.
+        let ours = folder.join(format!("v{LAYOUT_VERSION}"));
+        let array = ours.join("SETTINGS");
+        std::fs::remove_file(ours.join("COUNTERS")).expect("remove");
+        std::fs::rename(&array, ours.join("COUNTERS")).expect("rename");
+        assert!(refused(&folder).contains("this build knows it with"), "{}", refused(&folder));
+        std::fs::rename(&ours, folder.join("v99")).expect("rename");
+        let said = refused(&folder);
+        assert!(said.contains("layout version 99") && said.contains(&format!("version {LAYOUT_VERSION};")), "{said}");
+        meshd_datapath::remove(&folder).expect("remove");
     });
 }
 
