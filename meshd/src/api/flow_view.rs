@@ -26,6 +26,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,7 @@ use serde::{Deserialize, Serialize};
 #[serde(untagged)]
 pub enum FlowLine {
     /// What became of a connection or a packet.
-    Flow(FlowView),
+    Flow(Arc<FlowView>),
     /// Flows that cannot be told.
     Lost(LostView),
 }

@@ -2,8 +2,10 @@
 
 use std::io::{self, Write as _};
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use jiff::tz::TimeZone;
+use meshd_abi::Reason;
 
 use super::client::{SocketOptions, block_on, encode};
 use super::failure::Failure;
@@ -33,7 +35,7 @@ pub(super) struct Observe {
     #[arg(long, value_enum, value_delimiter = ',')]
     verdict: Vec<Verdict>,
     /// Why, e.g. no_backend
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.word())), hide_possible_values = true)]
     reason: Vec<String>,
     /// Cluster of an end
     #[arg(long, value_delimiter = ',')]
@@ -182,7 +184,13 @@ mod tests {
             ]),
             "/v1/flows?last=5&follow=false&address=10.0.0.0%2F8%2Cfd00%3A%3A1%2F128&port=80&type=new%2Cdrop"
         );
-        for bad in [["--address", "10.0.0"], ["--type", "often"], ["--verdict", "x"], ["--port", "65536"]] {
+        for bad in [
+            ["--address", "10.0.0"],
+            ["--type", "often"],
+            ["--verdict", "x"],
+            ["--reason", "bad_luck"],
+            ["--port", "65536"],
+        ] {
             assert!(Line::try_parse_from([&["observe"][..], &bad].concat()).is_err(), "{bad:?}");
         }
     }

@@ -114,7 +114,7 @@ impl FlowsHandle {
             let flow = Arc::new(flow);
             let mut line = None;
             for follower in book.followers.iter_mut().filter(|follower| follower.filter.fits(&flow)) {
-                let line = line.get_or_insert_with(|| Arc::new(FlowLine::Flow(FlowView::clone(&flow))));
+                let line = line.get_or_insert_with(|| Arc::new(FlowLine::Flow(flow.clone())));
                 follower.tell(line, flow.time);
             }
             if book.history.len() >= HISTORY_MAX {
