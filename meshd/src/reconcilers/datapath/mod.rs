@@ -220,12 +220,8 @@ pub fn start(
     };
     state.write_settings(was_on)?;
     info!(elapsed = ?begin.elapsed(), "the datapath's programs are loaded");
-    let handle = DatapathHandle {
-        status: status_rx,
-        services: numbers_rx,
-        masquerades: state.masquerade.watch(),
-        withdraw,
-    };
+    let handle =
+        DatapathHandle { status: status_rx, services: numbers_rx, masquerades: state.masquerade.watch(), withdraw };
     Ok((run(Box::new(state), snapshots, problems, status, withdrawals), handle))
 }
 
