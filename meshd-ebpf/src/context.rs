@@ -24,15 +24,17 @@ const ZERO_IS_NONE: u64 = 1 << 5;
 /// what only it knows, and a context does not survive that.
 macro_rules! families {
     ($v4:ident, $v6:ident, $program:ident, $raw:ident, $context:ident, $verdict:ty) => {
+        /// For IPv4.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $v4(ctx: *mut $raw) -> $verdict {
+        pub extern "C" fn $v4(ctx: *mut $raw) -> $verdict {
             $program::<V4>(&$context::new(ctx))
         }
 
+        /// For IPv6.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $v6(ctx: *mut $raw) -> $verdict {
+        pub extern "C" fn $v6(ctx: *mut $raw) -> $verdict {
             $program::<V6>(&$context::new(ctx))
         }
     };

@@ -19,11 +19,11 @@ use meshd_steps::header::Family;
 
 use crate::{
     context::Rewriting,
-    steps::{connect::Beginning, related::Relating},
+    steps::{connect::Beginning, dsr, related::Relating},
 };
 
 /// Memory is taken when entries come: a node with ten services should not pay for 65,536.
-const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+pub const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
 /// One Maglev chunk: offsets into a service's members.
 type Chunk = Array<[u16; MAGLEV_CHUNK], 1>;
@@ -211,7 +211,7 @@ const fn pair(first: u64, second: u64, bits: u32) -> u64 {
 }
 
 /// The tables of one family.
-pub trait Tables: Family {
+pub trait Tables: Family + dsr::Maps {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
     /// This CPU's room for an ICMP error under way.

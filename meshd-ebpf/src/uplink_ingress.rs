@@ -6,7 +6,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use meshd_abi::{Address, Reason, Scope, V4, V6, event_place};
-use meshd_steps::header::{ETHERNET, ethertype, parse};
+use meshd_steps::{
+    Skip,
+    header::{ETHERNET, ethertype, parse},
+};
 
 use crate::{
     context::{Context, linear},
@@ -14,7 +17,7 @@ use crate::{
     steps::{
         self, Decision,
         answer::answer,
-        deliver, event, fragment, masquerade,
+        deliver, dsr, event, fragment, masquerade,
         related::{UPLINK_INGRESS, or_related},
         serve::serve,
     },
@@ -30,8 +33,12 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => or_related::<V4>(uplink_ingress4(ctx.skb.skb), &ctx, UPLINK_INGRESS),
-        Some(V6::ETHERTYPE) => or_related::<V6>(uplink_ingress6(ctx.skb.skb), &ctx, UPLINK_INGRESS),
+        Some(V4::ETHERTYPE) => {
+            or_related::<V4>(dsr::tc::<V4>(uplink_ingress4(ctx.skb.skb), &ctx), &ctx, UPLINK_INGRESS)
+        }
+        Some(V6::ETHERTYPE) => {
+            or_related::<V6>(dsr::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx), &ctx, UPLINK_INGRESS)
+        }
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -44,6 +51,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     let length = ctx.length();
     let mut packet = match parse::<A, true>(frame, ETHERNET) {
         Ok(packet) => packet,
+        Err(Skip::OtherProtocol) if dsr::may_be_ipip::<A>(frame, maps::settings()) => return dsr::TC_WRAPPED,
         Err(skip) => return deliver::tc_skip(skip, length),
     };
     let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
@@ -58,7 +66,11 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
+        Decision::Pass if dsr::may_have_option(frame, &packet, settings) || dsr::may_be_geneve(&packet, settings) => {
+            Ok(dsr::TC_WRAPPED)
+        }
         Decision::Pass => {
+            dsr::keep(&packet, settings, now);
             let told = masquerade::admit(&packet, settings, now);
             if told != 0 {
                 event::tell(ctx, &packet, told, Reason::Passed, event_place::FROM_NETWORK);
@@ -66,6 +78,11 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
             Ok(deliver::tc_pass(Reason::Passed, length))
         }
         Decision::Drop(reason) => Err(reason),
+        Decision::Send(send)
+            if send.direct != 0 && dsr::has_note(&packet, settings) && dsr::lay_down(&packet, &send) =>
+        {
+            Ok(dsr::TC_DIRECT)
+        }
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
     };
     outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::FROM_NETWORK))

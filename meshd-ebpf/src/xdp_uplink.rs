@@ -13,7 +13,7 @@ use meshd_steps::{
 use crate::{
     context::Context,
     maps::{self, Tables},
-    steps::{self, Decision, answer::answer, deliver, event, serve::serve},
+    steps::{self, Decision, answer::answer, deliver, dsr, event, serve::serve},
 };
 
 /// Decides about one frame.
@@ -21,8 +21,8 @@ use crate::{
 pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => xdp_uplink4(ctx.ctx),
-        Some(V6::ETHERTYPE) => xdp_uplink6(ctx.ctx),
+        Some(V4::ETHERTYPE) => dsr::xdp::<V4>(xdp_uplink4(ctx.ctx), &ctx),
+        Some(V6::ETHERTYPE) => dsr::xdp::<V6>(xdp_uplink6(ctx.ctx), &ctx),
         _ => deliver::xdp_pass(Reason::Passed, ctx.length()),
     }
 }
@@ -32,15 +32,20 @@ families!(xdp_uplink4, xdp_uplink6, uplink, xdp_md, XdpContext, u32);
 #[inline(always)]
 fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
     let frame = &ctx.frame();
+    let Ok(packet) = parse::<A, false>(frame, ETHERNET) else { return dsr::XDP_UNUSUAL };
+    let Some(settings) = maps::settings() else { return dsr::XDP_UNUSUAL };
     let length = ctx.length();
-    let (Ok(packet), Some(settings)) = (parse::<A, false>(frame, ETHERNET), maps::settings()) else {
-        return deliver::xdp_pass(Reason::Passed, length);
-    };
     let decision = decide(ctx, frame, &packet, settings);
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
+        Decision::Pass if dsr::may_be_geneve(&packet, settings) => Ok(dsr::XDP_WRAPPED),
         Decision::Pass => Ok(deliver::xdp_pass(Reason::Passed, length)),
         Decision::Drop(reason) => Err(reason),
+        Decision::Send(send)
+            if send.direct != 0 && dsr::has_note(&packet, settings) && dsr::lay_down(&packet, &send) =>
+        {
+            Ok(dsr::XDP_DIRECT)
+        }
         Decision::Send(send) => deliver::xdp(ctx, frame, &packet, &send),
     };
     outcome.unwrap_or_else(|reason| deliver::xdp_drop(ctx, &packet, reason))

@@ -96,6 +96,11 @@ reasons! {
     EventsLost = "events_lost", false;
     /// Flow events that were not made, because this CPU had made as many of the kind as a tick may have.
     EventsLimited = "events_limited", false;
+    /// Another node sent it here for a service, and it goes on without what it was sent in.
+    DsrReceived = "dsr_received", false;
+    /// It says that another node sent it for a service, and that is not so: nobody of the mesh sent it, or the service does not have
+    /// this backend.
+    DsrRefused = "dsr_refused", true;
 }
 
 #[cfg(test)]

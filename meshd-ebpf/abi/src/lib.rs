@@ -31,6 +31,7 @@
 mod backend;
 mod connection;
 mod counter;
+mod direct;
 mod event;
 mod family;
 mod fragment;
@@ -42,6 +43,7 @@ mod socket;
 pub use backend::{Backend, BackendState, NeighborKey, NextHop};
 pub use connection::{Connection, ConnectionKey, Tuple, connection_flags};
 pub use counter::{Counter, Reason};
+pub use direct::{Direct, ReceiverKey};
 pub use event::{FlowEvent, event_kind, event_place};
 pub use family::{Address, V4, V6};
 pub use fragment::{Fragment, FragmentKey};

@@ -12,6 +12,13 @@ pub mod settings_flags {
     pub const IPV6_CHECKSUM_FLAG: u32 = 1 << 2;
     /// Workloads may send with their own addresses only.
     pub const CHECK_SOURCE: u32 = 1 << 3;
+    /// Services reach backends of other nodes by direct server return, and other nodes reach ours: by an option of the network
+    /// header, unless another bit says otherwise.
+    pub const DSR: u32 = 1 << 16;
+    /// By another IP header around the packet.
+    pub const DSR_IPIP: u32 = 1 << 17;
+    /// By Geneve around the packet.
+    pub const DSR_GENEVE: u32 = 1 << 18;
 }
 
 /// The one element of `settings`.

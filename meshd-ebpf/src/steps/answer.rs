@@ -27,6 +27,7 @@ pub fn back<A: Tables>(connection: &'static mut Connection<A>, packet: &Packet<A
         tuple: &connection.tuple,
         next_hop: connection.to,
         local: connection.flags & connection_flags::LOCAL != 0,
+        direct: 0,
         reason: if is_masquerade { Reason::MasqueradeReply } else { Reason::Reply },
         event,
     })

@@ -206,9 +206,23 @@ pub fn tc_drop<A: Tables>(ctx: &TcContext, packet: &Packet<A>, reason: Reason, p
     TC_ACT_SHOT as i32
 }
 
+/// Counts and drops what was sent, or is to be sent, inside of another packet. Nobody is told of it one by one.
+#[inline(always)]
+pub fn xdp_shot(reason: Reason, length: u64) -> u32 {
+    maps::count(reason, length);
+    xdp_action::XDP_DROP
+}
+
+/// The same in TC.
+#[inline(always)]
+pub fn tc_shot(reason: Reason, length: u64) -> i32 {
+    maps::count(reason, length);
+    TC_ACT_SHOT as i32
+}
+
 /// Both link-layer addresses of a header, as the words it begins with.
 #[inline(always)]
-fn addresses(hop: &NextHop) -> [u16; 6] {
+pub fn addresses(hop: &NextHop) -> [u16; 6] {
     packed(&hop.destination, &hop.source)
 }
 

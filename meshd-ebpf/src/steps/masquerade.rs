@@ -107,7 +107,7 @@ fn may_begin<A: Tables>(packet: &Packet<A>) -> bool {
 
 #[inline(always)]
 fn send<A: Tables>(tuple: &'static Tuple<A>, event: u8) -> Send<A> {
-    Send { tuple, next_hop: 0, local: false, reason: Reason::Masqueraded, event }
+    Send { tuple, next_hop: 0, local: false, direct: 0, reason: Reason::Masqueraded, event }
 }
 
 /// True for an address of a workload of this node.

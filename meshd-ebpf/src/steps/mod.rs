@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod connect;
 pub mod deliver;
+pub mod dsr;
 pub mod event;
 pub mod fragment;
 pub mod masquerade;
@@ -35,6 +36,8 @@ pub struct Send<A: Address> {
     pub next_hop: u32,
     /// Its destination is a workload of this node.
     pub local: bool,
+    /// The backend's index when answers do not come back this way (see [`dsr`]), otherwise 0, which no backend has.
+    pub direct: u32,
     /// What it is counted as.
     pub reason: Reason,
     /// What is told of it, one of `meshd_abi::event_kind`; 0: nothing.

@@ -188,7 +188,7 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     };
     let local = connection.flags & connection_flags::LOCAL != 0;
     let work: &'static Relating<A> = work;
-    let send = Send { tuple: &work.outer, next_hop, local, reason: Reason::IcmpError, event: 0 };
+    let send = Send { tuple: &work.outer, next_hop, local, direct: 0, reason: Reason::IcmpError, event: 0 };
     let sent = deliver::tc_by(ctx, &ctx.frame(), &work.error.outer, &send, &told);
     sent.unwrap_or_else(|reason| deliver::tc_drop(ctx, &work.error.outer, reason, place as u8))
 }

@@ -1,8 +1,8 @@
 //! From the address of a service to a backend.
 
 use meshd_abi::{
-    AffinityValue, BackendState, NO_TABLE, Reason, Scope, Service, ServiceKey, Settings, Tuple, connection_flags,
-    event_kind, service_flags,
+    AffinityValue, BackendState, Connection, NO_TABLE, Reason, Scope, Service, ServiceKey, Settings, Tuple,
+    connection_flags, event_kind, service_flags,
 };
 use meshd_steps::{
     Packet,
@@ -39,6 +39,7 @@ pub fn serve<A: Tables>(
                     tuple: &connection.tuple,
                     next_hop: backend.next_hop,
                     local: connection.flags & connection_flags::LOCAL != 0,
+                    direct: direct(connection),
                     reason: Reason::ToBackend,
                     event,
                 });
@@ -63,10 +64,17 @@ pub fn serve<A: Tables>(
         tuple: &beginning.forward.tuple,
         next_hop: beginning.next_hop,
         local: beginning.forward.flags & connection_flags::LOCAL != 0,
+        direct: direct(&beginning.forward),
         reason: Reason::NewConnection,
         // What was known and goes on with another backend did not begin.
         event: if is_known && !packet.is_syn() { event_kind::CHANGE } else { event_kind::NEW },
     })
+}
+
+/// The backend of a connection that is answered from there; 0: answers come back.
+#[inline(always)]
+fn direct<A>(connection: &Connection<A>) -> u32 {
+    if connection.flags & connection_flags::DSR != 0 { connection.to } else { 0 }
 }
 
 /// True when a known connection goes on with its backend.
@@ -124,6 +132,9 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
             flags |= connection_flags::SNAT;
             reply_flags |= connection_flags::SNAT;
         }
+    } else if !is_local && beginning.service.flags & service_flags::DSR != 0 && is_direct(index, &client) {
+        flags |= connection_flags::DSR;
+        reply_flags |= connection_flags::DSR;
     } else if !is_local {
         tuple.source = A::own_source(settings);
         if tuple.source == A::default() {
@@ -136,6 +147,13 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
     beginning.next_hop = backend.next_hop;
     beginning.plan(&tuple, index, beginning.service.id, flags, reply_flags);
     beginning.connect(settings)
+}
+
+/// True when a backend's node answers clients itself. What comes from that very node has an address there, and would be taken for
+/// a forgery.
+#[inline(always)]
+fn is_direct<A: Tables>(backend: u32, client: &A) -> bool {
+    A::direct(backend).is_some_and(|direct| direct.node != A::default() && direct.node != *client)
 }
 
 /// Picks a backend: the one the client had, as long as it takes new connections, otherwise by hash.

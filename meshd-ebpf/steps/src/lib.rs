@@ -8,6 +8,7 @@
 
 pub mod checksum;
 pub mod choose;
+pub mod dsr;
 pub mod frame;
 pub mod header;
 pub mod icmp;

@@ -18,8 +18,8 @@ use aya::{
     },
 };
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Fragment, FragmentKey, Identity,
-    MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, Settings, V4, V6,
+    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
+    Identity, MAGLEV_CHUNK, NeighborKey, NextHop, ReceiverKey, Service, ServiceKey, Settings, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
@@ -107,6 +107,10 @@ pub struct FamilyMaps<A> {
     pub services: Table<ServiceKey<A>, Service>,
     /// Backends by index.
     pub backends: Table<u32, Backend<A>>,
+    /// Nodes of backends that see clients themselves, by the backend's index.
+    pub direct: Table<u32, Direct<A>>,
+    /// Backends of this node that other nodes may send to, for a service; the backend's index.
+    pub receivers: Table<ReceiverKey<A>, u32>,
     /// Known connections.
     pub connections: Table<ConnectionKey<A>, Connection<A>>,
     /// Backends that clients had last.
@@ -164,6 +168,8 @@ impl Maps {
                 FamilyMaps {
                     services: table(&folder.join(concat!("SERVICES", $digit)), concat!("SERVICES", $digit))?,
                     backends: table(&folder.join(concat!("BACKENDS", $digit)), concat!("BACKENDS", $digit))?,
+                    direct: table(&folder.join(concat!("DIRECT", $digit)), concat!("DIRECT", $digit))?,
+                    receivers: table(&folder.join(concat!("RECEIVERS", $digit)), concat!("RECEIVERS", $digit))?,
                     connections: table(&folder.join(concat!("CONNECTIONS", $digit)), concat!("CONNECTIONS", $digit))?,
                     affinity: table(&folder.join(concat!("AFFINITY", $digit)), concat!("AFFINITY", $digit))?,
                     fragments: table(&folder.join(concat!("FRAGMENTS", $digit)), concat!("FRAGMENTS", $digit))?,

@@ -4,8 +4,8 @@ use std::fmt;
 
 use aya::maps::MapType;
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Fragment, FragmentKey, Identity,
-    NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
+    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
+    Identity, NeighborKey, NextHop, Reason, ReceiverKey, Service, ServiceKey, Settings, V4, V6,
 };
 
 /// Kind and sizes of a map.
@@ -116,6 +116,10 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<ServiceKey<V6>, Service>("SERVICES6", Hash, sizes.services),
         spec::<u32, Backend<V4>>("BACKENDS4", Array, sizes.backends),
         spec::<u32, Backend<V6>>("BACKENDS6", Array, sizes.backends),
+        spec::<u32, Direct<V4>>("DIRECT4", Array, sizes.backends),
+        spec::<u32, Direct<V6>>("DIRECT6", Array, sizes.backends),
+        spec::<ReceiverKey<V4>, u32>("RECEIVERS4", Hash, sizes.backends),
+        spec::<ReceiverKey<V6>, u32>("RECEIVERS6", Hash, sizes.backends),
         spec::<ConnectionKey<V4>, Connection<V4>>("CONNECTIONS4", Hash, sizes.connections),
         spec::<ConnectionKey<V6>, Connection<V6>>("CONNECTIONS6", Hash, connections6),
         spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, sizes.affinity),

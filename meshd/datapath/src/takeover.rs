@@ -6,7 +6,9 @@
 
 use std::{collections::HashMap, path::Path};
 
-use meshd_abi::{Address, AffinityKey, AffinityValue, Backend, CidrKey, Identity, Service, ServiceKey};
+use meshd_abi::{
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Direct, Identity, ReceiverKey, Service, ServiceKey,
+};
 use tracing::{info, warn};
 
 use crate::{DatapathError, FamilyMaps, Maps, Table, generation::Generation, layouts, pins, programs, shape::Sizes};
@@ -113,6 +115,11 @@ impl Taken {
         let backends: Vec<(u32, Backend<A>)> = layouts::backends(from, family, &owners)?;
         self.put(backends.into_iter().filter(|(index, _)| *index < sizes.backends).collect(), &maps.backends);
         self.put(services, &maps.services);
+        let direct: Vec<(u32, Direct<A>)> = all(path, &named("DIRECT"))?;
+        let direct =
+            direct.into_iter().filter(|(index, direct)| *index < sizes.backends && *direct != Direct::default());
+        self.put(direct.collect(), &maps.direct);
+        self.put::<ReceiverKey<A>, u32>(all(path, &named("RECEIVERS"))?, &maps.receivers);
         self.put(layouts::connections(from, family)?, &maps.connections);
         self.put::<AffinityKey<A>, AffinityValue>(all(path, &named("AFFINITY"))?, &maps.affinity);
         self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, &maps.identities);

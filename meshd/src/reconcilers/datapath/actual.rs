@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use meshd_abi::{Address, Connection, ConnectionKey, V4, V6, connection_flags};
+use meshd_abi::{Address, Connection, ConnectionKey, Direct, V4, V6, connection_flags};
 use meshd_core::plan::datapath::{Existing, digest_of};
 use meshd_datapath::{DatapathError, FamilyMaps, Maps};
 
@@ -39,6 +39,18 @@ pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
             existing.backends6.push((*index, *backend));
         }
     })?;
+    maps.v4.direct.walk(|index, direct| {
+        if *direct != Direct::default() {
+            existing.direct4.push((*index, *direct));
+        }
+    })?;
+    maps.v6.direct.walk(|index, direct| {
+        if *direct != Direct::default() {
+            existing.direct6.push((*index, *direct));
+        }
+    })?;
+    existing.receivers4 = maps.v4.receivers.all()?;
+    existing.receivers6 = maps.v6.receivers.all()?;
     Ok(existing)
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use meshd_abi::settings_flags;
 use meshd_core::{
     derive::LocalNode,
     desired::{self, MasqueradeWish},
@@ -22,6 +23,8 @@ pub(super) struct Masquerade {
     is_on: watch::Sender<bool>,
     /// Since when it is not, as long as the programs still go on.
     ending: Option<Instant>,
+    /// The programs are told to look.
+    told: bool,
 }
 
 impl Masquerade {
@@ -30,35 +33,42 @@ impl Masquerade {
         let four = maps.v4.mesh.all()?.into_iter().filter_map(|(key, flags)| Some((prefix4(&key)?, flags)));
         let six = maps.v6.mesh.all()?.into_iter().filter_map(|(key, flags)| Some((prefix6(&key)?, flags)));
         let exclusions = ExclusionPlanner::new(four.chain(six));
-        Ok(Self { exclusions, is_on: watch::Sender::new(was_on), ending: None })
+        Ok(Self { exclusions, is_on: watch::Sender::new(was_on), ending: None, told: was_on })
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<bool> {
         self.is_on.subscribe()
     }
 
-    /// Decides; the answer is what the programs are to be told now.
-    pub(super) fn decide(&mut self, can: bool) -> Option<bool> {
+    /// What the programs are told.
+    pub(super) fn flags(&self) -> u32 {
+        if self.told { settings_flags::MASQUERADE } else { 0 }
+    }
+
+    /// Decides; true when the programs must be told now.
+    pub(super) fn decide(&mut self, can: bool) -> bool {
         if *self.is_on.borrow() == can {
-            return None;
+            return false;
         }
         info!(by = if can { "programs" } else { "nftables" }, "what leaves the mesh gets the node's address");
         if can {
             self.ending = None;
+            self.told = true;
             self.is_on.send_replace(true);
-            return Some(true);
+            return true;
         }
         // What the packet filter has translated is nothing to the programs, so both may do it for a moment; neither must not be.
         self.ending = Some(Instant::now());
         self.is_on.send_replace(false);
-        None
+        false
     }
 
-    /// True once, when the packet filter has had the time to take over.
+    /// True once, when the packet filter has had the time to take over and the programs must be told.
     pub(super) fn is_over(&mut self) -> bool {
         let is_over = self.ending.is_some_and(|since| since.elapsed() >= SWEEP_PERIOD);
         if is_over {
             self.ending = None;
+            self.told = false;
         }
         is_over
     }

@@ -62,7 +62,10 @@ use self::{
     refusals::{Busiest, Refusal, Refusals},
 };
 use crate::{
-    config::{Config, model::services::BackendAlgorithm},
+    config::{
+        Config,
+        model::services::{BackendAlgorithm, DsrKind},
+    },
     flows::{EVENTS_PER_TICK, ServiceNumbers},
     lifecycle::Problems,
     pipeline::Snapshot,
@@ -106,6 +109,8 @@ pub struct Options {
     pub masquerade: bool,
     /// Flow events of a kind that a processor may tell in a tick.
     pub events_per_tick: u32,
+    /// How notes of frontends travel with direct server return.
+    pub dsr: DsrKind,
 }
 
 impl Options {
@@ -148,6 +153,7 @@ impl Options {
             ports: (*services.snat_ports.start(), services.snat_ports.len() as u16),
             masquerade: config.masquerade.as_ref().is_some_and(|masquerade| masquerade.by_programs),
             events_per_tick: EVENTS_PER_TICK,
+            dsr: services.dsr,
         }
     }
 }
@@ -196,8 +202,8 @@ pub fn start(
     let (status, status_rx) = watch::channel(DatapathStatus::default());
     let (withdraw, withdrawals) = mpsc::channel(1);
     let (numbers, numbers_rx) = watch::channel(ServiceNumbers::default());
-    let state = State {
-        services: ServicePlanner::new(options.services, existing),
+    let mut state = State {
+        services: ServicePlanner::new(options.services, existing).of_cluster(options.local.cluster.clone()),
         hops: HopPlanner::new(options.sizes.next_hops, &neighbors, &named),
         identities: IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?),
         masquerade: Masquerade::new(maps, was_on)?,
@@ -205,6 +211,7 @@ pub fn start(
         links: Links::default(),
         last: Arc::default(),
         finished: false,
+        has_direct: false,
         swept: Instant::now(),
         connections: [0; 2],
         refused: Refused::default(),
@@ -218,7 +225,8 @@ pub fn start(
         programs,
         options,
     };
-    state.write_settings(was_on)?;
+    state.has_direct = state.services.has_direct();
+    state.write_settings()?;
     info!(elapsed = ?begin.elapsed(), "the datapath's programs are loaded");
     let handle =
         DatapathHandle { status: status_rx, services: numbers_rx, masquerades: state.masquerade.watch(), withdraw };
@@ -301,6 +309,8 @@ struct State {
     last: Arc<Snapshot>,
     /// What an earlier process left has been swept.
     finished: bool,
+    /// Services use direct server return, and the programs know.
+    has_direct: bool,
     swept: Instant,
     connections: [usize; 2],
     /// The destination with the fewest ports left.
@@ -321,11 +331,11 @@ struct State {
 }
 
 impl State {
-    fn write_settings(&self, masquerades: bool) -> Result<(), DatapathError> {
+    fn write_settings(&self) -> Result<(), DatapathError> {
         let mut settings = Settings {
             ports: self.options.ports.0,
             port_count: self.options.ports.1,
-            flags: settings_flags::EVENTS | if masquerades { settings_flags::MASQUERADE } else { 0 },
+            flags: settings_flags::EVENTS | dsr_flags(self.options.dsr, self.has_direct) | self.masquerade.flags(),
             seed: SEED,
             loopback4: V4::from_octets(LOOPBACK4),
             loopback6: V6::from_octets(LOOPBACK6),
@@ -359,6 +369,7 @@ impl State {
             self.finished = true;
             self.finish(&snapshot);
         }
+        self.tell_direct();
         // Links last: a program that is attached finds its tables filled.
         self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
         if snapshot.local_known
@@ -377,10 +388,23 @@ impl State {
         let can = self.options.masquerade
             && snapshot.known
             && masquerade::can(&snapshot.desired.masquerade, &self.options.local, &self.links);
-        if let Some(told) = self.masquerade.decide(can)
-            && let Err(error) = self.write_settings(told)
+        if self.masquerade.decide(can)
+            && let Err(error) = self.write_settings()
         {
             self.link_problems.push(format!("the programs are not told about masquerade: {}", error_chain(&error)));
+        }
+    }
+
+    /// Tells the programs whether notes of other nodes are to be looked for.
+    fn tell_direct(&mut self) {
+        let has_direct = self.services.has_direct();
+        if has_direct == self.has_direct {
+            return;
+        }
+        let before = std::mem::replace(&mut self.has_direct, has_direct);
+        if let Err(error) = self.write_settings() {
+            warn!(error = error_chain(&error), "failed to switch direct server return, trying again");
+            self.has_direct = before;
         }
     }
 
@@ -608,7 +632,7 @@ impl State {
         }
         self.swept = Instant::now();
         if self.masquerade.is_over() {
-            self.write_settings(false)?;
+            self.write_settings()?;
         }
         let lifetimes = if is_pressed { Lifetimes::PRESSED } else { Lifetimes::RELAXED };
         let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes)?;
@@ -644,6 +668,16 @@ impl State {
         let more = all.count();
         Some(if more == 0 { first } else { format!("{first} (and {more} more)") })
     }
+}
+
+/// What the programs are told of direct server return. The form of notes stays for connections that are left of it.
+const fn dsr_flags(kind: DsrKind, is_used: bool) -> u32 {
+    let form = match kind {
+        DsrKind::Option => 0,
+        DsrKind::Ipip => settings_flags::DSR_IPIP,
+        DsrKind::Geneve => settings_flags::DSR_GENEVE,
+    };
+    if is_used { form | settings_flags::DSR } else { form }
 }
 
 /// The element of an address's next hop; 0 leaves the packet to the stack.

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, mem};
 
-use meshd_abi::{Identity, NeighborKey, V4, V6};
+use meshd_abi::{Identity, NeighborKey, ReceiverKey, V4, V6};
 use meshd_core::plan::datapath::Write;
 use meshd_datapath::{DatapathError, Maps, Table};
 
@@ -19,6 +19,10 @@ const RETRIES: usize = 4_096;
 enum Target {
     Backend4(u32),
     Backend6(u32),
+    Direct4(u32),
+    Direct6(u32),
+    Receiver4(ReceiverKey<V4>),
+    Receiver6(ReceiverKey<V6>),
     NextHop(u32),
     Neighbor(u32, [u8; 6]),
     Identity4([u8; 4]),
@@ -33,6 +37,10 @@ impl Target {
         Some(match write {
             Write::Backend4(index, _) => Self::Backend4(*index),
             Write::Backend6(index, _) => Self::Backend6(*index),
+            Write::Direct4(index, _) => Self::Direct4(*index),
+            Write::Direct6(index, _) => Self::Direct6(*index),
+            Write::Receiver4(key, _) => Self::Receiver4(*key),
+            Write::Receiver6(key, _) => Self::Receiver6(*key),
             Write::NextHop(index, _) => Self::NextHop(*index),
             Write::Neighbor(NeighborKey { link, address, .. }, _) => Self::Neighbor(*link, *address),
             Write::Identity4(address, _) => Self::Identity4(address.octets()),
@@ -133,6 +141,12 @@ fn one(maps: &Maps, write: &Write) -> Result<(), DatapathError> {
     match write {
         Write::Backend4(index, backend) => maps.v4.backends.put(index, backend),
         Write::Backend6(index, backend) => maps.v6.backends.put(index, backend),
+        Write::Direct4(index, direct) => maps.v4.direct.put(index, direct),
+        Write::Direct6(index, direct) => maps.v6.direct.put(index, direct),
+        Write::Receiver4(key, Some(index)) => maps.v4.receivers.put(key, index),
+        Write::Receiver4(key, None) => maps.v4.receivers.remove(key).map(drop::<bool>),
+        Write::Receiver6(key, Some(index)) => maps.v6.receivers.put(key, index),
+        Write::Receiver6(key, None) => maps.v6.receivers.remove(key).map(drop::<bool>),
         Write::Members(begin, members) => {
             let places: Vec<u32> = (*begin..).take(members.len()).collect();
             maps.members.put_all(&places, members)

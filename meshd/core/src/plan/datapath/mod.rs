@@ -4,6 +4,7 @@
 //! carried out: a service is written after its members, and what it no longer needs is freed after that (invariant I8). What the
 //! maps held when the process started is taken over by content, so that known connections keep their backends.
 
+mod direct;
 mod exclusions;
 mod hops;
 mod identities;
@@ -19,7 +20,10 @@ pub use ways::{Way, Ways};
 
 use std::net::IpAddr;
 
-use meshd_abi::{Address, Backend, CidrKey, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Service, ServiceKey, V4, V6};
+use meshd_abi::{
+    Address, Backend, CidrKey, Direct, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, ReceiverKey, Service, ServiceKey,
+    V4, V6,
+};
 
 /// A change to a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,14 @@ pub enum Write {
     Backend4(u32, Backend<V4>),
     /// A backend of IPv6.
     Backend6(u32, Backend<V6>),
+    /// The node of a backend of IPv4.
+    Direct4(u32, Direct<V4>),
+    /// The node of a backend of IPv6.
+    Direct6(u32, Direct<V6>),
+    /// A backend of IPv4 that other nodes may send to, with its index; `None` removes it.
+    Receiver4(ReceiverKey<V4>, Option<u32>),
+    /// A backend of IPv6 that other nodes may send to, with its index; `None` removes it.
+    Receiver6(ReceiverKey<V6>, Option<u32>),
     /// Members from this place on.
     Members(u32, Vec<u32>),
     /// A chunk of a Maglev table.

@@ -33,11 +33,9 @@ const LINK_NAME_MAX: usize = 15;
 impl Validator<'_> {
     pub(super) fn services(&mut self, raw: RawServices) -> ServicesConfig {
         let enabled = raw.enabled.unwrap_or(false);
-        for (part, is_given) in [("mode", raw.mode == Some(ServiceMode::Dsr)), ("cgroup", raw.cgroup.is_some())] {
-            if enabled && is_given {
-                let hint = "remove it, or services.enabled; a later version does it";
-                self.error(&format!("services.{part}"), "this version does not load it into the kernel", hint);
-            }
+        if enabled && raw.cgroup.is_some() {
+            let hint = "remove it, or services.enabled; a later version does it";
+            self.error("services.cgroup", "this version does not load it into the kernel", hint);
         }
         let table_size = raw.table_size.unwrap_or(TABLE_SIZES[0]);
         if !TABLE_SIZES.contains(&table_size) {

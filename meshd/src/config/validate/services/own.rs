@@ -9,8 +9,8 @@ use meshd_core::clustermesh::export::is_identity_label;
 use meshd_core::clustermesh::service::PORTS_MAX;
 use meshd_core::id::ClusterName;
 use meshd_core::observed::{
-    Affinity, ForwardingMode, Limits, OnRemoval, OwnServicePort, OwnServiceRow, Protocol, ServiceKind, ServiceName,
-    StaticBackend, TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
+    Affinity, Limits, OnRemoval, OwnServicePort, OwnServiceRow, Protocol, ServiceKind, ServiceName, StaticBackend,
+    TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 
 use super::super::Validator;
@@ -173,13 +173,9 @@ impl Validator<'_> {
                 self.error(&format!("{key}.{part}"), "only possible with type load_balancer", hint);
             }
         }
-        for (part, is_given) in
-            [("source_ranges", !row.source_ranges.is_empty()), ("mode", row.mode == Some(ForwardingMode::Dsr))]
-        {
-            if is_given && rules.enabled {
-                let hint = "remove it, or services.enabled; a later version does it";
-                self.error(&format!("{key}.{part}"), "this version does not load it into the kernel", hint);
-            }
+        if !row.source_ranges.is_empty() && rules.enabled {
+            let hint = "remove it, or services.enabled; a later version does it";
+            self.error(&format!("{key}.source_ranges"), "this version does not load it into the kernel", hint);
         }
         if row.kind == ServiceKind::Headless {
             for (part, is_given) in

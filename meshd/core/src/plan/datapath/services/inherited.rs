@@ -7,7 +7,9 @@ use std::{
     net::SocketAddr,
 };
 
-use meshd_abi::{Address, Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Service as Entry, ServiceKey, V4, V6};
+use meshd_abi::{
+    Address, Backend, BackendState, Direct, MAGLEV_CHUNK, NO_TABLE, ReceiverKey, Service as Entry, ServiceKey, V4, V6,
+};
 
 use super::{
     Element, FrontendKey, Group, GroupKey, Retired, ServicePlan, ServicePlanner, chunks_of, is_live, write_service,
@@ -30,6 +32,14 @@ pub struct Existing {
     pub backends4: Vec<(u32, Backend<V4>)>,
     /// Backends of IPv6 that are in use, with their index.
     pub backends6: Vec<(u32, Backend<V6>)>,
+    /// Nodes of backends of IPv4 that have one.
+    pub direct4: Vec<(u32, Direct<V4>)>,
+    /// Nodes of backends of IPv6 that have one.
+    pub direct6: Vec<(u32, Direct<V6>)>,
+    /// Backends of IPv4 that other nodes may send to.
+    pub receivers4: Vec<(ReceiverKey<V4>, u32)>,
+    /// Backends of IPv6 that other nodes may send to.
+    pub receivers6: Vec<(ReceiverKey<V6>, u32)>,
     /// What the chunks of Maglev tables hold, by [`digest_of`].
     pub chunks: BTreeMap<u32, u64>,
     /// The highest number that a service had, also one that is gone and that clients with affinity are still remembered of.
@@ -131,6 +141,7 @@ impl ServicePlanner {
                 self.set_state(ipv4, index, BackendState::Removed, &mut plan);
             }
         }
+        self.direct.finish(&mut plan.writes);
         (plan, again)
     }
 

@@ -16,9 +16,10 @@ use std::{
 use meshd_abi::{Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, service_flags};
 
 use self::inherited::Place;
-use super::{Write, space::Space, v4, v6};
+use super::{Write, direct::DirectPlanner, space::Space, v4, v6};
 use crate::{
     desired::{self, FrontendKind, Service, ServicePort},
+    id::ClusterName,
     maglev::{Maglev, Slots},
     observed::{ForwardingMode, OnRemoval, Protocol, ServiceName, TrafficPolicy},
 };
@@ -116,6 +117,9 @@ pub struct ServicePlanner {
     backend_space: [Space; 2],
     /// Ranges that entries of a service may still name, until its writes were done.
     leaving: BTreeMap<ServiceName, Vec<Retired>>,
+    direct: DirectPlanner,
+    /// The own cluster: only its nodes are known to have this configuration.
+    cluster: Option<ClusterName>,
     /// Ranges that a program may still be reading: given back by [`Self::begin_round`].
     retired: Vec<Retired>,
     /// Every list was complete once.
@@ -147,9 +151,23 @@ impl ServicePlanner {
             chunk_space: Space::new(0, settings.chunks),
             backend_space: [Space::new(1, settings.backends), Space::new(1, settings.backends)],
             leaving: BTreeMap::new(),
+            direct: DirectPlanner::default(),
+            cluster: None,
             retired: Vec::new(),
             finished: false,
         };
+        for (index, direct) in &existing.direct4 {
+            planner.direct.inherit(*index, direct);
+        }
+        for (index, direct) in &existing.direct6 {
+            planner.direct.inherit(*index, direct);
+        }
+        for (key, index) in &existing.receivers4 {
+            planner.direct.inherit_receiver(key, *index);
+        }
+        for (key, index) in &existing.receivers6 {
+            planner.direct.inherit_receiver(key, *index);
+        }
         for (index, backend) in existing.backends4 {
             planner.inherit_backend(index, &backend);
         }
@@ -163,6 +181,19 @@ impl ServicePlanner {
             planner.inherit_frontend(&key, entry);
         }
         planner
+    }
+
+    /// Lets nodes of this cluster get packets by direct server return.
+    #[must_use]
+    pub fn of_cluster(mut self, cluster: ClusterName) -> Self {
+        self.cluster = Some(cluster);
+        self
+    }
+
+    /// True when there is a frontend that uses direct server return.
+    #[must_use]
+    pub fn has_direct(&self) -> bool {
+        self.frontends.values().any(|entry| entry.flags & service_flags::DSR != 0)
     }
 
     /// Gives ranges back that earlier plans replaced. To be called when the programs that were running then have ended, which
@@ -247,6 +278,7 @@ impl ServicePlanner {
                 .collect();
             for index in free {
                 self.set_state(ipv4, index, BackendState::Free, &mut plan);
+                self.direct.put(ipv4, index, None, &mut plan.writes);
                 if let Some(element) = self.elements[family].remove(&index) {
                     self.forget_address(element.address, index);
                 }
@@ -271,12 +303,13 @@ impl ServicePlanner {
                 }
             }
         }
+        self.direct.rehop(addresses, hop, &mut plan.writes);
         plan
     }
 
-    /// Every address that is a backend.
+    /// Every address that is a backend, or the node of one.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.by_address.keys().copied()
+        self.by_address.keys().copied().chain(self.direct.nodes())
     }
 
     /// Backends in use, per family.
@@ -354,6 +387,7 @@ impl ServicePlanner {
             .collect();
         let mut kept = self.put_backends(&mut group, key, &backends, hop, plan);
         self.hold(&mut group, key, &backends, &mut kept);
+        self.put_direct(&group, key, service, &backends, hop, plan);
         let old = (group.members, group.chunks);
         if let Some(entry) = self.put_members(&mut group, key, &kept, service, plan) {
             for frontend in &frontends {
@@ -453,6 +487,35 @@ impl ServicePlanner {
         kept
     }
 
+    /// Writes how backends of other nodes are reached, and which of this node others may send to. Where only backends of this node
+    /// are asked, nobody sends to another one.
+    fn put_direct(
+        &mut self,
+        group: &Group,
+        key: &GroupKey,
+        service: &Service,
+        backends: &[&desired::Backend],
+        hop: &impl Fn(IpAddr) -> u32,
+        plan: &mut ServicePlan,
+    ) {
+        let is_direct = service.mode.unwrap_or(self.settings.mode) == ForwardingMode::Dsr && !key.local_only;
+        let mut receivers = BTreeMap::new();
+        for backend in backends {
+            let at = (backend.address, backend.port);
+            let Some(index) = group.backends.get(&at) else { continue };
+            let is_ours = is_direct && self.cluster.as_ref() == Some(&backend.cluster);
+            let node = backend.node.filter(|node| is_ours && !backend.local && node.is_ipv4() == key.ipv4);
+            self.direct.put(key.ipv4, *index, node.map(|node| (node, hop(node))), &mut plan.writes);
+            if is_ours && backend.local {
+                receivers.insert(at, *index);
+            }
+        }
+        match number(key.protocol) {
+            Some(protocol) => self.direct.receive(group.id, protocol, &receivers, &mut plan.writes),
+            None => self.direct.forget(group.id, &mut plan.writes),
+        }
+    }
+
     /// Writes members and table to ranges that nobody reads; returns the entry that names them. `None`: there is no room, and the
     /// old entry stays.
     fn put_members(
@@ -538,6 +601,7 @@ impl ServicePlanner {
         for index in group.backends.values() {
             self.set_state(key.ipv4, *index, removed_state(on_removal), plan);
         }
+        self.direct.forget(group.id, &mut plan.writes);
         let leaving = self.leaving.entry(key.service.clone()).or_default();
         leaving.push(Retired::Members(group.members.0, group.members.1));
         leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));

@@ -1,0 +1,285 @@
+//! The node that was asked: a packet for a backend of another node, and the note.
+//!
+//! The hop is counted in the packet itself, whatever is put around it: to the client it is one packet that one router forwarded. A
+//! packet that would be too long with the note is answered with an ICMP error when it must not be fragmented, from the frontend's
+//! address and in the length that fits; XDP leaves those, and unknown next hops, to TC.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_action, xdp_md},
+    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail},
+    programs::{TcContext, XdpContext},
+};
+use meshd_abi::{Reason, Settings, V4, V6};
+use meshd_steps::{
+    Frame,
+    choose::mix,
+    dsr::{self, Ends, Form, QUOTE},
+    header::ETHERNET,
+};
+
+use super::{Directing, HEADERS, form, make_room, shift};
+use crate::{
+    context::{Context, linear},
+    maps::{self, Route, Tables},
+    steps::deliver::{self, addresses},
+};
+
+/// `BPF_FIB_LKUP_RET_SUCCESS`.
+const FOUND: i64 = 0;
+/// `BPF_FIB_LKUP_RET_NO_NEIGH`: there is a route, and the neighbor is not resolved.
+const NO_NEIGHBOR: i64 = 7;
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: there is a route, and the packet is too long for it.
+const TOO_LONG: i64 = 8;
+/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`: what is added begins with this header.
+const OUTER_IPV4: u64 = 1 << 1;
+/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV6`.
+const OUTER_IPV6: u64 = 1 << 2;
+/// `BPF_F_ADJ_ROOM_ENCAP_L4_UDP`: and UDP follows.
+const OUTER_UDP: u64 = 1 << 4;
+/// `BPF_F_ADJ_ROOM_ENCAP_L2` with the length of an Ethernet header, and `BPF_F_ADJ_ROOM_ENCAP_L2_ETH`.
+const INNER_ETHERNET: u64 = (ETHERNET as u64) << 56 | 1 << 6;
+/// Smallest MTU that IPv6 may be told (RFC 8201 section 4).
+const IPV6_MTU_MIN: u32 = 1_280;
+
+families!(xdp_send4, xdp_send6, send_xdp, xdp_md, XdpContext, u32);
+families!(tc_send4, tc_send6, send_tc, __sk_buff, TcContext, i32);
+
+#[inline(always)]
+fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
+    let length = ctx.length();
+    let (Some(work), Some(settings)) = (A::directing(), maps::settings()) else {
+        return deliver::xdp_pass(Reason::Passed, length);
+    };
+    let form = form(settings);
+    let Some(ends) = ends(work, settings) else { return deliver::xdp_pass(Reason::Passed, length) };
+    let index = next_hop(work, form);
+    let frame = &ctx.frame();
+    let (Some(hop), Some(total)) = (maps::next_hop(index), dsr::ip_length::<A>(frame, ETHERNET)) else {
+        return deliver::xdp_pass(Reason::Passed, length);
+    };
+    if total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
+        return deliver::xdp_pass(Reason::Passed, length);
+    }
+    if work.packet.ttl <= 1 {
+        return deliver::xdp_shot(Reason::TtlExpired, length);
+    }
+    let done = !(form != Form::Geneve && dsr::has_no_room::<A>(frame, ETHERNET))
+        && ctx.translate(frame, &work.packet, &work.tuple, true).is_some()
+        && match form {
+            Form::Option => shift(ctx, dsr::overhead::<A>(Form::Option) as i32),
+            Form::Ipip => shift(ctx, dsr::overhead::<A>(Form::Ipip) as i32),
+            Form::Geneve => shift(ctx, dsr::overhead::<A>(Form::Geneve) as i32),
+        };
+    if !done {
+        return deliver::xdp_shot(Reason::RewriteFailed, length);
+    }
+    let frame = &ctx.frame();
+    let wrapped = match form {
+        Form::Option => dsr::insert_option::<A>(frame, ETHERNET, &work.note),
+        Form::Ipip => {
+            let length = total + dsr::option_length::<A>() as u32;
+            dsr::insert_option::<A>(frame, ETHERNET + A::HEADER, &work.note)
+                .and_then(|()| dsr::put_ipip(frame, ETHERNET, length, &ends))
+        }
+        Form::Geneve => dsr::put_geneve(frame, ETHERNET, total, &ends, &work.note, entropy(work)),
+    };
+    if wrapped.is_none() || !frame.write(12, A::ETHERTYPE.to_be()) || !frame.write(0, addresses(hop)) {
+        return deliver::xdp_shot(Reason::RewriteFailed, length);
+    }
+    maps::count(work.reason, length);
+    if hop.link == ctx.link() {
+        return xdp_action::XDP_TX;
+    }
+    // SAFETY: the helper takes numbers.
+    unsafe { bpf_redirect(hop.link, 0) as u32 }
+}
+
+#[inline(always)]
+fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
+    linear(ctx, HEADERS);
+    let length = ctx.length();
+    let (Some(work), Some(settings)) = (A::directing(), maps::settings()) else {
+        return deliver::tc_shot(Reason::RewriteFailed, length);
+    };
+    let form = form(settings);
+    let Some(ends) = ends(work, settings) else { return deliver::tc_shot(Reason::NoSource, length) };
+    let frame = &ctx.frame();
+    let Some(total) = dsr::ip_length::<A>(frame, ETHERNET) else {
+        return deliver::tc_shot(Reason::RewriteFailed, length);
+    };
+    let overhead = dsr::overhead::<A>(form) as u32;
+    // SAFETY: the context is valid while the program runs.
+    let is_segment = unsafe { (*ctx.skb.skb).gso_size != 0 };
+    let mut mtu = 0;
+    let hop = maps::next_hop(next_hop(work, form));
+    let mut link = 0;
+    if let Some(hop) = hop {
+        link = hop.link;
+        if !is_segment && total + overhead > u32::from(hop.mtu) {
+            mtu = u32::from(hop.mtu);
+        }
+    } else {
+        let Some(route) = maps::route() else { return deliver::tc_shot(Reason::NoRoute, length) };
+        ask(route, work, form, &ends, ctx.link(), if is_segment { 0 } else { (total + overhead) as u16 });
+        // SAFETY: the context is valid and the structure is as long as the kernel is told.
+        match unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) } {
+            FOUND | NO_NEIGHBOR => link = route.link,
+            TOO_LONG => mtu = u32::from(route.length),
+            _ => return deliver::tc_shot(Reason::NoRoute, length),
+        }
+    }
+    if mtu != 0 {
+        work.next_hop = mtu.saturating_sub(overhead);
+        return IS_TOO_LONG;
+    }
+    if work.packet.ttl <= 1 {
+        return deliver::tc_shot(Reason::TtlExpired, length);
+    }
+    if form != Form::Geneve && dsr::has_no_room::<A>(frame, ETHERNET)
+        || ctx.translate(frame, &work.packet, &work.tuple, true).is_none()
+        || wrap_tc(ctx, work, form, &ends, total).is_none()
+    {
+        return deliver::tc_shot(Reason::RewriteFailed, length);
+    }
+    if let Some(hop) = hop {
+        if !ctx.frame().write(0, addresses(hop)) {
+            return deliver::tc_shot(Reason::RewriteFailed, length);
+        }
+    }
+    maps::count(work.reason, length);
+    // SAFETY: the helpers take numbers and no parameters.
+    unsafe {
+        if hop.is_some() {
+            bpf_redirect(link, 0) as i32
+        } else {
+            bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32
+        }
+    }
+}
+
+/// Adds the note to an skb.
+#[inline(always)]
+fn wrap_tc<A: Tables>(ctx: &TcContext, work: &Directing<A>, form: Form, ends: &Ends<A>, total: u32) -> Option<()> {
+    let outer = if A::IS_V4 { OUTER_IPV4 } else { OUTER_IPV6 };
+    if form == Form::Geneve {
+        let flags = outer | OUTER_UDP | INNER_ETHERNET;
+        if !make_room(ctx, dsr::overhead::<A>(Form::Geneve) as i32, flags) {
+            return None;
+        }
+        return dsr::put_geneve(&ctx.frame(), ETHERNET, total, ends, &work.note, entropy(work));
+    }
+    let option = dsr::option_length::<A>();
+    if !make_room(ctx, option as i32, 0) {
+        return None;
+    }
+    dsr::insert_option::<A>(&ctx.frame(), ETHERNET, &work.note)?;
+    if form == Form::Option {
+        return Some(());
+    }
+    if !make_room(ctx, A::HEADER as i32, outer) {
+        return None;
+    }
+    dsr::put_ipip(&ctx.frame(), ETHERNET, total + option as u32, ends)
+}
+
+/// The nodes at both ends of what is put around a packet; `None` when this node has no address of the family.
+#[inline(always)]
+fn ends<A: Tables>(work: &Directing<A>, settings: &Settings) -> Option<Ends<A>> {
+    let ends = Ends { from: A::own_source(settings), to: A::direct(work.to)?.node };
+    let is_whole = ends.from != A::default() && ends.to != A::default();
+    if is_whole || form(settings) == Form::Option { Some(ends) } else { None }
+}
+
+/// The element of the next hop: of the backend itself, or of its node.
+#[inline(always)]
+fn next_hop<A: Tables>(work: &Directing<A>, form: Form) -> u32 {
+    if form == Form::Option { work.next_hop } else { A::direct(work.to).map_or(0, |direct| direct.next_hop) }
+}
+
+/// Bits by which flows differ.
+#[inline(always)]
+fn entropy<A: Tables>(work: &Directing<A>) -> u32 {
+    let key = &work.packet.key;
+    let ports = u64::from(key.source_port) << 16 | u64::from(key.destination_port);
+    mix(u64::from(key.source.folded()) << 32 | ports, 0)
+}
+
+/// Fills in the question to the routing table.
+#[inline(always)]
+fn ask<A: Tables>(route: &mut Route, work: &Directing<A>, form: Form, ends: &Ends<A>, link: u32, length: u16) {
+    route.family = A::AF;
+    route.protocol = work.packet.key.protocol;
+    route.source_port = work.tuple.source_port;
+    route.destination_port = work.tuple.destination_port;
+    route.length = length;
+    route.link = link;
+    route.flow = 0;
+    let (source, destination) =
+        if form == Form::Option { (work.tuple.source, work.tuple.destination) } else { (ends.from, ends.to) };
+    route.source = source.words();
+    route.destination = destination.words();
+    route.vlan = 0;
+}
+
+/// What the function answers that leaves a packet to [`or_too_long`]; no verdict of TC.
+const IS_TOO_LONG: i32 = i32::MIN;
+
+/// The verdict about a packet, or about one that is longer than what fits: who sent it is told when it must not be fragmented, and it
+/// ends here.
+#[inline(always)]
+pub fn or_too_long<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
+    if verdict != IS_TOO_LONG {
+        return verdict;
+    }
+    let length = ctx.length();
+    if (if A::IS_V4 { tc_too_long4(ctx.skb.skb) } else { tc_too_long6(ctx.skb.skb) }) == 0 {
+        return deliver::tc_shot(Reason::TooBig, length);
+    }
+    maps::count(Reason::TooBig, length);
+    // SAFETY: the helper takes numbers.
+    unsafe { bpf_redirect(ctx.link(), 0) as i32 }
+}
+
+/// Makes the packet the error about itself; 0 when there is none about it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_too_long4(ctx: *mut __sk_buff) -> u32 {
+    u32::from(tell::<V4>(&TcContext::new(ctx)).is_some())
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_too_long6(ctx: *mut __sk_buff) -> u32 {
+    u32::from(tell::<V6>(&TcContext::new(ctx)).is_some())
+}
+
+#[inline(always)]
+fn tell<A: Tables>(ctx: &TcContext) -> Option<()> {
+    let mtu = A::directing()?.next_hop;
+    let frame = ctx.frame();
+    if A::IS_V4 {
+        let fragment: u16 = frame.read(ETHERNET + 6)?;
+        // A later fragment is not told of (RFC 1122 section 3.2.2).
+        if u16::from_be(fragment) & 0x5fff != 0x4000 {
+            return None;
+        }
+    }
+    let link: [u16; 6] = frame.read(0)?;
+    if ctx.length() < (ETHERNET + QUOTE) as u64 {
+        return None;
+    }
+    let mtu = if !A::IS_V4 && mtu < IPV6_MTU_MIN { IPV6_MTU_MIN } else { mtu };
+    let error = dsr::error_length::<A>();
+    if !make_room(ctx, error as i32, 0) {
+        return None;
+    }
+    // SAFETY: the context is valid while the program runs.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, (ETHERNET + error + QUOTE) as u32, 0) } != 0 {
+        return None;
+    }
+    let frame: Frame = ctx.frame();
+    dsr::put_too_big::<A>(&frame, ETHERNET, mtu)?;
+    let [a, b, c, d, e, f] = link;
+    if frame.write(0, [d, e, f, a, b, c]) { Some(()) } else { None }
+}
