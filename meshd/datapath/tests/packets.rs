@@ -9,6 +9,8 @@ mod case;
 mod choices;
 #[path = "packets/connections.rs"]
 mod connections;
+#[path = "packets/dsr.rs"]
+mod dsr;
 #[path = "packets/events.rs"]
 mod events;
 #[path = "packets/fragments.rs"]

@@ -127,6 +127,23 @@ impl Case {
         self.step(program, packet.to_vec(), Pass, Some(packet.to_vec()), counter)
     }
 
+    /// Bytes that leave as others.
+    pub(crate) fn becomes_bytes(
+        self,
+        program: Program,
+        packet: &[u8],
+        verdict: Verdict,
+        out: &[u8],
+        counter: Reason,
+    ) -> Self {
+        self.step(program, packet.to_vec(), verdict, Some(out.to_vec()), Some(counter))
+    }
+
+    /// Bytes that end here.
+    pub(crate) fn drops_bytes(self, program: Program, packet: &[u8], counter: Reason) -> Self {
+        self.step(program, packet.to_vec(), Drop, None, Some(counter))
+    }
+
     fn step(
         mut self,
         program: Program,

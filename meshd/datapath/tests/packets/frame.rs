@@ -89,6 +89,8 @@ pub(crate) struct Frame {
     /// Extension headers of IPv6: the number of each and its octets, of which the first is filled in.
     pub extensions: Vec<(u8, Vec<u8>)>,
     pub piece: Option<Piece>,
+    /// IPv4: it must not be fragmented.
+    pub whole: bool,
     pub body: Body,
 }
 
@@ -108,6 +110,7 @@ pub(crate) fn between(source: IpAddr, destination: IpAddr, body: Body) -> Frame 
         options: Vec::new(),
         extensions: Vec::new(),
         piece: None,
+        whole: false,
         body,
     }
 }
@@ -219,6 +222,12 @@ impl Frame {
         self
     }
 
+    /// Not to be fragmented.
+    pub(crate) fn whole(mut self) -> Self {
+        self.whole = true;
+        self
+    }
+
     /// A fragment: `length` octets from `offset` of what is behind the network header.
     pub(crate) fn piece(mut self, id: u32, offset: usize, length: usize) -> Self {
         self.piece = Some(Piece { id, offset, length });
@@ -268,7 +277,7 @@ impl Frame {
         let part = self.piece.map_or(&body[..], |piece| &body[piece.offset..piece.offset + piece.length]);
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let (id, fragment) = self.piece.map_or((1, 0), |piece| {
+                let (id, fragment) = self.piece.map_or((1, if self.whole { 0x4000 } else { 0 }), |piece| {
                     let more = if piece.offset + piece.length < body.len() { 0x2000 } else { 0 };
                     (piece.id as u16, (piece.offset / 8) as u16 | more)
                 });

@@ -1,7 +1,7 @@
 //! Packets that are cut short at every octet, and packets of anything: verdicts the hook knows, packets that pass as they came,
 //! counters that add up.
 
-use meshd_abi::{Reason, Scope, connection_flags};
+use meshd_abi::{Reason, Scope, connection_flags, settings_flags};
 use meshd_datapath::Program;
 
 use crate::{
@@ -19,6 +19,9 @@ const fn least(program: Program, is_v4: bool) -> usize {
     }
 }
 
+/// Octets of what may be put around a packet: Geneve over IPv6.
+const LONGEST_NOTE: usize = 94;
+
 /// What must hold for any packet.
 fn check(outcome: &Outcome, program: Program, packet: &[u8]) {
     let told = || format!("{} on {packet:02x?}: {outcome:02x?}", program.name());
@@ -28,9 +31,18 @@ fn check(outcome: &Outcome, program: Program, packet: &[u8]) {
     assert!(counted.len() <= 1, "{}", told());
     for (reason, packets, bytes) in &counted {
         assert_eq!((*packets, *bytes), (1, packet.len() as u64), "{}", told());
-        assert_eq!(reason.is_drop(), verdict == Verdict::Drop, "{}", told());
+        // Who sent what is too long is told by the packet itself.
+        let is_told = *reason == Reason::TooBig && verdict == Verdict::Redirect;
+        assert_eq!(reason.is_drop() && !is_told, verdict == Verdict::Drop, "{}", told());
     }
-    assert!(outcome.out.len() == packet.len(), "{}", told());
+    // A note comes or goes with packets of services only.
+    let may_differ = |reason| {
+        matches!(reason, Reason::NewConnection | Reason::ToBackend | Reason::DsrReceived | Reason::TooBig)
+            || matches!(reason, Reason::RewriteFailed)
+    };
+    let is_noted = counted.iter().any(|(reason, ..)| may_differ(*reason));
+    assert!(outcome.out.len() == packet.len() || is_noted, "{}", told());
+    assert!(outcome.out.len() <= packet.len() + LONGEST_NOTE, "{}", told());
     let is_unclaimed = counted
         .iter()
         .all(|(reason, _, _)| matches!(reason, Reason::Passed | Reason::Malformed | Reason::FragmentUnknown));
@@ -144,6 +156,10 @@ fn packets_of_anything_do_no_harm() {
             if round % 500 == 0 {
                 machine.scene().reset();
                 know(&machine.scene());
+                let forms = [0, settings_flags::DSR_IPIP, settings_flags::DSR_GENEVE];
+                if let Some(form) = forms.get(random.below(4) as usize) {
+                    machine.scene().put_direct(*form);
+                }
                 disturb(machine, &mut random);
             }
             let (packet, is_v4) = anything(&mut random);
@@ -258,7 +274,7 @@ impl Random {
 
 #[test]
 fn the_tables_have_two_hundred_cases_and_more() {
-    use crate::{choices, connections, fragments, headers, hops, icmp, masquerade, services};
+    use crate::{choices, connections, dsr, fragments, headers, hops, icmp, masquerade, services};
     let tables = [
         choices::affinity,
         choices::by_hash,
@@ -269,6 +285,12 @@ fn the_tables_have_two_hundred_cases_and_more() {
         connections::leaving,
         connections::lives,
         connections::same_tuple,
+        dsr::not_sent,
+        dsr::received,
+        dsr::refused,
+        dsr::sent,
+        dsr::too_long,
+        dsr::unusual,
         fragments::followed,
         fragments::unknown,
         headers::contradictions,

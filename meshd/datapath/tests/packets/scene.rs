@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, BackendState, CidrKey, Connection, ConnectionKey, Identity, NO_TABLE,
-    NeighborKey, NextHop, Scope, Service, ServiceKey, Settings, Tuple, V4, V6, connection_flags, identity_flags,
-    mesh_flags, settings_flags,
+    Address, AffinityKey, AffinityValue, Backend, BackendState, CidrKey, Connection, ConnectionKey, Direct, Identity,
+    NO_TABLE, NeighborKey, NextHop, ReceiverKey, Scope, Service, ServiceKey, Settings, Tuple, V4, V6, connection_flags,
+    identity_flags, mesh_flags, service_flags, settings_flags,
 };
 use meshd_datapath::{FamilyMaps, Maps};
 
@@ -112,6 +112,11 @@ impl Net {
     /// The node as the source of what it sends for others.
     pub(crate) fn node(&self) -> SocketAddr {
         (self.node_ip(), PORT).into()
+    }
+
+    /// Another node of the cluster.
+    pub(crate) fn peer_ip(&self) -> IpAddr {
+        self.ip([192, 0, 2, 2], [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2])
     }
 
     pub(crate) fn loopback_ip(&self) -> IpAddr {
@@ -302,7 +307,11 @@ impl Scene<'_> {
         for (key, _) in maps.services.all().expect("services") {
             maps.services.remove(&key).expect("remove services");
         }
+        for (key, _) in maps.receivers.all().expect("receivers") {
+            maps.receivers.remove(&key).expect("remove receivers");
+        }
         for index in 1..backend::FIRST_OF_FOUR + 4 {
+            maps.direct.put(&index, &Direct::default()).expect("a node");
             let next_hop = match index {
                 backend::LOCAL | backend::FAR => 0,
                 backend::OTHER => hop::OTHER,
@@ -327,6 +336,7 @@ impl Scene<'_> {
             (net.backend_ip(backend::POD), identity_flags::LOCAL),
             (net.far_workload().ip(), 0),
             (net.node_ip(), identity_flags::NODE | identity_flags::THIS_NODE),
+            (net.peer_ip(), identity_flags::NODE),
         ] {
             let identity = Identity { identity: 300, way: 0, flags, cluster: 1 };
             maps.identities.put(&A::of(ip), &identity).expect("an identity");
@@ -341,6 +351,59 @@ impl Scene<'_> {
             }
         }
         self.put_mesh(net.mesh_prefix(), 8, mesh_flags::KEEP_SOURCE);
+    }
+
+    /// Direct server return for all that the outside may ask, with notes in a form (`settings_flags`): backends of other nodes are
+    /// on the peer, and [`backend::LOCAL`] is one that others send to.
+    pub(crate) fn put_direct(&self, form: u32) {
+        self.put_settings(|settings| settings.flags |= settings_flags::DSR | form);
+        self.put_direct_family::<V4>(NET4);
+        self.put_direct_family::<V6>(NET6);
+    }
+
+    fn put_direct_family<A: Family>(&self, net: Net) {
+        let maps = A::maps(self.maps);
+        for index in backend::ALL {
+            let flags = service_flags::DSR;
+            let (ip, port) = (A::of(net.backend_ip(index)), BACKEND_PORT.to_be());
+            let next_hop = match index {
+                backend::REMOTE => hop::GATEWAY,
+                backend::OTHER => hop::OTHER,
+                backend::NARROW => hop::NARROW,
+                _ => 0,
+            };
+            if !matches!(index, backend::LOCAL | backend::POD) {
+                maps.direct.put(&index, &Direct { node: A::of(net.peer_ip()), next_hop }).expect("a node");
+            }
+            for protocol in [TCP, UDP, SCTP] {
+                for kind in [Kind::NodePort, Kind::LoadBalancer] {
+                    let asked = Service { flags, ..service(index, index) };
+                    self.put_service(net.frontend(kind, index), protocol, Scope::External, asked);
+                }
+                if index == backend::LOCAL {
+                    // The ports of SCTP stay: the backend listens where the frontends are.
+                    let sctp =
+                        [Kind::NodePort, Kind::LoadBalancer].map(|kind| net.frontend(kind, index).port().to_be());
+                    for port in [port, sctp[0], sctp[1]] {
+                        let key = ReceiverKey { backend: ip, service: index, port, protocol, reserved: 0 };
+                        maps.receivers.put(&key, &index).expect("a receiver");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the nodes of all backends away.
+    pub(crate) fn forget_nodes(&self) {
+        for index in backend::ALL {
+            self.maps.v4.direct.put(&index, &Direct::default()).expect("a node");
+            self.maps.v6.direct.put(&index, &Direct::default()).expect("a node");
+        }
+    }
+
+    pub(crate) fn put_next_hop_mtu(&self, index: u32, mtu: u16) {
+        let old = self.maps.next_hops.get(&index).expect("read").expect("an element");
+        self.maps.next_hops.put(&index, &NextHop { mtu, ..old }).expect("a next hop");
     }
 
     pub(crate) fn put_settings(&self, change: impl FnOnce(&mut Settings)) {
