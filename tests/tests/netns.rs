@@ -4,6 +4,7 @@
 
 mod netns {
     mod alone;
+    mod direct_return;
     mod etcd;
     mod faults;
     mod ipv6;

@@ -274,6 +274,7 @@ pub fn datapath(status: &DatapathStatus, flows: Option<FlowCountsView>) -> Datap
         enabled: true,
         programs: status.programs.iter().map(program).collect(),
         maps: status.maps.iter().map(map).collect(),
+        direct_return: status.direct_return.map(str::to_owned),
         packets: status.packets.iter().map(|(reason, packets)| (reason.word().to_owned(), *packets)).collect(),
         flows,
     }

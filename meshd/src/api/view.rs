@@ -216,6 +216,10 @@ pub struct DatapathView {
     pub programs: Vec<ProgramView>,
     /// How full the maps are.
     pub maps: Vec<MapView>,
+    /// How notes of frontends travel to backends of other nodes (`option`, `ipip`, `geneve`), where a service uses direct server
+    /// return; otherwise those backends get translated sources.
+    #[serde(default)]
+    pub direct_return: Option<String>,
     /// Packets by what became of them, since the maps were made; words without packets are left out.
     #[serde(default)]
     pub packets: BTreeMap<String, u64>,

@@ -82,7 +82,9 @@ fn page(view: &StatusView, wide: bool) -> String {
     let datapath = &view.datapath;
     let datapath =
         if datapath.enabled { list(datapath.programs.iter().map(program).collect()) } else { "off".to_owned() };
-    let _ = writeln!(page, "Datapath:   {datapath}");
+    let direct = view.datapath.direct_return.as_ref();
+    let direct = direct.map_or_else(String::new, |form| format!("; direct server return by {form}"));
+    let _ = writeln!(page, "Datapath:   {datapath}{direct}");
     let masquerade = &view.masquerade;
     if masquerade.enabled {
         let state = if masquerade.installed { "on" } else { "not installed" };

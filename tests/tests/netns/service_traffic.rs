@@ -34,7 +34,7 @@ pub(super) struct Webpods {
 }
 
 impl Webpods {
-    fn start(lab: &Services) -> Self {
+    pub(super) fn start(lab: &Services) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for (node, address) in NODES.into_iter().zip(["10.0.0.10", "10.0.1.10", "10.1.0.10", "10.1.1.10"]) {
@@ -114,7 +114,7 @@ pub(super) fn open(from: &Node, to: &str) -> (TcpStream, IpAddr, IpAddr) {
 }
 
 /// Who answers so many connections, how often, and whom each of them sees.
-fn ask(from: &Node, to: &str, times: usize) -> BTreeMap<(String, String), usize> {
+pub(super) fn ask(from: &Node, to: &str, times: usize) -> BTreeMap<(String, String), usize> {
     let mut answers = BTreeMap::new();
     for _ in 0..times {
         let (_, own, client) = open(from, to);
@@ -123,11 +123,11 @@ fn ask(from: &Node, to: &str, times: usize) -> BTreeMap<(String, String), usize>
     answers
 }
 
-fn backends(answers: &BTreeMap<(String, String), usize>) -> Vec<&str> {
+pub(super) fn backends(answers: &BTreeMap<(String, String), usize>) -> Vec<&str> {
     answers.keys().map(|(own, _)| own.as_str()).collect()
 }
 
-fn packets(lab: &Services, node: &str, reason: &str) -> u64 {
+pub(super) fn packets(lab: &Services, node: &str, reason: &str) -> u64 {
     let status: Value = lab.mesh.ask(node, &["status"]);
     status["datapath"]["packets"][reason].as_u64().unwrap_or(0)
 }

@@ -65,7 +65,8 @@ choice! {
     ServiceMode {
         /// With the node's own source address.
         Snat = "snat",
-        /// With the client's source address; the answer does not come back through the node.
+        /// With the client's source address; the answer does not come back through the node. Inside of this cluster only:
+        /// backends of other clusters, and those that are no workload of the mesh, are reached as with `snat`.
         Dsr = "dsr",
     }
 }
@@ -187,13 +188,15 @@ section! {
 }
 
 choice! {
-    /// How packets carry the service address to the backend's node with `mode: dsr`.
+    /// How packets carry the service address to the backend's node with `mode: dsr`. The network between nodes must let it pass, and
+    /// all nodes of the cluster must have the same.
     DsrKind {
-        /// In an option of the IPv4 or an extension of the IPv6 header.
+        /// In an option of the IPv4 (type 0x9a) or an extension of the IPv6 header (8 or 24 octets), in the packet that opens a TCP
+        /// connection and in all others. Networks that filter options or sources of strangers need one of the others.
         Option = "option",
-        /// Inside another IP packet.
+        /// Inside another IP packet from node to node (28 or 64 octets more), together with that option.
         Ipip = "ipip",
-        /// Inside a Geneve packet.
+        /// Inside a Geneve packet from node to node, UDP port 6081 (62 or 94 octets more).
         Geneve = "geneve",
     }
 }

@@ -3,6 +3,7 @@
 use meshd_abi::Reason;
 
 use super::State;
+use crate::config::model::services::DsrKind;
 
 /// The datapath at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct DatapathStatus {
     pub programs: Vec<LinkStatus>,
     /// How full the maps are, and how many ports for translated sources are used towards the destination that has most.
     pub maps: Vec<MapStatus>,
+    /// How notes of frontends travel, where a service uses direct server return.
+    pub direct_return: Option<&'static str>,
     /// Packets by reason, since the maps were made; those without any are left out.
     pub packets: Vec<(Reason, u64)>,
 }
@@ -70,6 +73,11 @@ impl State {
             .filter_map(|reason| Some((*reason, self.counter(*reason).ok()?)))
             .filter(|(_, packets)| *packets > 0)
             .collect();
-        DatapathStatus { programs, maps, packets }
+        let direct_return = self.has_direct.then_some(match self.options.dsr {
+            DsrKind::Option => "option",
+            DsrKind::Ipip => "ipip",
+            DsrKind::Geneve => "geneve",
+        });
+        DatapathStatus { programs, maps, direct_return, packets }
     }
 }

@@ -162,3 +162,168 @@ fn write_receiver((service, address, port, protocol): Receiver, index: Option<u3
         (None, address) => Write::Receiver6(key!(address.unwrap_or_default()), index),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use meshd_abi::{Scope, Service as Entry, V4, service_flags};
+
+    use super::*;
+    use crate::{
+        desired::{self, BackendState, Frontend, FrontendKind, ServicePort},
+        maglev::Slots,
+        observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
+        plan::datapath::{Existing, ServicePlanner, ServiceSettings},
+    };
+
+    const SETTINGS: ServiceSettings = ServiceSettings {
+        slots: Some(Slots::Normal),
+        seed: 7606,
+        mode: ForwardingMode::Dsr,
+        backends: 64,
+        members: 256,
+        chunks: 8,
+    };
+
+    fn backend(address: &str, cluster: &str, node: Option<&str>, local: bool) -> desired::Backend {
+        desired::Backend {
+            address: address.parse().unwrap(),
+            port: 8080,
+            cluster: cluster.parse().unwrap(),
+            node: node.map(|node| node.parse().unwrap()),
+            state: BackendState::Active,
+            preferred: false,
+            used: true,
+            weight: 100,
+            local,
+        }
+    }
+
+    fn service(mode: Option<ForwardingMode>, backends: &[desired::Backend]) -> desired::Service {
+        let frontend = Frontend { address: [192, 0, 2, 80].into(), port: 80, kind: FrontendKind::ExternalIp };
+        let port = ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+            frontends: [frontend].into(),
+            backends: backends.into(),
+        };
+        desired::Service {
+            kind: ServiceKind::ClusterIp,
+            global: true,
+            shared: true,
+            affinity: Affinity::None,
+            session_affinity: None,
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            source_ranges: Box::default(),
+            mode,
+            on_removal: OnRemoval::Keep,
+            ports: [port].into(),
+        }
+    }
+
+    fn name() -> ServiceName {
+        ServiceName { namespace: "default".into(), name: "webpod".into() }
+    }
+
+    /// The next hop of an address is its last octet.
+    fn hop(address: IpAddr) -> u32 {
+        v4(address).map_or(0, |address| u32::from(address.octets()[3]))
+    }
+
+    /// What the maps of this part hold after writes.
+    #[derive(Debug, Default)]
+    struct Maps {
+        direct: BTreeMap<u32, Direct<V4>>,
+        receivers: BTreeMap<ReceiverKey<V4>, u32>,
+        backends: BTreeMap<u32, IpAddr>,
+        flags: BTreeMap<u8, u16>,
+    }
+
+    impl Maps {
+        fn run(&mut self, writes: Vec<Write>) {
+            for write in writes {
+                match write {
+                    Write::Direct4(index, direct) => drop(self.direct.insert(index, direct)),
+                    Write::Receiver4(key, Some(index)) => drop(self.receivers.insert(key, index)),
+                    Write::Receiver4(key, None) => drop(self.receivers.remove(&key)),
+                    Write::Backend4(index, backend) => drop(self.backends.insert(index, ip(backend.address))),
+                    Write::Service4(key, Some(Entry { flags, .. })) => drop(self.flags.insert(key.scope, flags)),
+                    _ => {}
+                }
+            }
+        }
+
+        /// Nodes of backends, with the next hop of each.
+        fn nodes(&self) -> Vec<(IpAddr, IpAddr, u32)> {
+            let direct = self.direct.iter().filter(|(_, direct)| direct.node != V4::default());
+            direct.map(|(index, direct)| (self.backends[index], ip(direct.node), direct.next_hop)).collect()
+        }
+
+        fn receivers(&self) -> Vec<(IpAddr, u16)> {
+            self.receivers.keys().map(|key| (ip(key.backend), u16::from_be(key.port))).collect()
+        }
+    }
+
+    fn four() -> [desired::Backend; 4] {
+        [
+            backend("10.0.0.10", "west", Some("172.18.0.4"), true),
+            backend("10.0.1.10", "west", Some("172.18.0.5"), false),
+            backend("10.0.2.10", "west", None, false),
+            backend("10.1.0.10", "east", Some("172.18.0.3"), false),
+        ]
+    }
+
+    #[test]
+    fn nodes_of_the_own_cluster_are_reached_directly_and_own_backends_receive() {
+        let mut planner = ServicePlanner::new(SETTINGS, Existing::default()).of_cluster("west".parse().unwrap());
+        let mut maps = Maps::default();
+        maps.run(planner.plan(&name(), Some(&service(None, &four())), hop).writes);
+        let (remote, node) = (IpAddr::from([10, 0, 1, 10]), IpAddr::from([172, 18, 0, 5]));
+        assert_eq!(maps.nodes(), [(remote, node, 5)]);
+        assert_eq!(maps.receivers(), [(IpAddr::from([10, 0, 0, 10]), 8080)]);
+        assert_eq!(maps.flags[&(Scope::External as u8)] & service_flags::DSR, service_flags::DSR);
+        assert_eq!(maps.flags[&(Scope::Internal as u8)] & service_flags::DSR, 0);
+        assert!(planner.has_direct());
+        assert!(planner.addresses().any(|address| address == node), "its next hop is wanted");
+
+        // The same again is nothing to do.
+        assert_eq!(planner.plan(&name(), Some(&service(None, &four())), hop).writes, []);
+        // The next hop of the node, and of nobody else.
+        maps.run(planner.rehop(&[node].into(), |_| 9).writes);
+        assert_eq!(maps.nodes(), [(remote, node, 9)]);
+        // Without the mode of the service nothing is left of it.
+        maps.run(planner.plan(&name(), Some(&service(Some(ForwardingMode::Snat), &four())), hop).writes);
+        assert_eq!((maps.nodes(), maps.receivers()), (Vec::new(), Vec::new()));
+        assert!(!planner.has_direct());
+    }
+
+    #[test]
+    fn what_an_earlier_process_left_stays_until_every_list_is_complete() {
+        let mut planner = ServicePlanner::new(SETTINGS, Existing::default()).of_cluster("west".parse().unwrap());
+        let mut maps = Maps::default();
+        maps.run(planner.plan(&name(), Some(&service(None, &four())), hop).writes);
+        let existing = Existing {
+            receivers4: maps.receivers.iter().map(|(key, index)| (*key, *index)).collect(),
+            direct4: maps.direct.iter().map(|(index, direct)| (*index, *direct)).collect(),
+            ..Existing::default()
+        };
+        let mut planner = ServicePlanner::new(SETTINGS, existing).of_cluster("west".parse().unwrap());
+        maps.run(planner.plan(&name(), Some(&service(None, &[])), hop).writes);
+        assert_eq!(maps.receivers().len(), 1);
+        maps.run(planner.finish().0.writes);
+        assert_eq!(maps.receivers(), []);
+    }
+
+    #[test]
+    fn a_service_that_goes_takes_its_receivers_along() {
+        let mut planner = ServicePlanner::new(SETTINGS, Existing::default()).of_cluster("west".parse().unwrap());
+        let mut maps = Maps::default();
+        maps.run(planner.plan(&name(), Some(&service(None, &four())), hop).writes);
+        maps.run(planner.plan(&name(), None, hop).writes);
+        assert_eq!(maps.receivers(), []);
+        maps.run(planner.release(|_, _| false).writes);
+        assert_eq!(maps.nodes(), []);
+    }
+}
