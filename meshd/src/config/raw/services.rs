@@ -216,9 +216,11 @@ section! {
     RawServices {
         /// Load services into the kernel. Without it they are merged, shared and shown all the same.
         enabled: Option<bool> = "false",
-        /// How packets reach backends on other nodes.
+        /// How packets reach backends on other nodes. With `dsr` those of this cluster see the client's own address and their node
+        /// answers it; others, and backends that are no workload, are reached as with `snat`.
         mode: Option<ServiceMode> = "snat",
-        /// How packets carry the service address with `dsr`.
+        /// How packets carry the service address with `dsr`, the same on all nodes of the cluster. They get 8 octets longer with
+        /// `option` (24 for IPv6), 28 (64) with `ipip`, 62 (94) with `geneve`, which uses UDP port 6081.
         dsr: Option<DsrKind> = "option",
         /// How a backend is chosen for a new connection.
         algorithm: Option<BackendAlgorithm> = "maglev",
