@@ -199,6 +199,5 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
 /// True when a backend is one of this service and takes new connections.
 #[inline(always)]
 fn serves<A: Tables>(backend: u32, service: u32) -> bool {
-    A::backend(backend)
-        .is_some_and(|backend| backend.state == BackendState::Active as u8 && backend.owner == service)
+    A::backend(backend).is_some_and(|backend| backend.state == BackendState::Active as u8 && backend.owner == service)
 }
