@@ -68,10 +68,17 @@ pub(crate) fn network<A: Family>(
         written(frame.write(source_at, [to.source.words()[0], to.destination.words()[0]]))?;
     } else {
         written(frame.write(ttl_at, new))?;
-        written(frame.write(source_at, to.source.words()))?;
-        written(frame.write(source_at + 16, to.destination.words()))?;
+        written(write_address(frame, source_at, to.source.words()))?;
+        written(write_address(frame, source_at + 16, to.destination.words()))?;
     }
     Some(pseudo)
+}
+
+/// Writes an address of IPv6 in halves: of a whole one the compiler makes a call, and calls below this one have no stack left where
+/// kernels count 32 octets for each (before 6.8).
+#[inline(always)]
+fn write_address(frame: &Frame, at: usize, [a, b, c, d]: [u32; 4]) -> bool {
+    frame.write(at, [a, b]) && frame.write(at + 8, [c, d])
 }
 
 /// Writes the ports, or the identifier of an ICMP echo.
