@@ -146,10 +146,6 @@ pub fn rewrite_inner<A: Family>(frame: &Frame, error: &IcmpError<A>, to: &Tuple<
 /// Writes the packet inside; what that does to the sum of the error around it.
 #[inline(always)]
 fn inside<A: Family>(frame: &Frame, l3: usize, packet: &Packet<A>, to: &Tuple<A>) -> Option<Difference> {
-    let l4 = packet.l4;
-    if l4 > L4_MAX {
-        return None;
-    }
     // The header checksum of IPv4 is part of what the error's sum covers.
     let before: u16 = if A::IS_V4 { frame.read(l3 + 10)? } else { 0 };
     let pseudo = network(frame, l3, packet, to, false)?;
@@ -160,6 +156,11 @@ fn inside<A: Family>(frame: &Frame, l3: usize, packet: &Packet<A>, to: &Tuple<A>
     let ports = ports(frame, packet, to)?;
     all = all.plus(ports);
     let Some(offset) = packet.checksum_offset() else { return Some(all) };
+    // Compared where it is used: what is kept on the stack meanwhile is kept without its bound.
+    let l4 = packet.l4;
+    if l4 > L4_MAX {
+        return None;
+    }
     // Eight octets are there, and the sum of TCP is behind them.
     let Some(old) = frame.read::<u16>(l4 + offset) else { return Some(all) };
     let new = match packet.key.protocol {
