@@ -85,6 +85,29 @@ pub enum DatapathError {
         /// The refusal.
         source: Box<ProgramError>,
     },
+    /// The filter table of a link, or the link itself, could not be changed or read.
+    #[error("failed to {operation} program {program} on link {link} over netlink")]
+    Filter {
+        /// What was tried.
+        operation: &'static str,
+        /// The program.
+        program: &'static str,
+        /// The link, by index.
+        link: IfIndex,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// The filter table could not be listed.
+    #[error("failed to list the programs of clsact qdiscs")]
+    Filters(#[source] io::Error),
+    /// The kernel was asked what it can do, and gave no answer.
+    #[error("failed to ask the kernel {question}")]
+    Probe {
+        /// What it was asked for.
+        question: &'static str,
+        /// The refusal.
+        source: io::Error,
+    },
     /// The kernel refused a program before any link was involved.
     #[error("failed to load program {program}")]
     Verify {

@@ -4,7 +4,8 @@
 //! generation (`generation.rs`), for instance `<folder>/v3/`, where they outlive the process ([`Programs::load`]); attaching a program puts a pin of the attachment
 //! beside them ([`Programs::attach`]). That is the whole life story across a restart: the next process loads its own programs over the same
 //! maps, opens the pinned attachments and swaps the program in each in one step, so that no packet passes in between without
-//! one. Nothing is detached when [`Programs`] is dropped; [`Programs::detach`] and [`Programs::remove`] do that on purpose.
+//! one. Kernels without TCX (before 6.6) have nothing
+//! to pin for a TC program; there it is a row of the link's filter table, found and replaced by its name ([`filters`]). Nothing is detached when [`Programs`] is dropped; [`Programs::detach`] and [`Programs::remove`] do that on purpose.
 //!
 //! Two things are less nice than they look. The kernel reuses a pinned map without asking whether it still has the shape that the
 //! program was compiled for, so the shape is compared before loading ([`shape`]); where it differs, a new generation takes over what the old one
@@ -13,6 +14,8 @@
 
 mod error;
 mod events;
+mod features;
+mod filters;
 mod generation;
 mod layouts;
 mod pins;
@@ -24,6 +27,7 @@ mod takeover;
 
 pub use error::DatapathError;
 pub use events::Events;
+pub use features::Features;
 pub use generation::latest;
 pub use programs::{Attached, FamilyMaps, Maps, Program, Programs, remove};
 pub use table::{CpuArray, Table};

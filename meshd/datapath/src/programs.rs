@@ -25,7 +25,8 @@ use meshd_core::id::IfIndex;
 use tracing::{debug, info};
 
 use crate::{
-    CpuArray, DatapathError, OBJECT, Table,
+    CpuArray, DatapathError, Features, OBJECT, Table,
+    filters::{self, Filters},
     generation::{self, Generation},
     pins,
     shape::{self, Sizes},
@@ -65,7 +66,7 @@ impl Program {
     }
 
     /// Where it hooks in; `None` for XDP.
-    const fn direction(self) -> Option<TcAttachType> {
+    pub(crate) const fn direction(self) -> Option<TcAttachType> {
         match self {
             Self::XdpUplink => None,
             Self::UplinkIngress | Self::WorkloadIngress => Some(TcAttachType::Ingress),
@@ -83,6 +84,8 @@ pub enum Attached {
     Generic,
     /// TC by a link of its own (TCX, kernel 6.6 and newer).
     Tcx,
+    /// TC by a classifier of a clsact qdisc, which is what older kernels have.
+    Classifier,
     /// The attachment of an earlier process was kept and runs this program now, in the mode it had.
     Adopted,
 }
@@ -95,6 +98,7 @@ impl Attached {
             Self::Native => "xdp native",
             Self::Generic => "xdp generic",
             Self::Tcx => "tcx",
+            Self::Classifier => "clsact",
             Self::Adopted => "adopted",
         }
     }
@@ -274,6 +278,8 @@ pub struct Programs {
     generation: Generation,
     /// Those before it, until [`Programs::settle`].
     older: Vec<Generation>,
+    features: Features,
+    filters: Filters,
     /// The maps.
     pub maps: Maps,
 }
@@ -288,6 +294,8 @@ impl Programs {
     /// # Errors
     /// When the folder is none for pins, or the kernel refuses a map or a program.
     pub fn load(folder: &Path, sizes: &Sizes) -> Result<Self, DatapathError> {
+        let features = Features::probe()?;
+        let filters = Filters::new(folder);
         let specs = shape::maps(sizes);
         let (generation, older) = generation::prepare(folder, &specs)?;
         let mut loader = EbpfLoader::new();
@@ -310,7 +318,7 @@ impl Programs {
             }
             generation.set_complete()?;
         }
-        Ok(Self { ebpf, generation, older, maps })
+        Ok(Self { ebpf, generation, older, features, filters, maps })
     }
 
     /// Ends the life of earlier generations of maps: to be called when every program is where it belongs. Connections that went on
@@ -329,6 +337,12 @@ impl Programs {
         Ok(())
     }
 
+    /// What the kernel can do.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
     /// The object, for test runs of single programs.
     #[must_use]
     pub fn object(&self) -> &Ebpf {
@@ -343,6 +357,9 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
+        if let Some(direction) = program.direction().filter(|_| !self.features.tcx) {
+            return self.attach_filter(program, direction, link);
+        }
         let pin = self.pin(program, link)?;
         if let Some(attachment) = pins::open_link(&pin)? {
             if self.adopt(program, link, &pin, attachment)? {
@@ -361,9 +378,42 @@ impl Programs {
         Ok(attached)
     }
 
-    /// Programs and links of attachments below the folder, whoever made them.
-    #[must_use]
-    pub fn attached(&self) -> Vec<(Program, IfIndex)> {
+    fn attach_filter(
+        &mut self,
+        program: Program,
+        direction: TcAttachType,
+        link: IfIndex,
+    ) -> Result<Attached, DatapathError> {
+        link_name(link)?;
+        let unloaded = |source| attach_error("attach", program, link, source);
+        let descriptor = classifier(&mut self.ebpf, program)?.fd().map_err(unloaded)?;
+        let adopted = self
+            .filters
+            .attach(program, direction, link, descriptor.as_fd())
+            .map_err(|source| DatapathError::Filter { operation: "attach", program: program.name(), link, source })?;
+        let attached = if adopted { Attached::Adopted } else { Attached::Classifier };
+        debug!(%link, program = program.name(), ?attached, "attached by a classifier");
+        Ok(attached)
+    }
+
+    /// How a program that is on a link is attached, also when that was done by an earlier process.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn mode(&self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
+        if program.direction().is_some() {
+            return Ok(if self.features.tcx { Attached::Tcx } else { Attached::Classifier });
+        }
+        let error = |source| DatapathError::Filter { operation: "look at", program: program.name(), link, source };
+        let is_native = filters::is_in_driver(link).map_err(error)?;
+        Ok(if is_native { Attached::Native } else { Attached::Generic })
+    }
+
+    /// Programs and links of our attachments, whichever process made them.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub fn attached(&self) -> Result<Vec<(Program, IfIndex)>, DatapathError> {
         let folders = self.older.iter().chain([&self.generation]);
         // A folder that cannot be listed shows when something is pinned in it.
         let pins = folders.flat_map(|folder| pins::entries(&folder.path).unwrap_or_default());
@@ -373,9 +423,12 @@ impl Programs {
                 Some((Program::ALL.into_iter().find(|program| program.name() == name)?, link))
             })
             .collect();
+        if !self.features.tcx {
+            attached.extend(self.filters.attached().map_err(DatapathError::Filters)?);
+        }
         attached.sort_unstable();
         attached.dedup();
-        attached
+        Ok(attached)
     }
 
     /// Takes a program off a link; false when it was not on it.
@@ -383,6 +436,9 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn detach(&mut self, program: Program, link: IfIndex) -> Result<bool, DatapathError> {
+        if let Some(direction) = program.direction().filter(|_| !self.features.tcx) {
+            return detach_filter(&self.filters, program, direction, link);
+        }
         pins::detach(&self.pin(program, link)?)
     }
 
@@ -450,7 +506,7 @@ pub fn remove(folder: &Path) -> Result<bool, DatapathError> {
     if !folder.exists() {
         return Ok(false);
     }
-    let mut outcome = Ok(());
+    let mut outcome = remove_filters(folder);
     for generation in generation::all(folder)? {
         outcome = outcome.and(generation.remove());
     }
@@ -459,12 +515,41 @@ pub fn remove(folder: &Path) -> Result<bool, DatapathError> {
     Ok(true)
 }
 
+/// Takes programs off that are attached without a pin.
+fn remove_filters(folder: &Path) -> Result<(), DatapathError> {
+    if Features::probe()?.tcx {
+        return Ok(());
+    }
+    let filters = Filters::new(folder);
+    let mut outcome = Ok(());
+    for (program, link) in filters.attached().map_err(DatapathError::Filters)? {
+        if let Some(direction) = program.direction() {
+            outcome = outcome.and(detach_filter(&filters, program, direction, link).map(drop::<bool>));
+        }
+    }
+    outcome
+}
+
+fn detach_filter(
+    filters: &Filters,
+    program: Program,
+    direction: TcAttachType,
+    link: IfIndex,
+) -> Result<bool, DatapathError> {
+    let error = |source| DatapathError::Filter { operation: "detach", program: program.name(), link, source };
+    filters.detach(program, direction, link).map_err(error)
+}
+
+/// How drivers refuse a program that the stack can run: they have no XDP at all (`EOPNOTSUPP`, or the kernel's own `ENOTSUPP`), or
+/// not with the link's MTU, queues or offloads (`EINVAL`, `ERANGE`). If it is refused for another reason, so is the second try.
+const NO_DRIVER: [i32; 4] = [libc::EOPNOTSUPP, sys::ENOTSUPP, libc::EINVAL, libc::ERANGE];
+
 fn attach_xdp(ebpf: &mut Ebpf, program: Program, link: IfIndex) -> Result<(FdLink, Attached), DatapathError> {
     let error = |source| attach_error("attach", program, link, source);
     let xdp = xdp(ebpf, program)?;
     let (id, attached) = match xdp.attach_to_if_index(link.0, XdpMode::Driver) {
         Ok(id) => (id, Attached::Native),
-        Err(refusal) if errno(&refusal) == Some(libc::EOPNOTSUPP) => {
+        Err(refusal) if errno(&refusal).is_some_and(|errno| NO_DRIVER.contains(&errno)) => {
             (xdp.attach_to_if_index(link.0, XdpMode::Skb).map_err(error)?, Attached::Generic)
         }
         Err(source) => return Err(error(source)),

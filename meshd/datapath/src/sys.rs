@@ -7,6 +7,9 @@ use std::{
 
 use libc::{SYS_bpf, c_long};
 
+/// "Operation is not supported", as the kernel says it inside; it gets out here and there.
+pub(crate) const ENOTSUPP: i32 = 524;
+
 /// `BPF_MAP_LOOKUP_ELEM` and its neighbors in `enum bpf_cmd`.
 #[derive(Clone, Copy)]
 #[repr(i32)]
@@ -17,6 +20,8 @@ pub(crate) enum Element {
     Update = 2,
     /// Removes an element.
     Delete = 3,
+    /// Copies the key behind a key, or the first one.
+    NextKey = 4,
 }
 
 /// `BPF_MAP_LOOKUP_BATCH` and its neighbors in `enum bpf_cmd`.
@@ -54,7 +59,7 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Works on one element. A null value is for deletions.
+/// Works on one element. A null value is for deletions, and a null key for the one before the first.
 ///
 /// # Safety
 /// `key` and `value` must point to as many bytes as the map's keys and values have.
@@ -148,4 +153,72 @@ fn descriptor(answer: c_long) -> io::Result<OwnedFd> {
     let descriptor = i32::try_from(answer).map_err(io::Error::other)?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// One instruction with an immediate value; its operation as the kernel numbers them.
+pub(crate) const fn instruction(operation: u8, register: u8, immediate: i32) -> [u8; 8] {
+    let [a, b, c, d] = immediate.to_le_bytes();
+    [operation, register, 0, 0, a, b, c, d]
+}
+
+/// The part of `union bpf_attr` that a program is loaded with.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// The part of `union bpf_attr` that a program is run with.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttr {
+    program: u32,
+    answer: u32,
+    input_size: u32,
+    output_size: u32,
+    input: u64,
+    output: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Loads a TC program of a few instructions, runs it on a packet and unloads it; what it returned.
+pub(crate) fn run_classifier(code: &[[u8; 8]], packet: &[u8]) -> io::Result<u32> {
+    /// `BPF_PROG_LOAD`
+    const LOAD: i32 = 5;
+    /// `BPF_PROG_TEST_RUN`
+    const RUN: i32 = 10;
+    /// `BPF_PROG_TYPE_SCHED_CLS`
+    const CLASSIFIER: u32 = 3;
+    let license = c"Dual MIT/GPL";
+    let mut attr = LoadAttr {
+        kind: CLASSIFIER,
+        instructions: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        ..LoadAttr::default()
+    };
+    for (to, from) in attr.name.iter_mut().zip(*b"meshd_probe") {
+        *to = from;
+    }
+    // SAFETY: the structure is as long as the kernel is told, and what it points to outlives the call.
+    let program = descriptor(unsafe { libc::syscall(SYS_bpf, LOAD, &raw mut attr, size_of::<LoadAttr>()) })?;
+    let mut attr = RunAttr {
+        program: program.as_raw_fd().cast_unsigned(),
+        input_size: packet.len() as u32,
+        input: packet.as_ptr() as u64,
+        ..RunAttr::default()
+    };
+    // SAFETY: as above.
+    result(unsafe { libc::syscall(SYS_bpf, RUN, &raw mut attr, size_of::<RunAttr>()) })?;
+    Ok(attr.answer)
 }

@@ -106,7 +106,14 @@ impl<K: Copy, V: Copy> Table<K, V> {
                     (None, None),
                 )
             };
-            answer.map_err(|error| self.error("write to", error))?;
+            match answer {
+                Err(error) if is_without_batches(&error) => {
+                    for (key, value) in keys.iter().zip(values) {
+                        self.put(key, value)?;
+                    }
+                }
+                answer => answer.map_err(|error| self.error("write to", error))?,
+            }
         }
         Ok(())
     }
@@ -133,6 +140,12 @@ impl<K: Copy, V: Copy> Table<K, V> {
             let done = (done as usize).min(part.len());
             rest = match answer {
                 Ok(()) => &rest[part.len()..],
+                Err(error) if is_without_batches(&error) => {
+                    for key in part {
+                        self.remove(key)?;
+                    }
+                    &rest[part.len()..]
+                }
                 // The batch stops at the first key that is not there.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => &rest[(done + 1).min(rest.len())..],
                 Err(error) => return Err(self.error("delete from", error)),
@@ -186,6 +199,7 @@ impl<K: Copy, V: Copy> Table<K, V> {
             };
             let is_last = match answer {
                 Ok(()) => false,
+                Err(error) if is_without_batches(&error) => return self.walk_singly(visit),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => true,
                 // A bucket has more elements than there is room for.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < 1 << 20 => {
@@ -210,9 +224,36 @@ impl<K: Copy, V: Copy> Table<K, V> {
         }
     }
 
+    /// The same with a call for each key and each value. Kinds of maps without batches are arrays and tries of few elements; in a hash
+    /// the walk would begin again at a key that vanished under it.
+    fn walk_singly(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
+        let mut at: Option<K> = None;
+        loop {
+            let mut next = MaybeUninit::<K>::uninit();
+            let before = at.as_ref().map_or(std::ptr::null(), |key| (&raw const *key).cast());
+            // SAFETY: both are as long as the map's keys.
+            let answer = unsafe { sys::element(Element::NextKey, self.map.as_fd(), before, next.as_mut_ptr().cast()) };
+            let key = match answer {
+                // SAFETY: the kernel has written all of it.
+                Ok(()) => unsafe { next.assume_init() },
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(self.error("list", error)),
+            };
+            if let Some(value) = self.get(&key)? {
+                visit(&key, &value);
+            }
+            at = Some(key);
+        }
+    }
+
     fn error(&self, operation: &'static str, source: io::Error) -> DatapathError {
         DatapathError::Elements { operation, map: self.name, source }
     }
+}
+
+/// True for the answer about a kind of map for which a kernel has no batches.
+fn is_without_batches(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(sys::ENOTSUPP)
 }
 
 /// An array of which every CPU has a copy.

@@ -19,7 +19,7 @@ use meshd_abi::{
     ServiceKey, Tuple, V4,
 };
 use meshd_core::id::IfIndex;
-use meshd_datapath::{Attached, DatapathError, Program, Programs, shape::Sizes};
+use meshd_datapath::{Attached, DatapathError, Features, Program, Programs, shape::Sizes};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -133,9 +133,27 @@ fn in_namespaces(test: impl FnOnce(&Pair) + Send + 'static) {
     }
 }
 
+/// How TC programs are attached by the kernel that the test runs on.
+fn by_tc() -> Attached {
+    let features = Features::probe().expect("probe");
+    if features.tcx { Attached::Tcx } else { Attached::Classifier }
+}
+
 /// Names of the TC programs on a link of the calling thread's namespace; the kernel keeps fifteen octets of each.
 fn on_link(link: &str) -> Vec<String> {
     let mut names = Vec::new();
+    if by_tc() == Attached::Classifier {
+        for direction in ["ingress", "egress"] {
+            let listed = shell(&format!("tc filter show dev {link} {direction}"));
+            let ours = listed
+                .lines()
+                .filter_map(|line| line.split_once(" meshd "))
+                .filter_map(|(_, name)| name.split(' ').nth(1).map(|name| name.chars().take(15).collect::<String>()));
+            names.extend(ours);
+        }
+        names.sort();
+        return names;
+    }
     for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
         let (_, programs) = SchedClassifier::query_tcx(link, hook).expect("ask the kernel");
         names.extend(programs.iter().map(|program| program.name_as_str().expect("text").to_owned()));
@@ -199,11 +217,11 @@ const TC: [Program; 4] =
     [Program::UplinkIngress, Program::UplinkEgress, Program::WorkloadIngress, Program::WorkloadEgress];
 
 #[test]
-fn tc_programs_are_attached_by_links_of_their_own_and_adopted() {
+fn tc_programs_are_attached_and_adopted() {
     in_namespaces(|pair| {
         let mut programs = pair.load();
         for program in TC {
-            assert_eq!(programs.attach(program, LINK).expect("attach"), Attached::Tcx, "{program:?}");
+            assert_eq!(programs.attach(program, LINK).expect("attach"), by_tc(), "{program:?}");
         }
         assert_eq!(on_link("own"), short(&TC));
         let before = passed(&programs);
@@ -215,7 +233,11 @@ fn tc_programs_are_attached_by_links_of_their_own_and_adopted() {
         let mut programs = pair.load();
         for program in TC {
             assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
+            assert_eq!(programs.mode(program, LINK).expect("the mode"), by_tc());
         }
+        let mut listed = programs.attached().expect("list");
+        listed.sort();
+        assert_eq!(listed, TC.map(|program| (program, LINK)));
         // Replaced and not added: each is there once.
         assert_eq!(on_link("own"), short(&TC));
         let before = passed(&programs);
@@ -256,6 +278,74 @@ fn a_link_without_native_xdp_gets_the_generic_mode() {
         let mut programs = pair.load();
         assert_eq!(programs.attach(Program::XdpUplink, IfIndex(78)).expect("adopt"), Attached::Adopted);
         assert!(pair.own("ip -d link show switch").contains("xdpgeneric"), "not in the generic mode any more");
+        assert_eq!(programs.mode(Program::XdpUplink, IfIndex(78)).expect("the mode"), Attached::Generic);
+        programs.remove().expect("remove");
+    });
+}
+
+#[test]
+fn a_driver_that_refuses_the_mtu_leaves_the_generic_mode() {
+    in_namespaces(|pair| {
+        pair.own("ip link set own mtu 9000");
+        pair.peer("ip link set peer mtu 9000");
+        let mut programs = pair.load();
+        assert_eq!(programs.attach(Program::XdpUplink, LINK).expect("attach"), Attached::Generic);
+        programs.remove().expect("remove");
+        pair.own("ip link set own mtu 1500");
+        pair.peer("ip link set peer mtu 1500");
+        let mut programs = pair.load();
+        assert_eq!(programs.attach(Program::XdpUplink, LINK).expect("attach"), Attached::Native);
+        drop(programs);
+        let mut programs = pair.load();
+        assert_eq!(programs.attach(Program::XdpUplink, LINK).expect("adopt"), Attached::Adopted);
+        assert_eq!(programs.mode(Program::XdpUplink, LINK).expect("the mode"), Attached::Native);
+        programs.remove().expect("remove");
+    });
+}
+
+#[test]
+fn foreign_filters_and_their_qdisc_stay() {
+    in_namespaces(|pair| {
+        // On every kernel: what is there may be older than TCX.
+        pair.own(
+            "tc qdisc add dev own clsact &&
+             tc filter add dev own ingress pref 1 handle 1 protocol ip u32 match u32 0 0 action continue &&
+             tc filter add dev own egress pref 77 handle 5 protocol all u32 match u32 0 0 action continue",
+        );
+        let foreign = || {
+            ["ingress", "egress"]
+                .map(|way| pair.own(&format!("tc filter show dev own {way} | grep -v bpf | grep -v meshd")))
+        };
+        let before = foreign();
+        let mut programs = pair.load();
+        programs.attach(Program::UplinkIngress, LINK).expect("attach");
+        // A foreign filter of another kind has the place of ours in the other direction.
+        let other = programs.attach(Program::UplinkEgress, LINK);
+        assert_eq!(other.is_ok(), by_tc() == Attached::Tcx, "{other:?}");
+        let counted = passed(&programs);
+        pair.ping(2);
+        assert!(passed(&programs).packets > counted.packets);
+        assert_eq!(foreign(), before);
+        programs.remove().expect("remove");
+        assert_eq!(foreign(), before);
+        assert!(on_link("own").is_empty());
+        assert!(pair.own("tc qdisc show dev own").contains("clsact"));
+    });
+}
+
+#[test]
+fn a_foreign_ingress_qdisc_is_left_alone() {
+    in_namespaces(|pair| {
+        pair.own("tc qdisc add dev own ingress");
+        let mut programs = pair.load();
+        let outcome = programs.attach(Program::UplinkEgress, LINK);
+        // TCX does not need the qdisc.
+        assert_eq!(outcome.is_ok(), by_tc() == Attached::Tcx, "{outcome:?}");
+        if let Err(error) = outcome {
+            let cause = std::error::Error::source(&error).expect("a cause").to_string();
+            assert!(cause.contains("hint: tc qdisc del"), "{cause}");
+        }
+        assert!(pair.own("tc qdisc show dev own").contains("ingress"));
         programs.remove().expect("remove");
     });
 }
@@ -277,7 +367,7 @@ fn a_foreign_program_is_left_alone() {
         assert_eq!(passed(&programs), ours);
         // In TC there is room for both.
         foreign.attach(Program::UplinkIngress, LINK).expect("attach");
-        assert_eq!(programs.attach(Program::UplinkIngress, LINK).expect("attach"), Attached::Tcx);
+        assert_eq!(programs.attach(Program::UplinkIngress, LINK).expect("attach"), by_tc());
         assert_eq!(on_link("own"), short(&[Program::UplinkIngress; 2]));
         programs.remove().expect("remove ours");
         assert_eq!(on_link("own"), short(&[Program::UplinkIngress]));
@@ -294,7 +384,7 @@ fn a_link_that_came_back_with_the_same_index_gets_a_new_attachment() {
         pair.own("ip link del own");
         pair.add_links();
         assert_eq!(programs.attach(Program::XdpUplink, LINK).expect("attach again"), Attached::Native);
-        assert_eq!(programs.attach(Program::UplinkIngress, LINK).expect("attach again"), Attached::Tcx);
+        assert_eq!(programs.attach(Program::UplinkIngress, LINK).expect("attach again"), by_tc());
         let before = passed(&programs);
         pair.ping(3);
         // In the driver, and again in the stack.
@@ -406,7 +496,7 @@ fn maps_of_another_size_are_taken_over_with_their_attachments() {
         assert_filled(&programs);
         old.maps.v4.connections.put(&connection_key(2_000), &connection(51)).expect("a connection meanwhile");
         old.maps.v4.connections.put(&connection_key(1_000), &connection(52)).expect("a packet meanwhile");
-        assert_eq!(programs.attached().len(), TC.len());
+        assert_eq!(programs.attached().expect("list").len(), TC.len());
         for program in TC {
             assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
         }

@@ -220,6 +220,9 @@ pub struct DatapathView {
     /// return; otherwise those backends get translated sources.
     #[serde(default)]
     pub direct_return: Option<String>,
+    /// What the kernel lacks, with what follows from it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lacking: BTreeMap<String, String>,
     /// Packets by what became of them, since the maps were made; words without packets are left out.
     #[serde(default)]
     pub packets: BTreeMap<String, u64>,

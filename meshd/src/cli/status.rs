@@ -80,11 +80,14 @@ fn page(view: &StatusView, wide: bool) -> String {
         format!("{} on {} ({how})", view.program, view.link)
     };
     let datapath = &view.datapath;
-    let datapath =
+    let programs =
         if datapath.enabled { list(datapath.programs.iter().map(program).collect()) } else { "off".to_owned() };
     let direct = view.datapath.direct_return.as_ref();
     let direct = direct.map_or_else(String::new, |form| format!("; direct server return by {form}"));
-    let _ = writeln!(page, "Datapath:   {datapath}{direct}");
+    let _ = writeln!(page, "Datapath:   {programs}{direct}");
+    for (feature, consequence) in &datapath.lacking {
+        let _ = writeln!(page, "            this kernel lacks {feature}: {consequence}");
+    }
     let masquerade = &view.masquerade;
     if masquerade.enabled {
         let state = if masquerade.installed { "on" } else { "not installed" };

@@ -70,10 +70,13 @@ impl Links {
         if !self.known {
             self.known = true;
             // Links of an earlier process that nobody wants any more.
-            for (program, link) in programs.attached() {
-                if !wanted.contains_key(&(program, link)) {
-                    detach(programs, program, link);
+            match programs.attached() {
+                Ok(attached) => {
+                    for (program, link) in attached.into_iter().filter(|key| !wanted.contains_key(key)) {
+                        detach(programs, program, link);
+                    }
                 }
+                Err(error) => warn!(error = error_chain(&error), "programs of an earlier process may be left"),
             }
         }
         let gone: Vec<(Program, IfIndex)> =
@@ -83,19 +86,77 @@ impl Links {
             detach(programs, program, link);
         }
         let mut refusals = Vec::new();
-        for ((program, link), name) in wanted {
+        let mut fresh = Vec::new();
+        for (program, link, name) in in_order(wanted) {
             if self.attached.get(&(program, link)).is_some_and(|attachment| attachment.outcome.is_ok()) {
                 continue;
             }
-            let outcome = programs.attach(program, link).map_err(|error| error_chain(&error));
+            let mut outcome = match self.missing(program, link) {
+                // Half of a link would translate one direction and not the other.
+                Some(missing) => Err(format!("{} is not on the link", missing.name())),
+                None => programs.attach(program, link).map_err(|error| error_chain(&error)),
+            };
             match &outcome {
-                Ok(attached) => info!(link = %name, program = program.name(), ?attached, "attached"),
+                Ok(attached) => {
+                    info!(link = %name, program = program.name(), ?attached, "attached");
+                    if *attached != Attached::Adopted {
+                        fresh.push((program, link));
+                    }
+                    // A link that went in between is told by the next snapshot.
+                    outcome = programs.mode(program, link).or(Ok(*attached));
+                }
                 Err(error) => refusals.push(format!("{} is not on {name}: {error}", program.name())),
             }
             self.attached.insert((program, link), Attachment { name, outcome });
         }
+        self.take_back(&fresh, programs);
         refusals
     }
+
+    /// Takes programs off again that were put onto links in this round of which another one was refused. What was there before
+    /// stays: connections may depend on it.
+    fn take_back(&mut self, fresh: &[(Program, IfIndex)], programs: &mut Programs) {
+        for (program, link) in self.halves(fresh) {
+            detach(programs, program, link);
+            if let Some(attachment) = self.attached.get_mut(&(program, link)) {
+                attachment.outcome = Err("another program of the link was refused".to_owned());
+            }
+        }
+    }
+
+    /// Those of some programs on whose links a TC program was refused. XDP only takes work off the others.
+    fn halves(&self, fresh: &[(Program, IfIndex)]) -> Vec<(Program, IfIndex)> {
+        let is_half = |link: IfIndex| {
+            self.attached.iter().any(|((program, of), attachment)| {
+                *of == link && *program != Program::XdpUplink && attachment.outcome.is_err()
+            })
+        };
+        fresh.iter().copied().filter(|(_, link)| is_half(*link)).collect()
+    }
+
+    /// A program of the other direction, or of the way back, that this one must not be without.
+    fn missing(&self, program: Program, link: IfIndex) -> Option<Program> {
+        let is_refused =
+            |needed: &Program| self.attached.get(&(*needed, link)).is_none_or(|there| there.outcome.is_err());
+        needs(program).iter().copied().find(is_refused)
+    }
+}
+
+/// What must be on a link before a program is: what sends answers back comes before what lets questions in.
+const fn needs(program: Program) -> &'static [Program] {
+    match program {
+        Program::UplinkEgress | Program::WorkloadEgress => &[],
+        Program::UplinkIngress => &[Program::UplinkEgress],
+        Program::WorkloadIngress => &[Program::WorkloadEgress],
+        Program::XdpUplink => &[Program::UplinkEgress, Program::UplinkIngress],
+    }
+}
+
+/// Programs with their links in the order in which they are attached: whoever needs others comes after them.
+fn in_order(wanted: BTreeMap<(Program, IfIndex), Arc<str>>) -> Vec<(Program, IfIndex, Arc<str>)> {
+    let mut ordered: Vec<_> = wanted.into_iter().map(|((program, link), name)| (program, link, name)).collect();
+    ordered.sort_by_key(|(program, link, _)| (needs(*program).len(), *link));
+    ordered
 }
 
 fn detach(programs: &mut Programs, program: Program, link: IfIndex) {
@@ -150,4 +211,43 @@ fn workload_links(local: &LocalNode, snapshot: &Snapshot) -> BTreeSet<IfIndex> {
         .filter(|(key, row)| row.kind == RouteKind::Unicast && is_own(&key.prefix))
         .flat_map(|(_, row)| row.hops.iter().filter(|hop| hop.via.is_none()).map(|hop| hop.dev))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_attached_before_what_it_needs() {
+        let wanted = Program::ALL.into_iter().map(|program| ((program, IfIndex(2)), Arc::from("eth0"))).collect();
+        let order: Vec<Program> = in_order(wanted).into_iter().map(|(program, ..)| program).collect();
+        assert_eq!(order.len(), Program::ALL.len());
+        for (at, program) in order.iter().enumerate() {
+            for needed in needs(*program) {
+                assert!(order[..at].contains(needed), "{program:?} comes before {needed:?}: {order:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_waits_for_what_was_refused() {
+        let mut links = Links::default();
+        let put = |links: &mut Links, program, outcome: Result<Attached, String>| {
+            links.attached.insert((program, IfIndex(2)), Attachment { name: "eth0".into(), outcome });
+        };
+        assert_eq!(links.missing(Program::UplinkEgress, IfIndex(2)), None);
+        assert_eq!(links.missing(Program::UplinkIngress, IfIndex(2)), Some(Program::UplinkEgress));
+        put(&mut links, Program::UplinkEgress, Ok(Attached::Tcx));
+        assert_eq!(links.missing(Program::UplinkIngress, IfIndex(2)), None);
+        put(&mut links, Program::UplinkIngress, Err("EBUSY".to_owned()));
+        assert_eq!(links.missing(Program::XdpUplink, IfIndex(2)), Some(Program::UplinkIngress));
+        // One direction alone goes again, and what another link has does not matter.
+        let fresh = [(Program::UplinkEgress, IfIndex(2)), (Program::UplinkEgress, IfIndex(3))];
+        assert_eq!(links.halves(&fresh), [(Program::UplinkEgress, IfIndex(2))]);
+        put(&mut links, Program::UplinkIngress, Ok(Attached::Tcx));
+        put(&mut links, Program::XdpUplink, Err("EBUSY".to_owned()));
+        assert!(links.halves(&fresh).is_empty());
+        // Of another link nothing follows.
+        assert_eq!(links.missing(Program::UplinkIngress, IfIndex(3)), Some(Program::UplinkEgress));
+    }
 }

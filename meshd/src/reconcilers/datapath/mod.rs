@@ -227,6 +227,9 @@ pub fn start(
     };
     state.has_direct = state.services.has_direct();
     state.write_settings()?;
+    for (feature, consequence) in state.programs.features().lacking() {
+        info!(feature, consequence, "the kernel lacks a feature");
+    }
     info!(elapsed = ?begin.elapsed(), "the datapath's programs are loaded");
     let handle =
         DatapathHandle { status: status_rx, services: numbers_rx, masquerades: state.masquerade.watch(), withdraw };
@@ -335,7 +338,10 @@ impl State {
         let mut settings = Settings {
             ports: self.options.ports.0,
             port_count: self.options.ports.1,
-            flags: settings_flags::EVENTS | dsr_flags(self.options.dsr, self.has_direct) | self.masquerade.flags(),
+            flags: settings_flags::EVENTS
+                | dsr_flags(self.options.dsr, self.has_direct)
+                | self.masquerade.flags()
+                | if self.programs.features().ipv6_checksum { settings_flags::IPV6_CHECKSUM_FLAG } else { 0 },
             seed: SEED,
             loopback4: V4::from_octets(LOOPBACK4),
             loopback6: V6::from_octets(LOOPBACK6),

@@ -14,6 +14,8 @@ pub struct DatapathStatus {
     pub maps: Vec<MapStatus>,
     /// How notes of frontends travel, where a service uses direct server return.
     pub direct_return: Option<&'static str>,
+    /// What the kernel lacks, with what follows from it.
+    pub lacking: Vec<(&'static str, &'static str)>,
     /// Packets by reason, since the maps were made; those without any are left out.
     pub packets: Vec<(Reason, u64)>,
 }
@@ -78,6 +80,7 @@ impl State {
             DsrKind::Ipip => "ipip",
             DsrKind::Geneve => "geneve",
         });
-        DatapathStatus { programs, maps, direct_return, packets }
+        let lacking = self.programs.features().lacking();
+        DatapathStatus { programs, maps, direct_return, lacking, packets }
     }
 }
