@@ -216,6 +216,23 @@ fn ipv6_flag<A: Address>() -> u64 {
     if !A::IS_V4 && known { IPV6 } else { 0 }
 }
 
+/// True for a packet that is only seen because the link listens to everything: its link-layer address is another host's.
+#[inline(always)]
+pub fn is_for_another_host(ctx: &TcContext) -> bool {
+    /// `PACKET_OTHERHOST`
+    const OTHER_HOST: u32 = 3;
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*ctx.skb.skb).pkt_type == OTHER_HOST }
+}
+
+/// True for a packet of a VLAN whose tag lies beside it, where the device has put it. It belongs to the VLAN's own link, and sent
+/// elsewhere it would take the tag along. VLAN 0 is only a priority.
+#[inline(always)]
+pub fn is_of_vlan(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 && (*ctx.skb.skb).vlan_tci & 0xfff != 0 }
+}
+
 /// Makes the headers of an skb readable when they are paged. Bounds must be read after it.
 #[inline(always)]
 pub fn linear(ctx: &TcContext, length: u32) {

@@ -10,7 +10,7 @@ use meshd_abi::{Address, Reason, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
-    context::{Context, linear},
+    context::{Context, is_of_vlan, linear},
     maps::{self, Tables},
     steps::{
         self, Decision, deliver, event, fragment,
@@ -23,6 +23,9 @@ use crate::{
 /// Decides about one packet.
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
+    if is_of_vlan(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {

@@ -12,7 +12,7 @@ use meshd_steps::{
 };
 
 use crate::{
-    context::{Context, linear},
+    context::{Context, is_for_another_host, is_of_vlan, linear},
     maps::{self, Tables},
     steps::{
         self, Decision,
@@ -30,6 +30,9 @@ pub const HEADERS: u32 = 128;
 /// Decides about one packet.
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    if is_for_another_host(&ctx) || is_of_vlan(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {

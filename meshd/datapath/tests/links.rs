@@ -309,8 +309,8 @@ fn foreign_filters_and_their_qdisc_stay() {
         // On every kernel: what is there may be older than TCX.
         pair.own(
             "tc qdisc add dev own clsact &&
-             tc filter add dev own ingress pref 1 handle 1 protocol ip u32 match u32 0 0 action continue &&
-             tc filter add dev own egress pref 77 handle 5 protocol all u32 match u32 0 0 action continue",
+             tc filter add dev own ingress pref 1 protocol ip u32 match u32 0 0 action continue &&
+             tc filter add dev own egress pref 77 protocol all u32 match u32 0 0 action continue",
         );
         let foreign = || {
             ["ingress", "egress"]
@@ -658,4 +658,66 @@ fn a_folder_elsewhere_is_refused_with_a_hint() {
     let refusal = Programs::load(&folder.path().join("meshd"), &small()).err().expect("not a bpf file system");
     assert!(refusal.to_string().contains("hint: mount -t bpf"), "{refusal}");
     assert!(!folder.path().join("meshd").exists());
+}
+
+/// The capabilities that the shipped unit leaves the daemon, as a mask.
+fn unit_capabilities() -> u64 {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/systemd/meshd.service");
+    let text = std::fs::read_to_string(unit).expect("the unit");
+    let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("the capabilities");
+    // Numbers of <linux/capability.h>.
+    let number = |name: &str| match name {
+        "CAP_DAC_READ_SEARCH" => 2,
+        "CAP_NET_ADMIN" => 12,
+        "CAP_NET_RAW" => 13,
+        "CAP_SYS_ADMIN" => 21,
+        "CAP_SYS_NICE" => 23,
+        "CAP_PERFMON" => 38,
+        "CAP_BPF" => 39,
+        other => panic!("{other} has no number here yet"),
+    };
+    line.split_whitespace().map(|name| 1_u64 << number(name)).sum()
+}
+
+/// Takes every other capability from the calling thread.
+fn keep_capabilities(mask: u64) {
+    /// `_LINUX_CAPABILITY_VERSION_3`
+    const VERSION: u32 = 0x2008_0522;
+    let [low, high] = [mask as u32, (mask >> 32) as u32];
+    let header = [VERSION, 0];
+    // Effective, permitted, inheritable, of the lower half and of the upper one.
+    let data = [low, low, 0, high, high, 0];
+    // SAFETY: both are as long as the kernel reads them.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn the_capabilities_of_the_unit_are_enough() {
+    in_namespaces(|pair| {
+        let work = || {
+            keep_capabilities(unit_capabilities());
+            let slots = [7; meshd_abi::MAGLEV_CHUNK];
+            let mut programs = pair.load();
+            for program in Program::ALL {
+                programs.attach(program, LINK).expect("attach");
+            }
+            programs.maps.put_chunk(1, &slots).expect("a new chunk");
+            programs.maps.put_chunk(1, &slots).expect("a chunk in place");
+            drop(programs);
+
+            let mut programs = pair.load();
+            for program in Program::ALL {
+                assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted);
+                programs.mode(program, LINK).expect("the mode");
+            }
+            assert_eq!(programs.attached().expect("list").len(), Program::ALL.len());
+            let mut seen = Vec::new();
+            programs.maps.walk_chunks(|index, chunk| seen.push((index, chunk[0]))).expect("the chunks");
+            assert_eq!(seen, [(1, 7)]);
+            programs.maps.put_chunk(1, &slots).expect("a chunk of an earlier process");
+            programs.remove().expect("remove");
+        };
+        thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }

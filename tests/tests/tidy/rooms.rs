@@ -18,7 +18,8 @@ const STRANGERS: [(&str, &[&str]); 3] = [
 ];
 
 /// Scripts that are called by their path.
-const SCRIPTS: [&str; 7] = ["setup", ".ci/run", ".ci/test", ".ci/lint", ".ci/fuzz", ".ci/bench", ".ci/demo"];
+const SCRIPTS: [&str; 8] =
+    ["setup", ".ci/run", ".ci/test", ".ci/lint", ".ci/fuzz", ".ci/bench", ".ci/demo", ".ci/kernels"];
 
 fn missing_siblings(files: &[SourceFile]) -> Vec<String> {
     let paths: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();

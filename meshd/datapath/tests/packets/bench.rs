@@ -53,7 +53,7 @@ pub(crate) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x14];
 /// Makes the links that test runs of packets need: the loopback they arrive at, and an uplink with routes and one neighbor.
 pub(crate) fn links() {
     shell(
-        "ip link set lo up && ip link add uplink index 20 address 02:00:00:00:00:14 mtu 1400 type veth peer name outside mtu 1400
+        "ip link set lo address 02:00:00:00:00:01 && ip link set lo up && ip link add uplink index 20 address 02:00:00:00:00:14 mtu 1400 type veth peer name outside mtu 1400
          ip link set uplink up && ip link set outside up
          for key in ipv4.ip_forward ipv4.conf.lo.forwarding ipv6.conf.all.forwarding; do
            echo 1 > /proc/sys/net/$(echo $key | tr . /)

@@ -5,8 +5,8 @@ use meshd_datapath::Program;
 
 use crate::{
     case::{Case, Verdict, case, run},
-    frame::{Body, Frame, OWN, SCTP, TCP, UDP, between, packet, ping, pong, syn, tcp},
-    scene::{Kind, NET4, NET6, NETS, Net, OTHER, backend},
+    frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, packet, ping, pong, syn, tcp},
+    scene::{KERNEL, Kind, NET4, NET6, NETS, Net, OTHER, backend},
 };
 
 /// IPv4 options of two words: record route with one address, end of list.
@@ -43,6 +43,12 @@ pub(crate) fn for_nobody() -> Vec<Case> {
             let twice = tcp(client, world).tag(&[0x88, 0xa8, 0, 6, 0x81, 0, 0, 5]);
             cases.push(row("two vlan tags").passes_bytes(program, &twice.bytes(), uncounted(program)));
         }
+    }
+    for net in NETS {
+        // Frames that a promiscuous link sees of its neighbors.
+        let overheard = syn(net.client(), net.frontend(Kind::NodePort, backend::LOCAL)).sent(KERNEL, GATEWAY);
+        let row = case(format!("{} for another host, uplink_ingress", net.word));
+        cases.push(row.passes_bytes(Program::UplinkIngress, &overheard.bytes(), None));
     }
     for program in Program::ALL {
         let mut arp = [&[0xff; 6][..], &OWN, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();

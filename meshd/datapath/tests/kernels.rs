@@ -1,0 +1,145 @@
+//! What `make kernels` adds to the other tests: figures of the verifier, what the kernel's version lets expect, and devices that not every
+//! kernel has. All of it is ignored elsewhere.
+//!
+//! A new test for those kernels is a function here with `#[ignore = "for make kernels"]`. Modules are loaded when something asks for
+//! them, so `ip link add type geneve` is all it takes.
+
+use std::{fmt::Write as _, fs, path::PathBuf, process::Command, thread};
+
+use meshd_abi::Reason;
+use meshd_core::id::IfIndex;
+use meshd_datapath::{Features, Program, Programs, shape::Sizes};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::utsname::uname,
+};
+
+/// Runs a test in a thread with namespaces of its own and a folder for pins: everything vanishes with the thread.
+fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
+    let body = move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
+        let folder = tempfile::tempdir().expect("a folder");
+        let nothing: Option<&str> = None;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).expect("make mounts private");
+        mount(Some("bpf"), folder.path(), Some("bpf"), MsFlags::empty(), nothing).expect("mount a bpf file system");
+        test(folder.path().join("meshd"));
+        nix::mount::umount2(folder.path(), nix::mount::MntFlags::MNT_DETACH).expect("unmount the bpf file system");
+    };
+    if let Err(panic) = thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn shell(lines: &str) -> String {
+    let output = Command::new("sh").args(["-ec", lines]).output().expect("run sh");
+    assert!(output.status.success(), "{lines}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn release() -> String {
+    uname().expect("uname").release().to_str().expect("text").to_owned()
+}
+
+/// Major and minor number of the running kernel.
+fn version() -> (u32, u32) {
+    let release = release();
+    let mut numbers = release.split(['.', '-', '+']).map(|number| number.parse().expect("a number"));
+    (numbers.next().expect("major"), numbers.next().expect("minor"))
+}
+
+#[test]
+#[ignore = "for make kernels"]
+fn programs_load_and_their_figures_are_kept() {
+    in_namespaces(|folder| {
+        let programs = Programs::load(&folder, &Sizes::default()).expect("load");
+        let mut rows = Vec::new();
+        for program in Program::ALL {
+            let loaded = programs.object().program(program.name()).expect("it is in the object");
+            let info = loaded.info().expect("the kernel describes it");
+            let verified = info.verified_instruction_count().expect("kernel 5.16 and newer tell");
+            println!("{} {}: {verified} instructions verified", release(), program.name());
+            rows.push(format!("    \"{}\": {verified}", program.name()));
+        }
+        if let Some(results) = std::env::var_os("MESHD_KERNELS_RESULTS") {
+            let mut text = String::new();
+            let Features { tcx, ipv6_checksum } = programs.features();
+            writeln!(
+                text,
+                "{{\n  \"kernel\": \"{}\",\n  \"tcx\": {tcx},\n  \"ipv6_checksum\": {ipv6_checksum},",
+                release()
+            )
+            .expect("text");
+            writeln!(text, "  \"verified_instructions\": {{\n{}\n  }}\n}}", rows.join(",\n")).expect("text");
+            fs::write(PathBuf::from(results).join("programs.json"), text).expect("write the figures");
+        }
+        programs.remove().expect("remove");
+    });
+}
+
+#[test]
+#[ignore = "for make kernels"]
+fn features_are_those_of_the_version() {
+    in_namespaces(|_| {
+        let features = Features::probe().expect("probe");
+        assert_eq!(features.tcx, version() >= (6, 6), "{features:?}");
+        // Stable kernels may have got the flag later, and none has lost it.
+        assert!(features.ipv6_checksum || version() < (6, 16), "{features:?}");
+        assert!(version() >= (6, 1) || !features.ipv6_checksum);
+    });
+}
+
+#[test]
+#[ignore = "for make kernels"]
+fn tunnel_devices_of_the_kernel_carry_packets() {
+    in_namespaces(|_| {
+        for (kind, port) in [("geneve", 6081), ("vxlan", 4789)] {
+            shell(&format!(
+                "ip link set lo up
+                 ip netns add far-{kind}
+                 ip link add near type veth peer name far netns far-{kind}
+                 ip addr add 192.0.2.1/24 dev near; ip link set near up
+                 ip -n far-{kind} addr add 192.0.2.2/24 dev far; ip -n far-{kind} link set far up
+                 ip link add tunnel type {kind} id 7 remote 192.0.2.2 dstport {port}
+                 ip addr add 198.51.100.1/24 dev tunnel; ip link set tunnel up
+                 ip -n far-{kind} link add tunnel type {kind} id 7 remote 192.0.2.1 dstport {port}
+                 ip -n far-{kind} addr add 198.51.100.2/24 dev tunnel; ip -n far-{kind} link set tunnel up
+                 ping -q -n -i 0.1 -c 3 -W 5 198.51.100.2
+                 ip link del tunnel; ip link del near; ip netns del far-{kind}"
+            ));
+        }
+    });
+}
+
+#[test]
+#[ignore = "for make kernels"]
+fn packets_of_a_vlan_are_left_to_its_own_link() {
+    in_namespaces(|folder| {
+        shell(
+            "ip netns add far
+             quiet=/proc/sys/net/ipv6/conf/default/disable_ipv6
+             echo 1 >$quiet; ip netns exec far sh -c \"echo 1 >$quiet\"
+             ip link add near index 77 type veth peer name far netns far
+             ip link add link near name near.5 type vlan id 5
+             ip -n far link add link far name far.5 type vlan id 5
+             for link in near near.5; do ip link set $link up; ip -n far link set far${link#near} up; done
+             ip addr add 192.0.2.1/24 dev near; ip -n far addr add 192.0.2.2/24 dev far
+             ip addr add 198.51.100.1/24 dev near.5; ip -n far addr add 198.51.100.2/24 dev far.5",
+        );
+        let mut programs = Programs::load(&folder, &Sizes::default()).expect("load");
+        for program in [Program::UplinkEgress, Program::UplinkIngress] {
+            programs.attach(program, IfIndex(77)).expect("attach");
+        }
+        let passed = |programs: &Programs| -> u64 {
+            let copies = programs.maps.counters.get(Reason::Passed as u32).expect("read the counters");
+            copies.iter().map(|counter| counter.packets).sum()
+        };
+        shell("ip netns exec far ping -q -n -i 0.1 -W 5 -c 3 198.51.100.1");
+        assert_eq!(passed(&programs), 0);
+        // Without a tag they are ours: each echo and its answer once.
+        shell("ip netns exec far ping -q -n -i 0.1 -W 5 -c 3 192.0.2.1");
+        assert_eq!(passed(&programs), 6);
+        programs.remove().expect("remove");
+        shell("ip link del near; ip netns del far");
+    });
+}
