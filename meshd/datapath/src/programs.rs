@@ -384,13 +384,15 @@ impl Programs {
         direction: TcAttachType,
         link: IfIndex,
     ) -> Result<Attached, DatapathError> {
-        link_name(link)?;
         let unloaded = |source| attach_error("attach", program, link, source);
         let descriptor = classifier(&mut self.ebpf, program)?.fd().map_err(unloaded)?;
-        let adopted = self
-            .filters
-            .attach(program, direction, link, descriptor.as_fd())
-            .map_err(|source| DatapathError::Filter { operation: "attach", program: program.name(), link, source })?;
+        let adopted =
+            self.filters.attach(program, direction, link, descriptor.as_fd()).map_err(|source| {
+                match source.raw_os_error() {
+                    Some(libc::ENODEV) => DatapathError::NoLink { link },
+                    _ => DatapathError::Filter { operation: "attach", program: program.name(), link, source },
+                }
+            })?;
         let attached = if adopted { Attached::Adopted } else { Attached::Classifier };
         debug!(%link, program = program.name(), ?attached, "attached by a classifier");
         Ok(attached)
