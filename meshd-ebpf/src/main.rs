@@ -16,6 +16,9 @@
 //!   └───────────▼─────────────┘                                   └─────────────▼─────────────┘
 //! ```
 //!
+//! Sockets below the configured control group need none of this: `socket_connect` and `socket_send` put a backend in place of the
+//! service before there is a packet, and `socket_receive` and `socket_peer` show the service to the process (`steps/socket.rs`).
+//!
 //! ICMP errors take the same ways (`steps/related.rs`): a TC program that meets one translates it like an answer of the connection
 //! that it is about.
 //!
@@ -26,10 +29,19 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "this target's atomics have no addition, and counters of socket programs need one"
+)]
 
 #[macro_use]
 mod context;
 mod maps;
+mod socket_connect;
+mod socket_peer;
+mod socket_receive;
+mod socket_send;
 mod steps;
 mod uplink_egress;
 mod uplink_ingress;

@@ -3,6 +3,9 @@
 //! Sizes here are defaults; the loader sets those of the configuration. What the bytes mean is said in `meshd-abi`. Tables that
 //! exist once per family are reached through [`Tables`], so that a program is written once.
 
+pub mod ranges;
+pub mod sockets;
+
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
@@ -17,6 +20,7 @@ use meshd_abi::{
 };
 use meshd_steps::header::Family;
 
+use self::ranges::Ranges;
 use crate::{
     context::Rewriting,
     steps::{connect::Beginning, dsr, related::Relating},
@@ -211,7 +215,7 @@ const fn pair(first: u64, second: u64, bits: u32) -> u64 {
 }
 
 /// The tables of one family.
-pub trait Tables: Family + dsr::Maps {
+pub trait Tables: Family + Ranges + dsr::Maps {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
     /// This CPU's room for an ICMP error under way.

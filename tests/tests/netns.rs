@@ -18,4 +18,6 @@ mod netns {
     mod routes;
     mod service_traffic;
     mod services;
+    mod sockets;
+    mod source_ranges;
 }

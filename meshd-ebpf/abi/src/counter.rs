@@ -101,6 +101,10 @@ reasons! {
     /// It says that another node sent it for a service, and that is not so: nobody of the mesh sent it, or the service does not have
     /// this backend.
     DsrRefused = "dsr_refused", true;
+    /// A socket that named a service was given a backend. No packet: the bytes stay zero.
+    SocketTranslated = "socket_translated", false;
+    /// A socket named a service that has no backend, and its call was refused. No packet: the bytes stay zero.
+    SocketRefused = "socket_refused", true;
 }
 
 #[cfg(test)]

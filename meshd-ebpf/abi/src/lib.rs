@@ -36,6 +36,7 @@ mod event;
 mod family;
 mod fragment;
 mod identity;
+mod range;
 mod service;
 mod settings;
 mod socket;
@@ -48,11 +49,12 @@ pub use event::{FlowEvent, event_kind, event_place};
 pub use family::{Address, V4, V6};
 pub use fragment::{Fragment, FragmentKey};
 pub use identity::{CidrKey, Identity, identity_flags, mesh_flags};
+pub use range::RangeKey;
 pub use service::{
     AffinityKey, AffinityValue, MAGLEV_CHUNK, MAGLEV_CHUNK_BITS, NO_TABLE, Scope, Service, ServiceKey, service_flags,
 };
 pub use settings::{Settings, settings_flags};
-pub use socket::{SocketKey, SocketValue};
+pub use socket::{SocketClient, SocketKey, SocketValue};
 
 /// Folder below which everything that meshd pins lives; what is outside of it is foreign.
 pub const BPFFS_FOLDER: &str = "/sys/fs/bpf/meshd";

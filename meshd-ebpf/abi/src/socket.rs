@@ -39,3 +39,18 @@ pub struct SocketValue<A> {
 }
 
 const _: () = assert!(size_of::<SocketValue<V4>>() == 16 && size_of::<SocketValue<V6>>() == 28);
+
+/// Key of `socket_affinity`: whose sockets chose a backend. A socket that connects has no address yet, so clients are told apart by
+/// the network namespace they are in: the node itself is one, and so is each workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketClient {
+    /// The namespace's cookie, lower half.
+    pub namespace_low: u32,
+    /// The namespace's cookie, upper half.
+    pub namespace_high: u32,
+    /// The service's number.
+    pub service: u32,
+}
+
+const _: () = assert!(size_of::<SocketClient>() == 12);

@@ -12,6 +12,7 @@ pub mod fragment;
 pub mod masquerade;
 pub mod related;
 pub mod serve;
+pub mod socket;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use meshd_abi::{Address, Reason, Tuple};

@@ -162,6 +162,9 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
     beginning.client.client = beginning.key.source;
     beginning.client.service = beginning.service.id;
     let (service, client) = (&beginning.service, &beginning.client.client);
+    if service.flags & service_flags::SOURCE_RANGES != 0 && !A::is_in_range(service.id, client) {
+        return Err(Reason::SourceRange);
+    }
     if service.count == 0 {
         return Err(Reason::NoBackend);
     }
@@ -179,6 +182,19 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
         let key = &beginning.key;
         flow_hash(settings.seed, client, key.source_port, key.destination_port, key.protocol)
     };
+    let index = pick::<A>(service, hash)?;
+    if service.affinity != 0 {
+        A::put_affinity(&beginning.client, &AffinityValue { backend: index, used: beginning.now });
+    }
+    Ok(index)
+}
+
+/// The backend that a hash means: by the service's table, in which each has its share, or without one straight among its members.
+///
+/// # Errors
+/// When there is none that takes new connections.
+#[inline(always)]
+pub fn pick<A: Tables>(service: &Service, hash: u32) -> Result<u32, Reason> {
     let slot = reduce(hash, service.slots);
     let member = if service.table == NO_TABLE {
         slot
@@ -187,17 +203,11 @@ fn choose<A: Tables>(beginning: &mut Beginning<A>, settings: &Settings) -> Resul
         u32::from(maps::slot(service.table.wrapping_add(chunk), at).ok_or(Reason::NoBackend)?)
     };
     let index = maps::member(service.members.wrapping_add(member)).ok_or(Reason::NoBackend)?;
-    if !serves::<A>(index, service.id) {
-        return Err(Reason::NoBackend);
-    }
-    if service.affinity != 0 {
-        A::put_affinity(&beginning.client, &AffinityValue { backend: index, used: beginning.now });
-    }
-    Ok(index)
+    if serves::<A>(index, service.id) { Ok(index) } else { Err(Reason::NoBackend) }
 }
 
 /// True when a backend is one of this service and takes new connections.
 #[inline(always)]
-fn serves<A: Tables>(backend: u32, service: u32) -> bool {
+pub fn serves<A: Tables>(backend: u32, service: u32) -> bool {
     A::backend(backend).is_some_and(|backend| backend.state == BackendState::Active as u8 && backend.owner == service)
 }

@@ -108,6 +108,26 @@ pub enum DatapathError {
         /// The refusal.
         source: io::Error,
     },
+    /// A control group could not be opened.
+    #[error("failed to open control group {path}; hint: services.cgroup is the path of a folder in cgroup v2")]
+    ControlGroup {
+        /// The folder.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+    /// A program could not be put on a control group.
+    #[error("failed to {operation} program {program} on control group {path}")]
+    AttachSocket {
+        /// What was tried.
+        operation: &'static str,
+        /// The program.
+        program: &'static str,
+        /// The control group.
+        path: PathBuf,
+        /// The refusal.
+        source: Box<ProgramError>,
+    },
     /// The kernel refused a program before any link was involved.
     #[error("failed to load program {program}")]
     Verify {

@@ -56,7 +56,7 @@ impl Generation {
         pins::remove_empty_folder(&self.path.join(COMPLETE))?;
         let mut outcome = Ok(());
         for pin in pins::entries(&self.path)? {
-            outcome = outcome.and(if pins::link_of(&pin).is_some() {
+            outcome = outcome.and(if pins::is_attachment(&pin) {
                 pins::detach(&pin).map(|_| ())
             } else {
                 pins::remove(&pin)

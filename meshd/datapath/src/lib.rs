@@ -21,6 +21,7 @@ mod layouts;
 mod pins;
 mod programs;
 pub mod shape;
+mod sockets;
 mod sys;
 mod table;
 mod takeover;
@@ -30,6 +31,7 @@ pub use events::Events;
 pub use features::Features;
 pub use generation::latest;
 pub use programs::{Attached, FamilyMaps, Maps, Program, Programs, remove};
+pub use sockets::{ControlGroup, SocketProgram};
 pub use table::{CpuArray, Table};
 
 /// What the build script compiled, aligned as the ELF parser needs it.

@@ -27,6 +27,25 @@ pub(crate) fn link_of(pin: &Path) -> Option<(&str, IfIndex)> {
     Some((program, IfIndex(link.parse().ok()?)))
 }
 
+/// Between the program's name and the number of the control group in the name of a pin.
+const GROUP_MARK: &str = "_cgroup_";
+
+/// Name of the pin of a program's attachment to a control group.
+pub(crate) fn group_name(program: &str, number: u64) -> String {
+    format!("{program}{GROUP_MARK}{number}")
+}
+
+/// Program and number of the control group of an attachment's pin.
+pub(crate) fn group_of(pin: &Path) -> Option<(&str, u64)> {
+    let (program, number) = pin.file_name()?.to_str()?.split_once(GROUP_MARK)?;
+    Some((program, number.parse().ok()?))
+}
+
+/// True for the pin of an attachment.
+pub(crate) fn is_attachment(pin: &Path) -> bool {
+    link_of(pin).is_some() || group_of(pin).is_some()
+}
+
 /// The shape of a pinned map; `None` without a pin. `map` is what an error calls it.
 pub(crate) fn shape_of(pin: &Path, map: &'static str) -> Result<Option<MapShape>, DatapathError> {
     if !pin.exists() {

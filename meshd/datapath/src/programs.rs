@@ -19,7 +19,8 @@ use aya::{
 };
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, MAGLEV_CHUNK, NeighborKey, NextHop, ReceiverKey, Service, ServiceKey, Settings, V4, V6,
+    Identity, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings, SocketClient,
+    SocketKey, SocketValue, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
@@ -30,7 +31,7 @@ use crate::{
     generation::{self, Generation},
     pins,
     shape::{self, Sizes},
-    sys, takeover,
+    sockets, sys, takeover,
 };
 
 /// A program of the object.
@@ -86,6 +87,8 @@ pub enum Attached {
     Tcx,
     /// TC by a classifier of a clsact qdisc, which is what older kernels have.
     Classifier,
+    /// On a control group.
+    Group,
     /// The attachment of an earlier process was kept and runs this program now, in the mode it had.
     Adopted,
 }
@@ -99,6 +102,7 @@ impl Attached {
             Self::Generic => "xdp generic",
             Self::Tcx => "tcx",
             Self::Classifier => "clsact",
+            Self::Group => "cgroup",
             Self::Adopted => "adopted",
         }
     }
@@ -125,6 +129,10 @@ pub struct FamilyMaps<A> {
     pub identities: Table<A, Identity>,
     /// Prefixes of the mesh, values of `meshd_abi::mesh_flags`.
     pub mesh: Table<CidrKey<A>, u32>,
+    /// Prefixes that may use a service.
+    pub ranges: Table<RangeKey<A>, u32>,
+    /// Sockets that asked for a service.
+    pub sockets: Table<SocketKey<A>, SocketValue<A>>,
 }
 
 /// The maps.
@@ -140,6 +148,8 @@ pub struct Maps {
     pub neighbors: Table<NeighborKey, u32>,
     /// Indexes of backends, a range of them for each service.
     pub members: Table<u32, u32>,
+    /// Backends that the sockets of a network namespace had last.
+    pub socket_affinity: Table<SocketClient, AffinityValue>,
     /// Descriptors of Maglev chunks.
     maglev: Table<u32, u32>,
     /// IPv4.
@@ -179,6 +189,8 @@ impl Maps {
                     fragments: table(&folder.join(concat!("FRAGMENTS", $digit)), concat!("FRAGMENTS", $digit))?,
                     identities: table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
                     mesh: table(&folder.join(concat!("MESH", $digit)), concat!("MESH", $digit))?,
+                    ranges: table(&folder.join(concat!("RANGES", $digit)), concat!("RANGES", $digit))?,
+                    sockets: table(&folder.join(concat!("SOCKETS", $digit)), concat!("SOCKETS", $digit))?,
                 }
             };
         }
@@ -193,6 +205,7 @@ impl Maps {
             next_hops: table(&folder.join("NEXT_HOPS"), "NEXT_HOPS")?,
             neighbors: table(&folder.join("NEIGHBORS"), "NEIGHBORS")?,
             members: table(&folder.join("MEMBERS"), "MEMBERS")?,
+            socket_affinity: table(&folder.join("SOCKET_AFFINITY"), "SOCKET_AFFINITY")?,
             maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
             v4: family!("4"),
             v6: family!("6"),
@@ -274,10 +287,10 @@ pub(crate) fn table<K: Copy, V: Copy>(pin: &Path, map: &'static str) -> Result<T
 ///
 /// Dropping this closes our descriptors and changes nothing in the kernel: what is pinned stays.
 pub struct Programs {
-    ebpf: Ebpf,
-    generation: Generation,
+    pub(crate) ebpf: Ebpf,
+    pub(crate) generation: Generation,
     /// Those before it, until [`Programs::settle`].
-    older: Vec<Generation>,
+    pub(crate) older: Vec<Generation>,
     features: Features,
     filters: Filters,
     /// The maps.
@@ -309,8 +322,9 @@ impl Programs {
                 None => xdp(&mut ebpf, program)?.load(),
                 Some(_) => classifier(&mut ebpf, program)?.load(),
             };
-            loaded.map_err(|source| DatapathError::Verify { program: program.name(), source: Box::new(source) })?;
+            loaded.map_err(|source| verify_error(program.name(), source))?;
         }
+        sockets::load(&mut ebpf)?;
         let maps = Maps::open(&generation.path)?;
         if !generation.is_complete() {
             if let Some(last) = older.last() {
@@ -456,7 +470,11 @@ impl Programs {
 
     /// Where the attachment of a program to a link is pinned. One that an earlier generation pinned is moved there.
     fn pin(&self, program: Program, link: IfIndex) -> Result<PathBuf, DatapathError> {
-        let name = pins::link_name(program.name(), link);
+        self.pin_of(pins::link_name(program.name(), link))
+    }
+
+    /// Where a pin of this name is, or belongs.
+    pub(crate) fn pin_of(&self, name: String) -> Result<PathBuf, DatapathError> {
         let pin = self.generation.path.join(&name);
         for older in self.older.iter().rev() {
             if !pin.exists() && pins::rename(&older.path.join(&name), &pin)? {
@@ -596,6 +614,10 @@ fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier,
         Some(Ok(program)) => Ok(program),
         Some(Err(_)) | None => Err(DatapathError::Missing { kind: "TC program", name: program.name() }),
     }
+}
+
+pub(crate) fn verify_error(program: &'static str, source: ProgramError) -> DatapathError {
+    DatapathError::Verify { program, source: Box::new(source) }
 }
 
 fn attach_error(operation: &'static str, program: Program, link: IfIndex, source: ProgramError) -> DatapathError {

@@ -5,7 +5,8 @@ use std::fmt;
 use aya::maps::MapType;
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, NeighborKey, NextHop, Reason, ReceiverKey, Service, ServiceKey, Settings, V4, V6,
+    Identity, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings, SocketClient,
+    SocketKey, SocketValue, V4, V6,
 };
 
 /// Kind and sizes of a map.
@@ -60,6 +61,10 @@ pub struct Sizes {
     pub identities: u32,
     /// Prefixes of the mesh, per family.
     pub prefixes: u32,
+    /// Source ranges of all services together, per family.
+    pub ranges: u32,
+    /// Sockets that asked for a service, and backend each got, per family.
+    pub sockets: u32,
     /// Neighbors.
     pub next_hops: u32,
     /// Octets of the ring of flow events, a power of two of pages.
@@ -78,6 +83,8 @@ impl Default for Sizes {
             fragments: 8_192,
             identities: 524_288,
             prefixes: 65_536,
+            ranges: 65_536,
+            sockets: 65_536,
             next_hops: 4_096,
             events: 1 << 20,
         }
@@ -130,5 +137,10 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<V6, Identity>("IDENTITIES6", Hash, sizes.identities),
         spec::<CidrKey<V4>, u32>("MESH4", LpmTrie, sizes.prefixes),
         spec::<CidrKey<V6>, u32>("MESH6", LpmTrie, sizes.prefixes),
+        spec::<RangeKey<V4>, u32>("RANGES4", LpmTrie, sizes.ranges),
+        spec::<RangeKey<V6>, u32>("RANGES6", LpmTrie, sizes.ranges),
+        spec::<SocketKey<V4>, SocketValue<V4>>("SOCKETS4", LruHash, sizes.sockets),
+        spec::<SocketKey<V6>, SocketValue<V6>>("SOCKETS6", LruHash, sizes.sockets),
+        spec::<SocketClient, AffinityValue>("SOCKET_AFFINITY", LruHash, sizes.affinity),
     ]
 }

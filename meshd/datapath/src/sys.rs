@@ -1,8 +1,13 @@
 //! Calls of bpf(2) that the loader library has not: batches, and elements of any type.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use libc::{SYS_bpf, c_long};
@@ -146,6 +151,27 @@ pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     let mut attr = [id, 0, 0];
     // SAFETY: the structure is as long as the kernel is told.
     descriptor(unsafe { libc::syscall(SYS_bpf, BY_ID, attr.as_mut_ptr(), size_of_val(&attr)) })
+}
+
+/// Opens what is pinned there.
+pub(crate) fn object(pin: &Path) -> io::Result<OwnedFd> {
+    /// `BPF_OBJ_GET`
+    const GET: i32 = 7;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    // The path, a descriptor that is not used, and flags.
+    let mut attr = [path.as_ptr() as u64, 0];
+    // SAFETY: the structure is as long as the kernel is told, and the path ends with a zero.
+    descriptor(unsafe { libc::syscall(SYS_bpf, GET, attr.as_mut_ptr(), size_of_val(&attr)) })
+}
+
+/// Puts another program into an attachment, in one step.
+pub(crate) fn update_link(attachment: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// `BPF_LINK_UPDATE`
+    const UPDATE: i32 = 29;
+    // Attachment, program, flags, and the program that must be there if the flags say so.
+    let mut attr = [attachment.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned(), 0, 0];
+    // SAFETY: the structure is as long as the kernel is told.
+    result(unsafe { libc::syscall(SYS_bpf, UPDATE, attr.as_mut_ptr(), size_of_val(&attr)) })
 }
 
 fn descriptor(answer: c_long) -> io::Result<OwnedFd> {

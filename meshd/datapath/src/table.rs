@@ -226,7 +226,7 @@ impl<K: Copy, V: Copy> Table<K, V> {
 
     /// The same with a call for each key and each value. Kinds of maps without batches are arrays and tries of few elements; in a hash
     /// the walk would begin again at a key that vanished under it.
-    fn walk_singly(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), DatapathError> {
+    fn walk_singly(&self, mut visit: impl FnMut(&K, &V) -> ControlFlow<()>) -> Result<(), DatapathError> {
         let mut at: Option<K> = None;
         loop {
             let mut next = MaybeUninit::<K>::uninit();
@@ -239,8 +239,10 @@ impl<K: Copy, V: Copy> Table<K, V> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(self.error("list", error)),
             };
-            if let Some(value) = self.get(&key)? {
-                visit(&key, &value);
+            if let Some(value) = self.get(&key)?
+                && visit(&key, &value).is_break()
+            {
+                return Ok(());
             }
             at = Some(key);
         }

@@ -7,7 +7,8 @@
 use std::{collections::HashMap, path::Path};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, Direct, Identity, ReceiverKey, Service, ServiceKey,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Direct, Identity, RangeKey, ReceiverKey, Service,
+    ServiceKey, SocketClient, SocketKey, SocketValue,
 };
 use tracing::{info, warn};
 
@@ -42,6 +43,7 @@ pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation) -> Resul
             taken.elements += 1;
         }
     }
+    taken.put::<SocketClient, AffinityValue>(all(path, "SOCKET_AFFINITY")?, &maps.socket_affinity);
     taken.family(&maps.v4, "4", sizes, from)?;
     taken.family(&maps.v6, "6", sizes, from)?;
     info!(from = %path.display(), elements = taken.elements, "took over what the maps before held");
@@ -97,6 +99,12 @@ fn later<A: Address>(maps: &FamilyMaps<A>, family: &str, from: &Generation) -> R
             outcome = outcome.and(maps.connections.put(&key, &connection));
         }
     }
+    let sockets: Vec<(SocketKey<A>, SocketValue<A>)> = all(&from.path, &format!("SOCKETS{family}"))?;
+    for (key, asked) in sockets {
+        if maps.sockets.get(&key)?.is_none() {
+            outcome = outcome.and(maps.sockets.put(&key, &asked));
+        }
+    }
     outcome
 }
 
@@ -124,6 +132,8 @@ impl Taken {
         self.put::<AffinityKey<A>, AffinityValue>(all(path, &named("AFFINITY"))?, &maps.affinity);
         self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, &maps.identities);
         self.put::<CidrKey<A>, u32>(all(path, &named("MESH"))?, &maps.mesh);
+        self.put::<RangeKey<A>, u32>(all(path, &named("RANGES"))?, &maps.ranges);
+        self.put::<SocketKey<A>, SocketValue<A>>(all(path, &named("SOCKETS"))?, &maps.sockets);
         Ok(())
     }
 

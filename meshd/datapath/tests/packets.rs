@@ -29,6 +29,8 @@ mod icmp;
 mod loading;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
+#[path = "packets/ranges.rs"]
+mod ranges;
 #[path = "packets/scene.rs"]
 mod scene;
 #[path = "packets/services.rs"]

@@ -1,6 +1,7 @@
 //! `workloads.services` and the section `services` from text to values and findings.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use meshd_core::observed::{
@@ -197,10 +198,20 @@ fn the_section_services_has_defaults_and_bounds() {
     let enabled = load("services: {enabled: true, xdp: on}\n").unwrap();
     assert!(enabled.warnings.is_empty() && enabled.services.enabled, "{:?}", enabled.warnings);
     assert_eq!(enabled.services.xdp, XdpUse::On);
-    let errors = load("services: {enabled: true, cgroup: /sys/fs/cgroup/mesh}\n").expect_err("not yet").to_string();
-    assert!(errors.contains("services.cgroup: this version does not load it"), "{errors}");
+    let group = load(
+        "services: {enabled: true, cgroup: /sys/fs/cgroup/mesh, maps: {sockets: 2048}}\
+",
+    )
+    .unwrap()
+    .services;
+    assert_eq!((group.cgroup, group.maps.sockets), (Some(PathBuf::from("/sys/fs/cgroup/mesh")), 2_048));
     for (word, kind) in [("option", DsrKind::Option), ("ipip", DsrKind::Ipip), ("geneve", DsrKind::Geneve)] {
-        let config = load(&format!("services: {{enabled: true, mode: dsr, dsr: {word}}}\n")).expect(word).services;
+        let config = load(&format!(
+            "services: {{enabled: true, mode: dsr, dsr: {word}}}\
+"
+        ))
+        .expect(word)
+        .services;
         assert_eq!((config.mode, config.dsr), (ForwardingMode::Dsr, kind));
     }
     let section = "services: {mode: dsr, dsr: geneve, algorithm: random, table_size: 65521, uplinks: [eth0], \

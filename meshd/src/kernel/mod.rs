@@ -3,7 +3,7 @@
 //! Everything here is hands: no decision is taken in this room. [`KernelRoutes`] carries out the actions of a plan in
 //! their order and reports each failure; beside it runs a stream of [`ActualChange`]s, which is the only thing a planner
 //! may believe about the kernel (invariant I6). [`linux`] is the real kernel, [`fake`] one in memory with the same
-//! semantics, for the simulation and for tests without root. [`nftables`] holds our table of the packet filter.
+//! semantics, for the simulation and for tests without root. [`nftables`] holds our table of the packet filter, and [`sockets`] ends sockets.
 //!
 //! Data passes like this:
 //!
@@ -22,6 +22,7 @@
 pub mod fake;
 pub mod linux;
 pub mod nftables;
+pub mod sockets;
 
 use std::{
     fmt, io,

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// How long a connection may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Address of `webpod` in west.
 pub(super) const WEST_SERVICE: &str = "10.2.0.80:80";
 /// The same in east.

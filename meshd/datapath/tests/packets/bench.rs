@@ -20,6 +20,8 @@ pub(crate) fn small() -> Sizes {
         fragments: 64,
         identities: 256,
         prefixes: 64,
+        ranges: 64,
+        sockets: 64,
         next_hops: 64,
         events: 1 << 16,
     }

@@ -1,6 +1,6 @@
 //! The programs load, and how hard that is for the verifier.
 
-use meshd_datapath::Program;
+use meshd_datapath::{Program, SocketProgram};
 
 use crate::bench::{in_namespaces, load};
 
@@ -11,12 +11,13 @@ const VERIFIED_MAX: u32 = 200_000;
 fn every_program_loads_and_stays_easy_to_verify() {
     in_namespaces(|folder| {
         let programs = load(&folder);
-        for program in Program::ALL {
-            let loaded = programs.object().program(program.name()).expect("it is in the object");
+        let names = Program::ALL.map(Program::name).into_iter().chain(SocketProgram::ALL.map(SocketProgram::name));
+        for name in names {
+            let loaded = programs.object().program(name).expect("it is in the object");
             let info = loaded.info().expect("the kernel describes it");
             let verified = info.verified_instruction_count().expect("kernel 5.16 and newer tell");
-            println!("{}: {verified} instructions verified, {:?} octets", program.name(), info.size_jitted());
-            assert!(verified <= VERIFIED_MAX, "{}: {verified}", program.name());
+            println!("{name}: {verified} instructions verified, {:?} octets", info.size_jitted());
+            assert!(verified <= VERIFIED_MAX, "{name}: {verified}");
         }
         programs.remove().expect("remove");
         assert!(!folder.exists());

@@ -88,7 +88,7 @@ pub(crate) const NET6: Net = Net { word: "v6", is_v4: false };
 pub(crate) const NETS: [Net; 2] = [NET4, NET6];
 
 impl Net {
-    pub(crate) fn is_v4(&self) -> bool {
+    pub(crate) const fn is_v4(&self) -> bool {
         self.is_v4
     }
 

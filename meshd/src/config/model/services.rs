@@ -74,6 +74,8 @@ pub struct ServiceMaps {
     pub affinity: u32,
     /// Addresses and the identity behind them.
     pub identities: u32,
+    /// Sockets that asked for a service.
+    pub sockets: u32,
 }
 
 impl Default for ServiceMaps {
@@ -85,6 +87,7 @@ impl Default for ServiceMaps {
             translations: 524_288,
             affinity: 65_536,
             identities: 524_288,
+            sockets: 65_536,
         }
     }
 }

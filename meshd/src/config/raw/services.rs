@@ -148,7 +148,8 @@ section! {
         external_traffic_policy: Option<ServiceTrafficPolicy> = "cluster",
         /// The same for traffic of workloads and nodes.
         internal_traffic_policy: Option<ServiceTrafficPolicy> = "cluster",
-        /// Who may use `load_balancer_ips`.
+        /// Who may use `load_balancer_ips` from outside; a family without a range has no clients then. Node ports and
+        /// `external_ips` are not restricted, connections that are open neither.
         source_ranges: Vec<PrefixText> = "everybody",
         /// How packets reach backends on other nodes.
         mode: Option<ServiceMode> = "services.mode",
@@ -228,7 +229,9 @@ section! {
         table_size: Option<u32> = "16381",
         /// Links traffic from outside comes in by.
         uplinks: Vec<LinkText> = "the links that carry node.addresses",
-        /// Below this cgroup (version 2) service addresses are translated when a socket connects.
+        /// Processes in this control group (version 2) and below it get a backend when they connect to a service, so that their
+        /// packets need no translation. `/sys/fs/cgroup` means all of the node, workloads included. Only so can the node's own
+        /// processes use services.
         cgroup: Option<FilePath> = "none",
         /// Links of workloads, whose packets to service addresses are translated.
         workload_links: Vec<LinkText> = "the links that routes to this node's workloads name",
@@ -261,5 +264,8 @@ section! {
         affinity: Option<u32> = "65536",
         /// Addresses and the identity behind them.
         identities: Option<u32> = "524288",
+        /// Sockets that asked for a service when they connected, and backend each got. The ones used least recently give way: a
+        /// socket that loses its entry sees the backend as its peer.
+        sockets: Option<u32> = "65536",
     }
 }

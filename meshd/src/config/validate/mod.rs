@@ -57,7 +57,7 @@ impl<'a> Validator<'a> {
         let store = self.store(raw.store, cluster_name, &peers);
         let workloads = self.workloads(raw.workloads.r#static, own);
         let services = self.services(raw.services);
-        let rules = ServiceRules { node: &node, node_ports: &services.node_port_range, enabled: services.enabled };
+        let rules = ServiceRules { node: &node, node_ports: &services.node_port_range };
         let own_services = self.own_services(raw.workloads.services, &rules);
         let routing = self.routing(raw.routing);
         let masquerade = self.masquerade(raw.masquerade, &node);

@@ -11,7 +11,10 @@ use std::{
     sync::Arc,
 };
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG},
+};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
@@ -59,7 +62,7 @@ impl Netns {
     }
 }
 
-/// A bound routing netlink socket.
+/// A bound netlink socket, of routing unless it says otherwise.
 #[derive(Debug)]
 pub(crate) struct RouteSocket {
     inner: Socket,
@@ -69,7 +72,18 @@ pub(crate) struct RouteSocket {
 impl RouteSocket {
     /// Opens a socket in the calling thread's namespace.
     pub(crate) fn open() -> Result<Self, KernelError> {
-        let mut inner = Socket::new(NETLINK_ROUTE).map_err(KernelError::socket("open a netlink socket"))?;
+        Self::open_of(NETLINK_ROUTE)
+    }
+
+    /// Opens a socket to ask about sockets.
+    pub(crate) fn open_for_sockets() -> Result<Self, KernelError> {
+        let socket = Self::open_of(NETLINK_SOCK_DIAG)?;
+        socket.set_receive_timeout(DUMP_TIMEOUT_S)?;
+        Ok(socket)
+    }
+
+    fn open_of(protocol: isize) -> Result<Self, KernelError> {
+        let mut inner = Socket::new(protocol).map_err(KernelError::socket("open a netlink socket"))?;
         let address: SocketAddr = inner.bind_auto().map_err(KernelError::socket("bind a netlink socket"))?;
         Ok(Self { inner, port: address.port_number() })
     }

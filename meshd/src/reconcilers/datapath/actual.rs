@@ -29,6 +29,8 @@ pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
     })?;
     let mut existing = Existing { services4, services6, members, last_id, ..Existing::default() };
     maps.walk_chunks(|index, chunk| _ = existing.chunks.insert(index, digest_of(chunk)))?;
+    maps.v4.ranges.walk(|key, _| existing.ranges4.push(*key))?;
+    maps.v6.ranges.walk(|key, _| existing.ranges6.push(*key))?;
     maps.v4.backends.walk(|index, backend| {
         if backend.state != 0 {
             existing.backends4.push((*index, *backend));
@@ -59,6 +61,7 @@ fn last_client(maps: &Maps) -> Result<u32, DatapathError> {
     let mut last = 0;
     maps.v4.affinity.walk(|key, _| last = last.max(key.service))?;
     maps.v6.affinity.walk(|key, _| last = last.max(key.service))?;
+    maps.socket_affinity.walk(|key, _| last = last.max(key.service))?;
     Ok(last)
 }
 

@@ -8,7 +8,7 @@
 //! snapshot ─► links ──────► attach, detach
 //!          ─► neighbors ──► next hops ─┐
 //!          ─► endpoints ──► identities ├─► writes ─► maps
-//!          ─► services ───► services ──┘
+//!          ─► services ───► services ──┘        └─► sockets of backends that are gone
 //! ```
 //!
 //! System calls here block, but for microseconds each; a round runs on a thread for blocking work, so that the rest of
@@ -19,6 +19,7 @@ mod links;
 mod masquerade;
 mod ops;
 mod refusals;
+mod sockets;
 mod status;
 
 pub use status::{DatapathStatus, LinkStatus, MapStatus};
@@ -60,6 +61,7 @@ use self::{
     masquerade::Masquerade,
     ops::Refused,
     refusals::{Busiest, Refusal, Refusals},
+    sockets::Sockets,
 };
 use crate::{
     config::{
@@ -103,6 +105,8 @@ pub struct Options {
     pub services: ServiceSettings,
     /// Links and programs.
     pub links: LinkPlan,
+    /// Sockets below this control group are translated when they connect.
+    pub group: Option<PathBuf>,
     /// Ports for translated sources: the first and how many.
     pub ports: (u16, u16),
     /// May the programs give the node's address to what leaves the mesh?
@@ -125,6 +129,7 @@ impl Options {
             connections: maps.connections,
             affinity: maps.affinity,
             identities: maps.identities,
+            sockets: maps.sockets,
             ..Sizes::default()
         };
         let size = if services.table_size == Slots::Large.count() { Slots::Large } else { Slots::Normal };
@@ -144,12 +149,14 @@ impl Options {
                 backends: sizes.backends,
                 members: sizes.members,
                 chunks: sizes.maglev,
+                ranges: sizes.ranges,
             },
             links: LinkPlan {
                 uplinks: services.uplinks.clone(),
                 workloads: services.workload_links.clone(),
                 xdp: services.xdp,
             },
+            group: services.cgroup.clone(),
             ports: (*services.snat_ports.start(), services.snat_ports.len() as u16),
             masquerade: config.masquerade.as_ref().is_some_and(|masquerade| masquerade.by_programs),
             events_per_tick: EVENTS_PER_TICK,
@@ -199,6 +206,7 @@ pub fn start(
     let neighbors = maps.neighbors.all()?;
     let named = actual::named_hops(maps)?;
     let was_on = maps.settings.get(&0)?.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
+    let sockets = Sockets::new(options.group.clone(), &existing);
     let (status, status_rx) = watch::channel(DatapathStatus::default());
     let (withdraw, withdrawals) = mpsc::channel(1);
     let (numbers, numbers_rx) = watch::channel(ServiceNumbers::default());
@@ -209,6 +217,7 @@ pub fn start(
         masquerade: Masquerade::new(maps, was_on)?,
         ways: Ways::default(),
         links: Links::default(),
+        sockets,
         last: Arc::default(),
         finished: false,
         has_direct: false,
@@ -309,6 +318,7 @@ struct State {
     masquerade: Masquerade,
     ways: Ways,
     links: Links,
+    sockets: Sockets,
     last: Arc<Snapshot>,
     /// What an earlier process left has been swept.
     finished: bool,
@@ -376,12 +386,17 @@ impl State {
             self.finish(&snapshot);
         }
         self.tell_direct();
+        let ended = self.sockets.end(&self.programs.maps);
         // Links last: a program that is attached finds its tables filled.
         self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
-        if snapshot.local_known
-            && let Err(error) = self.programs.settle()
-        {
-            self.link_problems.push(format!("earlier maps are still there: {}", error_chain(&error)));
+        if let Err(error) = ended {
+            self.link_problems.push(format!("sockets of removed backends are still there: {}", error_chain(&error)));
+        }
+        if snapshot.local_known {
+            self.sockets.follow(&mut self.programs);
+            if let Err(error) = self.programs.settle() {
+                self.link_problems.push(format!("earlier maps are still there: {}", error_chain(&error)));
+            }
         }
         if snapshot.local_known {
             self.decide_masquerade(&snapshot);
@@ -418,6 +433,7 @@ impl State {
     fn finish(&mut self, snapshot: &Snapshot) {
         let (plan, held) = self.services.finish();
         let mut writes = plan.writes;
+        self.sockets.note(&writes);
         writes.extend(self.hops.finish());
         writes.extend(self.identities.finish());
         writes.extend(self.masquerade.exclusions.finish());
@@ -574,6 +590,7 @@ impl State {
         let (ways, hops) = (RefCell::new(&mut self.ways), &self.hops);
         let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
         let ServicePlan { writes, mut problems } = self.services.plan(name, service, hop);
+        self.sockets.note(&writes);
         let outcome = self.refused.run_service(&self.programs.maps, writes);
         self.services.done(name, outcome.is_ok());
         self.renumber(name, &old);
@@ -650,7 +667,10 @@ impl State {
         self.refused.run(&self.programs.maps, plan.writes);
         self.hops.release(|index| sweep.hops.contains(&index));
         self.retry();
-        Ok(())
+        if self.last.local_known {
+            self.sockets.follow(&mut self.programs);
+        }
+        self.sockets.sweep(&self.programs.maps)
     }
 
     /// What holds up new connections, or soon will.
@@ -669,7 +689,8 @@ impl State {
     /// The most important of what is wrong.
     fn problem(&self) -> Option<String> {
         let services = self.problems.values().flatten();
-        let mut all = self.link_problems.iter().chain(services).cloned().chain(self.refused.problem());
+        let others = self.refused.problem().into_iter().chain(self.sockets.problem());
+        let mut all = self.link_problems.iter().chain(services).cloned().chain(others);
         let first = all.next()?;
         let more = all.count();
         Some(if more == 0 { first } else { format!("{first} (and {more} more)") })

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, mem};
 
-use meshd_abi::{Identity, NeighborKey, ReceiverKey, V4, V6};
+use meshd_abi::{Identity, NeighborKey, RangeKey, ReceiverKey, V4, V6};
 use meshd_core::plan::datapath::Write;
 use meshd_datapath::{DatapathError, Maps, Table};
 
@@ -29,6 +29,8 @@ enum Target {
     Identity6([u8; 16]),
     Mesh4(u32, [u8; 4]),
     Mesh6(u32, [u8; 16]),
+    Range4(RangeKey<V4>),
+    Range6(RangeKey<V6>),
 }
 
 impl Target {
@@ -47,6 +49,8 @@ impl Target {
             Write::Identity6(address, _) => Self::Identity6(address.octets()),
             Write::Mesh4(key, _) => Self::Mesh4(key.length, key.address.octets()),
             Write::Mesh6(key, _) => Self::Mesh6(key.length, key.address.octets()),
+            Write::Range4(key, _) => Self::Range4(*key),
+            Write::Range6(key, _) => Self::Range6(*key),
             Write::Members(..) | Write::Chunk(..) | Write::Service4(..) | Write::Service6(..) => return None,
         })
     }
@@ -156,6 +160,10 @@ fn one(maps: &Maps, write: &Write) -> Result<(), DatapathError> {
         Write::Service4(key, None) => maps.v4.services.remove(key).map(drop::<bool>),
         Write::Service6(key, Some(entry)) => maps.v6.services.put(key, entry),
         Write::Service6(key, None) => maps.v6.services.remove(key).map(drop::<bool>),
+        Write::Range4(key, true) => maps.v4.ranges.put(key, &1),
+        Write::Range4(key, false) => maps.v4.ranges.remove(key).map(drop::<bool>),
+        Write::Range6(key, true) => maps.v6.ranges.put(key, &1),
+        Write::Range6(key, false) => maps.v6.ranges.remove(key).map(drop::<bool>),
         Write::NextHop(index, hop) => maps.next_hops.put(index, hop),
         Write::Neighbor(key, Some(index)) => maps.neighbors.put(key, index),
         Write::Neighbor(key, None) => maps.neighbors.remove(key).map(drop::<bool>),

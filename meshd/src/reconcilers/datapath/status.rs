@@ -8,7 +8,7 @@ use crate::config::model::services::DsrKind;
 /// The datapath at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatapathStatus {
-    /// Programs on links.
+    /// Programs on links and control groups.
     pub programs: Vec<LinkStatus>,
     /// How full the maps are, and how many ports for translated sources are used towards the destination that has most.
     pub maps: Vec<MapStatus>,
@@ -20,12 +20,12 @@ pub struct DatapathStatus {
     pub packets: Vec<(Reason, u64)>,
 }
 
-/// A program on a link.
+/// A program on a link or a control group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkStatus {
     /// The program.
     pub program: &'static str,
-    /// The link.
+    /// The link, or the path of the control group.
     pub link: String,
     /// How it is attached, or why not.
     pub outcome: Result<String, String>,
@@ -48,7 +48,7 @@ impl State {
         let map = |name, used: u64, room: u32| MapStatus { name, used, room: room.into() };
         let [members, chunks] = self.services.room();
         let [backends4, backends6] = self.services.backends();
-        let maps = vec![
+        let mut maps = vec![
             map("services", self.services.frontends() as u64, sizes.services),
             map("backends_ipv4", backends4 as u64, sizes.backends),
             map("backends_ipv6", backends6 as u64, sizes.backends),
@@ -59,6 +59,10 @@ impl State {
             map("snat_ports", self.busiest.map_or(0, |busiest| busiest.used.into()), self.options.ports.1.into()),
             map("identities", self.identities.len() as u64, sizes.identities),
         ];
+        if self.sockets.is_wanted() {
+            maps.push(map("sockets_ipv4", self.sockets.used[0] as u64, sizes.sockets));
+            maps.push(map("sockets_ipv6", self.sockets.used[1] as u64, sizes.sockets));
+        }
         let programs = self
             .links
             .attached
@@ -68,6 +72,7 @@ impl State {
                 link: attachment.name.to_string(),
                 outcome: attachment.outcome.clone().map(|attached| attached.word().to_owned()),
             })
+            .chain(self.sockets.status())
             .collect();
         let packets = Reason::ALL
             .iter()

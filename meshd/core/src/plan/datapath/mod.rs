@@ -8,6 +8,7 @@ mod direct;
 mod exclusions;
 mod hops;
 mod identities;
+mod ranges;
 mod services;
 mod space;
 mod ways;
@@ -21,8 +22,8 @@ pub use ways::{Way, Ways};
 use std::net::IpAddr;
 
 use meshd_abi::{
-    Address, Backend, CidrKey, Direct, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, ReceiverKey, Service, ServiceKey,
-    V4, V6,
+    Address, Backend, CidrKey, Direct, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service,
+    ServiceKey, V4, V6,
 };
 
 /// A change to a map.
@@ -48,6 +49,10 @@ pub enum Write {
     Service4(ServiceKey<V4>, Option<Service>),
     /// A frontend of IPv6; `None` removes it.
     Service6(ServiceKey<V6>, Option<Service>),
+    /// A source range of a service of IPv4, wanted or not.
+    Range4(RangeKey<V4>, bool),
+    /// The same of IPv6.
+    Range6(RangeKey<V6>, bool),
     /// A neighbor.
     NextHop(u32, NextHop),
     /// A neighbor by its link-layer address; `None` removes it.

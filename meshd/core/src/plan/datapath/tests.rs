@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meshd_abi::{BackendState, NO_TABLE, Scope};
+use meshd_abi::{BackendState, NO_TABLE, Scope, service_flags};
 use proptest::prelude::*;
 
 use super::*;
@@ -20,6 +20,7 @@ const SETTINGS: ServiceSettings = ServiceSettings {
     backends: 64,
     members: 256,
     chunks: 8,
+    ranges: 8,
 };
 
 /// The maps, as far as IPv4 is concerned.
@@ -29,6 +30,7 @@ struct Maps {
     backends: BTreeMap<u32, Backend<V4>>,
     members: BTreeMap<u32, u32>,
     chunks: BTreeMap<u32, Box<[u16; MAGLEV_CHUNK]>>,
+    ranges: BTreeSet<RangeKey<V4>>,
 }
 
 impl Maps {
@@ -82,6 +84,8 @@ impl Maps {
                     None => drop(self.services.remove(&key)),
                 }
             }
+            Write::Range4(key, true) => drop(self.ranges.insert(key)),
+            Write::Range4(key, false) => drop(self.ranges.remove(&key)),
             other => panic!("{other:?}"),
         }
     }
@@ -92,6 +96,9 @@ impl Maps {
                 let backend = self.backends[&self.members[&(entry.members + at)]];
                 assert_ne!(backend.state, BackendState::Free as u8);
                 assert_eq!(backend.owner, entry.id);
+            }
+            if entry.flags & service_flags::SOURCE_RANGES != 0 {
+                assert!(self.ranges.iter().any(|range| range.service == entry.id), "nobody could use it");
             }
             if entry.table != NO_TABLE {
                 let chunk = &self.chunks[&entry.table];
@@ -131,6 +138,7 @@ impl Maps {
             members: (0..top).map(|at| self.members.get(&at).copied().unwrap_or(0)).collect(),
             backends4: self.backends.iter().map(|(index, backend)| (*index, *backend)).collect(),
             chunks: self.chunks.iter().map(|(index, chunk)| (*index, digest_of(chunk))).collect(),
+            ranges4: self.ranges.iter().copied().collect(),
             ..Existing::default()
         }
     }
@@ -276,6 +284,67 @@ fn a_restart_takes_over_what_connections_name() {
     assert_eq!(maps.backends[&maps.index("10.0.0.11")].state, BackendState::Removed as u8);
     maps.run(planner.release(|_, _| false));
     assert_eq!(planner.backends(), [2, 0]);
+}
+
+#[test]
+fn source_ranges_are_there_before_a_frontend_asks_for_them_and_until_none_does() {
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let mut maps = Maps::default();
+    let mut wanted = service(&[backend("10.0.0.10")]);
+    let mut frontends = wanted.ports[0].frontends.to_vec();
+    let balancer: IpAddr = "198.51.100.80".parse().unwrap();
+    frontends.push(Frontend { address: balancer, port: 80, kind: FrontendKind::LoadBalancerIp });
+    wanted.ports[0].frontends = frontends.into();
+    wanted.source_ranges = ["192.0.2.77/24", "2001:db8::/32"].map(|range| range.parse().unwrap()).into();
+    maps.put(&mut planner, &name(), Some(&wanted));
+    let flags = |maps: &Maps, address: &str, scope: Scope| {
+        maps.services[&(address.parse().unwrap(), 80, scope as u8)].flags & service_flags::SOURCE_RANGES
+    };
+    // Only the address of the load balancer asks, and only when it is asked from outside.
+    assert_ne!(flags(&maps, "198.51.100.80", Scope::External), 0);
+    for (address, scope) in
+        [("198.51.100.80", Scope::Internal), ("192.0.2.80", Scope::External), ("10.2.0.80", Scope::Internal)]
+    {
+        assert_eq!(flags(&maps, address, scope), 0, "{address}");
+    }
+    let service = maps.services[&(balancer, 80, Scope::External as u8)].id;
+    let range = RangeKey { length: 56, service, address: V4::from_octets([192, 0, 2, 0]) };
+    assert_eq!(maps.ranges, [range].into());
+    planner.begin_round();
+    assert_eq!(planner.plan(&name(), Some(&wanted), no_hop), ServicePlan::default());
+    planner.done(&name(), true);
+
+    // Another range takes its place, and a restart finds it.
+    wanted.source_ranges = ["203.0.113.0/24".parse().unwrap()].into();
+    maps.put(&mut planner, &name(), Some(&wanted));
+    let range = RangeKey { length: 56, service, address: V4::from_octets([203, 0, 113, 0]) };
+    assert_eq!(maps.ranges, [range].into());
+    let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
+    let plan = planner.plan(&name(), Some(&wanted), no_hop);
+    assert!(!plan.writes.iter().any(|write| matches!(write, Write::Range4(..) | Write::Service4(_, None))));
+    maps.run(plan);
+    planner.done(&name(), true);
+    assert_eq!(planner.finish().0, ServicePlan::default());
+    assert_eq!(maps.ranges, [range].into());
+
+    // Without ranges everybody may, and with the service they go as well.
+    wanted.source_ranges = Box::default();
+    maps.put(&mut planner, &name(), Some(&wanted));
+    assert_eq!((maps.ranges.len(), flags(&maps, "198.51.100.80", Scope::External)), (0, 0));
+    wanted.source_ranges = [range_of_all()].into();
+    maps.put(&mut planner, &name(), Some(&wanted));
+    assert_eq!(maps.ranges.len(), 1);
+    maps.put(&mut planner, &name(), None);
+    assert!(maps.ranges.is_empty());
+    // What nobody plans any more goes at the end of the first round.
+    maps.ranges.insert(range);
+    let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
+    maps.run(planner.finish().0);
+    assert!(maps.ranges.is_empty());
+}
+
+fn range_of_all() -> ipnet::IpNet {
+    "0.0.0.0/0".parse().unwrap()
 }
 
 #[test]

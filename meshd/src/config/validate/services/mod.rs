@@ -33,10 +33,6 @@ const LINK_NAME_MAX: usize = 15;
 impl Validator<'_> {
     pub(super) fn services(&mut self, raw: RawServices) -> ServicesConfig {
         let enabled = raw.enabled.unwrap_or(false);
-        if enabled && raw.cgroup.is_some() {
-            let hint = "remove it, or services.enabled; a later version does it";
-            self.error("services.cgroup", "this version does not load it into the kernel", hint);
-        }
         let table_size = raw.table_size.unwrap_or(TABLE_SIZES[0]);
         if !TABLE_SIZES.contains(&table_size) {
             self.error("services.table_size", format!("{table_size} is not possible"), "write 16381 or 65521");
@@ -129,6 +125,7 @@ impl Validator<'_> {
             ("translations", raw.translations, &mut maps.translations),
             ("affinity", raw.affinity, &mut maps.affinity),
             ("identities", raw.identities, &mut maps.identities),
+            ("sockets", raw.sockets, &mut maps.sockets),
         ];
         for (name, wanted, size) in entries {
             let Some(wanted) = wanted else { continue };

@@ -37,8 +37,6 @@ pub(in super::super) struct ServiceRules<'a> {
     pub(in super::super) node: &'a NodeConfig,
     /// Where ports of nodes may be.
     pub(in super::super) node_ports: &'a RangeInclusive<u16>,
-    /// Services are loaded into the kernel.
-    pub(in super::super) enabled: bool,
 }
 
 impl Validator<'_> {
@@ -137,7 +135,7 @@ impl Validator<'_> {
             weights: self.cluster_weights(key, &raw.cluster_weights),
             local_minimum: raw.local_minimum.unwrap_or(1),
         };
-        self.check_kind(key, &raw, &row, rules);
+        self.check_kind(key, &raw, &row);
         if row.selector.is_empty() && row.backends.is_empty() && !row.global {
             let hint = "add selector or backends, or say global: true";
             self.warn(key, format!("service {namespace}/{name} can have no backend"), hint);
@@ -163,7 +161,7 @@ impl Validator<'_> {
     }
 
     /// What a type of service has and has not.
-    fn check_kind(&mut self, key: &str, raw: &RawService, row: &OwnServiceRow, rules: &ServiceRules<'_>) {
+    fn check_kind(&mut self, key: &str, raw: &RawService, row: &OwnServiceRow) {
         let is_balancer = row.kind == ServiceKind::LoadBalancer;
         for (part, is_given) in
             [("load_balancer_ips", !raw.load_balancer_ips.is_empty()), ("source_ranges", !raw.source_ranges.is_empty())]
@@ -172,10 +170,6 @@ impl Validator<'_> {
                 let hint = format!("say type: load_balancer, or remove {part}");
                 self.error(&format!("{key}.{part}"), "only possible with type load_balancer", hint);
             }
-        }
-        if !row.source_ranges.is_empty() && rules.enabled {
-            let hint = "remove it, or services.enabled; a later version does it";
-            self.error(&format!("{key}.source_ranges"), "this version does not load it into the kernel", hint);
         }
         if row.kind == ServiceKind::Headless {
             for (part, is_given) in

@@ -8,7 +8,8 @@ use std::{
 };
 
 use meshd_abi::{
-    Address, Backend, BackendState, Direct, MAGLEV_CHUNK, NO_TABLE, ReceiverKey, Service as Entry, ServiceKey, V4, V6,
+    Address, Backend, BackendState, Direct, MAGLEV_CHUNK, NO_TABLE, RangeKey, ReceiverKey, Service as Entry,
+    ServiceKey, V4, V6,
 };
 
 use super::{
@@ -44,6 +45,10 @@ pub struct Existing {
     pub chunks: BTreeMap<u32, u64>,
     /// The highest number that a service had, also one that is gone and that clients with affinity are still remembered of.
     pub last_id: u32,
+    /// Source ranges of IPv4.
+    pub ranges4: Vec<RangeKey<V4>>,
+    /// Source ranges of IPv6.
+    pub ranges6: Vec<RangeKey<V6>>,
 }
 
 /// Tells chunks with different content apart.
@@ -119,6 +124,8 @@ impl ServicePlanner {
                 plan.writes.push(write_service(&key, None));
             }
         }
+        let groups: BTreeSet<u32> = self.groups.values().map(|group| group.id).collect();
+        self.ranges.finish(|group| groups.contains(&group), &mut plan.writes);
         for entry in std::mem::take(&mut self.left_behind).into_values() {
             self.retired.push(Retired::Members(entry.members, u32::from(entry.count)));
             if entry.table != NO_TABLE {

@@ -16,7 +16,13 @@ use std::{
 use meshd_abi::{Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, service_flags};
 
 use self::inherited::Place;
-use super::{Write, direct::DirectPlanner, space::Space, v4, v6};
+use super::{
+    Write,
+    direct::DirectPlanner,
+    ranges::{Limits, Ranges},
+    space::Space,
+    v4, v6,
+};
 use crate::{
     desired::{self, FrontendKind, Service, ServicePort},
     id::ClusterName,
@@ -42,6 +48,8 @@ pub struct ServiceSettings {
     pub members: u32,
     /// Room for chunks of Maglev tables.
     pub chunks: u32,
+    /// Room for source ranges, per family.
+    pub ranges: u32,
 }
 
 /// Changes to the maps, and what could not be done.
@@ -54,7 +62,7 @@ pub struct ServicePlan {
 }
 
 /// Frontends are the same for both families but for the address.
-type FrontendKey = (IpAddr, u16, u8, u8);
+pub(super) type FrontendKey = (IpAddr, u16, u8, u8);
 
 /// A port of a service under one policy, for one family.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,6 +128,7 @@ pub struct ServicePlanner {
     direct: DirectPlanner,
     /// The own cluster: only its nodes are known to have this configuration.
     cluster: Option<ClusterName>,
+    ranges: Ranges,
     /// Ranges that a program may still be reading: given back by [`Self::begin_round`].
     retired: Vec<Retired>,
     /// Every list was complete once.
@@ -153,6 +162,7 @@ impl ServicePlanner {
             leaving: BTreeMap::new(),
             direct: DirectPlanner::default(),
             cluster: None,
+            ranges: Ranges::new(settings.ranges, &existing.ranges4, &existing.ranges6),
             retired: Vec::new(),
             finished: false,
         };
@@ -385,13 +395,22 @@ impl ServicePlanner {
             .iter()
             .filter(|backend| backend.address.is_ipv4() == key.ipv4 && (!key.local_only || backend.local))
             .collect();
+        let ranges = Limits::of(service, port, &frontends);
+        let refused = self.ranges.add(group.id, &ranges.prefixes, &mut plan.writes);
+        if refused > 0 {
+            plan.problems.push(format!(
+                "service {}: no room for {refused} of its source_ranges, whose clients are refused",
+                key.service
+            ));
+        }
         let mut kept = self.put_backends(&mut group, key, &backends, hop, plan);
         self.hold(&mut group, key, &backends, &mut kept);
         self.put_direct(&group, key, service, &backends, hop, plan);
         let old = (group.members, group.chunks);
         if let Some(entry) = self.put_members(&mut group, key, &kept, service, plan) {
             for frontend in &frontends {
-                let flags = flags_of(service, self.settings.mode, frontend);
+                let limited = if ranges.limits(frontend) { service_flags::SOURCE_RANGES } else { 0 };
+                let flags = flags_of(service, self.settings.mode, frontend) | limited;
                 let entry = Entry { flags, ..entry };
                 self.inherited.remove(frontend);
                 if self.frontends.insert(*frontend, entry) != Some(entry) {
@@ -406,6 +425,7 @@ impl ServicePlanner {
                 plan.writes.push(write_service(frontend, None));
             }
         }
+        self.ranges.trim(group.id, &ranges.prefixes, &mut plan.writes);
         group.frontends = frontends;
         let leaving = self.leaving.entry(key.service.clone()).or_default();
         if old.0 != group.members {
@@ -598,6 +618,7 @@ impl ServicePlanner {
                 plan.writes.push(write_service(frontend, None));
             }
         }
+        self.ranges.trim(group.id, &BTreeSet::new(), &mut plan.writes);
         for index in group.backends.values() {
             self.set_state(key.ipv4, *index, removed_state(on_removal), plan);
         }
