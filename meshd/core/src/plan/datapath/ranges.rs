@@ -161,7 +161,8 @@ mod tests {
         ranges.trim(7, &set(&["0.0.0.0/0"]), &mut writes);
         assert_eq!(writes.len(), 3);
         writes.clear();
-        assert_eq!(ranges.add(7, &other, &mut writes), 0, "there is room again");
+        let two = set(&["192.0.2.0/24", "198.51.100.0/25"]);
+        assert_eq!(ranges.add(7, &two, &mut writes), 0, "there is room again");
     }
 
     #[test]
