@@ -22,7 +22,7 @@ use meshd_core::{
         export::{OwnState, Workload},
         over_bgp::OverBgp,
     },
-    derive::{LocalNode, MasqueradeDeriver, RouteDeriver, ServiceDeriver},
+    derive::{LocalNode, MasqueradeDeriver, PathPolicy, RouteDeriver, ServiceDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
     observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
@@ -58,6 +58,7 @@ use crate::{
         export::{ExportHandle, ExportInputs, ExportTimers, Exporter, WriterRole},
         masquerade::{MasqueradeHandle, Masquerading},
         routes::{Routes, RoutesHandle},
+        tunnels::{TunnelInputs, Tunnels, TunnelsHandle},
     },
     sources::{
         config::{self as peers, PeerSet, PeerSources, services::OwnServices},
@@ -181,6 +182,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 
     // ② derive
     let (clusters, clusters_rx) = watch::channel(BTreeSet::new());
+    let (policies, policies_rx) = watch::channel(Arc::new(config.path_policy()));
     let (names, names_rx) = watch::channel(BTreeMap::new());
     let names_task =
         follow_peers(peer_set_rx, local.cluster.clone(), clusters, names, own_store.clone(), problems.clone());
@@ -192,6 +194,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         remembered: loaded.observed,
         changes: changes_rx,
         clusters: clusters_rx,
+        policies: policies_rx.clone(),
         snapshots,
         has_speaker: speaker.is_some(),
         deriver,
@@ -211,6 +214,15 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (routes, routes_handle, settled) =
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
+    let tunnels = TunnelInputs {
+        local: local.clone(),
+        policies: policies_rx,
+        snapshots: snapshots_rx.clone(),
+        routes: routes_handle.clone(),
+        touched: Arc::default(),
+        problems: problems.clone(),
+    };
+    let tunnels = start_tunnels(tunnels, &mut tasks);
     let datapath = start_datapath(&config, &local, snapshots_rx.clone(), &problems, &mut tasks);
     let programs = datapath.as_ref().map(|(handle, _)| handle.masquerades.clone());
     let masquerade = start_masquerade(snapshots_rx.clone(), programs, &problems, &mut tasks);
@@ -244,6 +256,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         speaker: speaker.as_ref().map(|speaker| speaker.handle.clone()),
         drain: drain(Leaving {
             routes: routes_handle.clone(),
+            tunnels,
             masquerade,
             datapath: datapath.map(|(handle, _)| handle),
             export: export_handle,
@@ -264,6 +277,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         local,
         peer_sources,
         masquerade_sources,
+        policies,
         own,
         own_services,
         own_store: own_store.clone(),
@@ -302,6 +316,7 @@ struct Live {
     local: Arc<LocalNode>,
     peer_sources: watch::Sender<PeerSources>,
     masquerade_sources: watch::Sender<MasqueradeSources>,
+    policies: watch::Sender<Arc<PathPolicy>>,
     own: watch::Sender<Arc<OwnState>>,
     own_services: watch::Sender<OwnServices>,
     own_store: Arc<OwnStore>,
@@ -381,6 +396,13 @@ impl Live {
         }
         self.peer_sources.send_replace(PeerSources::from(&new));
         let unchanged = self.config.clone();
+        // Of the section `routing` the one of the start counts, of the clusters the one that was read.
+        let policy = Config { peers: new.peers.clone(), ..unchanged.clone() }.path_policy();
+        self.policies.send_if_modified(|known| {
+            let is_new = **known != policy;
+            *known = Arc::new(policy);
+            is_new
+        });
         let native = unchanged.routing.native_cidrs.clone();
         self.masquerade_sources.send_replace(MasqueradeSources { native, ..MasqueradeSources::from(&new) });
         // The cluster's name, id and size are those that this process allocated identities and read remote clusters with: a
@@ -519,6 +541,17 @@ fn start_datapath(
             None
         }
     }
+}
+
+/// Starts what looks after the tunnel's link. Without notifications of the kernel the packet filter is looked at periodically.
+fn start_tunnels(inputs: TunnelInputs, tasks: &mut Tasks) -> TunnelsHandle {
+    match nftables::watch::start(inputs.touched.clone()) {
+        Ok(watch) => tasks.spawn("tunnels-watch", watch),
+        Err(error) => warn!(%error, "nobody tells about changes of the packet filter; it is looked at periodically"),
+    }
+    let (tunnels, handle) = Tunnels::new(inputs);
+    tasks.spawn("tunnels", tunnels.run());
+    handle
 }
 
 /// Starts what makes the packet filter hold the desired masquerade. Without notifications of the kernel it looks periodically.
@@ -685,6 +718,7 @@ async fn follow_peers(
 #[derive(Clone)]
 struct Leaving {
     routes: RoutesHandle,
+    tunnels: TunnelsHandle,
     masquerade: MasqueradeHandle,
     datapath: Option<DatapathHandle>,
     export: ExportHandle,
@@ -695,7 +729,7 @@ struct Leaving {
 /// packet filter and its programs.
 fn drain(leaving: Leaving) -> Drain {
     Arc::new(move || {
-        let Leaving { routes, masquerade, datapath, export, speaker } = leaving.clone();
+        let Leaving { routes, tunnels, masquerade, datapath, export, speaker } = leaving.clone();
         Box::pin(async move {
             let mut view = DrainView::default();
             if let Some(speaker) = &speaker
@@ -718,6 +752,9 @@ fn drain(leaving: Leaving) -> Drain {
                 Ok(Ok(count)) => view.removed_routes = count as u64,
                 Ok(Err(message)) => view.errors.push(message),
                 Err(ended) => view.errors.push(ended.to_string()),
+            }
+            if let Err(message) = tunnels.withdraw().await {
+                view.errors.push(message);
             }
             if let Err(message) = masquerade.withdraw().await {
                 view.errors.push(message);

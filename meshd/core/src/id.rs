@@ -22,6 +22,8 @@ pub const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 7700..=7799;
 pub const NEXTHOP_IDS: std::ops::RangeInclusive<u32> = 77_000_000..=77_999_999;
 /// Prefix of the names of links we create.
 pub const LINK_PREFIX: &str = "meshd_";
+/// The link through which packets are encapsulated.
+pub const TUNNEL_LINK: &str = "meshd_vxlan";
 
 /// Longest cluster name Cilium accepts (1.17 and newer refuse more).
 pub const CLUSTER_NAME_MAX: usize = 32;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ipnet::IpNet;
 use meshd_core::{
     derive::LocalNode,
-    desired::{Conflict, Exclusion, ExclusionSet, MasqueradeWish, NodeTarget, TargetKey},
+    desired::{Conflict, Exclusion, ExclusionSet, MasqueradeWish, NodeTarget, RouteMode as Mode, TargetKey},
     id::ClusterName,
     observed::{ClusterTables, Kind, Labels, MasqueradeSetting, NodeAddressKind},
     plan::{Action, MasqueradeStep},
@@ -148,9 +148,17 @@ pub fn routes(snapshot: &Snapshot, states: &[RouteState]) -> Vec<RouteView> {
         RouteView {
             prefix,
             next_hops: hops.iter().map(|hop| NextHopView { via: Some(hop.via), dev: link(hop.dev) }).collect(),
-            mode: match leads_to {
-                TargetKey::Node(_) => RouteMode::Native,
-                TargetKey::Bgp(_) => RouteMode::Bgp,
+            mode: match target.map(|target| target.mode) {
+                Some(Mode::Tunnel) => RouteMode::Tunnel,
+                Some(Mode::Bgp) => RouteMode::Bgp,
+                Some(Mode::Native) => RouteMode::Native,
+                None => {
+                    if leads_to.node().is_some() {
+                        RouteMode::Native
+                    } else {
+                        RouteMode::Bgp
+                    }
+                }
             },
             mtu: target.map(|target| target.mtu).filter(|mtu| *mtu > 0),
             cluster: leads_to.node().map(|target| target.cluster.to_string()),

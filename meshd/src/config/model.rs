@@ -8,13 +8,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use meshd_core::id::{ClusterId, ClusterName, MaxClusters, Metric, NodeName};
+use meshd_core::id::{ClusterId, ClusterName, MaxClusters, NodeName};
 use meshd_core::observed::{OwnServiceRow, ServiceName};
 
 pub mod bgp;
+pub mod routing;
 pub mod services;
 
 use self::bgp::BgpConfig;
+pub use self::routing::{ProbeConfig, RoutingConfig};
 use self::services::ServicesConfig;
 use super::error::Finding;
 pub use super::raw::{LogFormat, RoutingMode, UserRole};
@@ -143,6 +145,8 @@ pub struct Peer {
     pub accept: Accept,
     /// Addresses of names in `endpoints`, asked before DNS.
     pub host_aliases: BTreeMap<String, Vec<IpAddr>>,
+    /// How its nodes are reached, when that is its own.
+    pub mode: Option<RoutingMode>,
     /// The file that names it.
     pub source: PathBuf,
 }
@@ -154,19 +158,6 @@ pub struct Accept {
     pub pod_cidrs: Vec<IpNet>,
     /// Prefixes its nodes' addresses may be in.
     pub node_cidrs: Vec<IpNet>,
-}
-
-/// How packets reach other nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoutingConfig {
-    /// Natively or not.
-    pub mode: RoutingMode,
-    /// Prefixes that are always reached natively.
-    pub native_cidrs: Vec<IpNet>,
-    /// One kernel nexthop object per remote node?
-    pub nexthop_objects: bool,
-    /// Metric of the routes.
-    pub metric: Metric,
 }
 
 /// What is masqueraded, and how.

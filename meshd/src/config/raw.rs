@@ -12,9 +12,12 @@ use super::described::{Described, Kind, choice, section, text};
 pub mod bgp;
 pub mod bgp_peer;
 pub mod bgp_policy;
+pub mod routing;
 pub mod services;
 
 use self::bgp::RawBgp;
+pub use self::routing::RoutingMode;
+use self::routing::{RawPeerRouting, RawRouting, RawTunnel};
 use self::services::{RawService, RawServices};
 
 text! {
@@ -79,8 +82,9 @@ section! {
         state_dir: Option<FilePath> = "/var/lib/meshd",
         /// What is logged.
         log: RawLog = "",
-        /// Encapsulation where the native path does not work.
-        tunnel: Option<Unsupported> = "",
+        /// Encapsulation where the native path does not work. Without this section there is no tunnel, and `routing.mode: auto` means
+        /// `native`.
+        tunnel: Option<RawTunnel> = "no tunnel",
         /// Service load balancing.
         services: RawServices = "",
         /// Network policy.
@@ -201,6 +205,8 @@ section! {
         tls: Option<RawTls> = "none",
         /// What it may say.
         accept: Option<RawAccept> = "peers_defaults.accept",
+        /// How its nodes are reached.
+        routing: RawPeerRouting = "",
         /// Names in `endpoints` and their addresses, for names that are in no DNS.
         host_aliases: Vec<RawHostAlias> = "none",
     }
@@ -233,36 +239,6 @@ section! {
     RawPeerDefaults {
         /// What they may say.
         accept: Option<RawAccept> = "nothing is accepted",
-    }
-}
-
-choice! {
-    /// How packets reach other nodes.
-    RoutingMode {
-        /// Natively.
-        Auto = "auto",
-        /// Natively.
-        Native = "native",
-        /// Encapsulated.
-        Tunnel = "tunnel",
-    }
-}
-
-section! {
-    /// How packets reach other nodes.
-    RawRouting {
-        /// `auto` and `native` install routes by way of the node's address where that address is on a link of this node.
-        /// `tunnel` is not supported by this version.
-        mode: Option<RoutingMode> = "auto",
-        /// Prefixes that are always reached natively.
-        native_cidrs: Vec<PrefixText> = "none",
-        /// Let routes refer to one kernel nexthop object per remote node, so that all routes of a node move at once.
-        /// `false` makes plain routes.
-        nexthop_objects: Option<bool> = "true",
-        /// Metric of the routes.
-        metric: Option<u32> = "77",
-        /// Path probes.
-        probe: Option<Unsupported> = "",
     }
 }
 

@@ -217,7 +217,10 @@ fn every_kind_of_mistake_is_named_with_line_key_and_hint() {
         (format!("{BASE}api: {{metrics: 9962}}\n"), vec!["\"9962\" is not an address with a port", "127.0.0.1:9962"]),
         (format!("{BASE}api: {{metrics: \"127.0.0.1:0\"}}\n"), vec!["port 0 is a different one"]),
         // later versions
-        (format!("{BASE}routing: {{mode: tunnel}}\n"), vec!["tunnel is not supported by this version"]),
+        (
+            format!("{BASE}routing: {{mode: tunnel}}\n"),
+            vec!["routing.mode", "there is no tunnel", "add the section tunnel"],
+        ),
         (format!("{BASE}kubernetes: {{enabled: auto}}\n"), vec!["kubernetes: not supported"]),
         // syntax
         ("cluster: [1\nnode: 2".to_owned(), vec!["invalid YAML"]),

@@ -276,12 +276,12 @@ impl State {
         match via {
             RouteVia::Object(id) => {
                 let hops = self.hops(*id).ok_or_else(|| refusal(Errno::EINVAL))?;
-                if !ipv4 && hops.iter().any(|hop| hop.via.is_ipv4()) {
+                if !ipv4 && hops.iter().any(Hop::is_ipv4) {
                     return Err(refusal(Errno::EINVAL));
                 }
             }
             RouteVia::Hops(hops) => {
-                if !ipv4 && hops.iter().any(|hop| hop.via.is_ipv4()) {
+                if !ipv4 && hops.iter().any(Hop::is_ipv4) {
                     return Err(Refusal::HopFamily);
                 }
                 hops.iter().try_for_each(|hop| self.check_hop(hop))?;
@@ -312,6 +312,7 @@ impl State {
         match self.links.get(&hop.dev) {
             None => Err(refusal(Errno::ENODEV)),
             Some(link) if !link.up => Err(refusal(Errno::ENETDOWN)),
+            Some(_) if hop.tunnel.is_some() => Ok(()),
             Some(link) if link.connected.iter().any(|prefix| prefix.contains(&hop.via)) => Ok(()),
             Some(_) if hop.via.is_ipv4() => Err(refusal(Errno::ENETUNREACH)),
             Some(_) => Err(refusal(Errno::EHOSTUNREACH)),
@@ -460,7 +461,7 @@ mod tests {
         let kernel = FakeKernel::new();
         kernel.add_link(LINK, vec!["192.0.2.0/24".parse().unwrap()]);
         assert_eq!(kernel.take_events(), [ActualChange::DumpBegin, ActualChange::DumpEnd]);
-        let hop = Hop { via: "192.0.2.9".parse().unwrap(), dev: LINK };
+        let hop = Hop { via: "192.0.2.9".parse().unwrap(), dev: LINK, tunnel: None };
         let actions = [
             Action::PutNexthop { id: ONE, hop, replace: false },
             Action::PutGroup { id: GROUP, members: [ONE.into()].into(), replace: false },

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use imbl::OrdMap;
 use jiff::Timestamp;
 use meshd_core::{
-    derive::{MasqueradeDeriver, RouteDeriver, ServiceDeriver},
+    derive::{MasqueradeDeriver, PathPolicy, RouteDeriver, ServiceDeriver},
     desired::Desired,
     id::ClusterName,
     observed::{Change, KernelKind, Kind, Observed},
@@ -52,6 +52,8 @@ pub struct Pipeline {
     pub changes: mpsc::Receiver<Change>,
     /// Clusters that are configured now, the own one included.
     pub clusters: watch::Receiver<BTreeSet<ClusterName>>,
+    /// How nodes are to be reached.
+    pub policies: watch::Receiver<Arc<PathPolicy>>,
     /// Where snapshots go.
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// A BGP speaker runs: its routes are among what is wanted.
@@ -78,6 +80,7 @@ impl Pipeline {
             tokio::select! {
                 count = self.changes.recv_many(&mut batch, ROUND_MAX) => if count == 0 { return },
                 changed = self.clusters.changed() => if changed.is_err() { return },
+                changed = self.policies.changed() => if changed.is_err() { return },
                 () = sleep_until(settle_at), if !settled => {
                     info!("prefix owners are final: the wait for silent clusters is over");
                     self.deriver.settle();
@@ -102,6 +105,7 @@ impl Pipeline {
         current.known = self.deriver.is_settled() || is_known(&current.observed.clusters, &configured);
         let local = [KernelKind::Links, KernelKind::Addresses, KernelKind::Routes];
         current.local_known = local.iter().all(|kind| current.observed.is_kernel_initialized(*kind));
+        self.deriver.set_policy(self.policies.borrow_and_update().clone());
         let touched = current.observed.take_touched();
         let now = Timestamp::now();
         self.deriver.update(&current.observed, &touched, now, &mut current.desired);

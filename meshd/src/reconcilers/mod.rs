@@ -4,3 +4,4 @@ pub mod datapath;
 pub mod export;
 pub mod masquerade;
 pub mod routes;
+pub mod tunnels;

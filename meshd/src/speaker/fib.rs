@@ -231,7 +231,7 @@ mod tests {
         assert!(matches!(*fib.watch(&mut rib), [BgpChange::Watch(watched)] if watched == via));
         assert!(!is_forwarded(&mut rib, 1), "nothing is known of it");
         let mut known = Table::default();
-        let hop = meshd_core::desired::Hop { via: global.into(), dev: IfIndex(2) };
+        let hop = meshd_core::desired::Hop { via: global.into(), dev: IfIndex(2), tunnel: None };
         known.upsert(via, Resolution::Reachable { hop, mtu: 1500, metric: 5 });
         assert!(fib.resolve(&mut rib, &known));
         assert!(is_forwarded(&mut rib, 1));

@@ -386,5 +386,5 @@ pub(crate) fn is_quarrel(prefix: &IpNet) -> bool {
 }
 
 fn elsewhere() -> Hop {
-    Hop { via: "172.18.255.254".parse().expect("an address"), dev: IfIndex(2) }
+    Hop { via: "172.18.255.254".parse().expect("an address"), dev: IfIndex(2), tunnel: None }
 }

@@ -110,7 +110,7 @@ impl World {
         let mut routes = BTreeMap::new();
         for other in others {
             for prefix in &other.pod_cidrs {
-                let hop = |via: &std::net::IpAddr| Hop { via: *via, dev: link_of(*via) };
+                let hop = |via: &std::net::IpAddr| Hop { via: *via, dev: link_of(*via), tunnel: None };
                 let family = other.addresses.iter().filter(|a| a.is_ipv4() == prefix.addr().is_ipv4());
                 let mut hops: Vec<Hop> = family.map(hop).collect();
                 hops.sort_unstable();

@@ -159,7 +159,7 @@ fn key(prefix: &str) -> ActualKey {
 }
 
 fn hop(via: &str, dev: IfIndex) -> Hop {
-    Hop { via: via.parse().expect("an address"), dev }
+    Hop { via: via.parse().expect("an address"), dev, tunnel: None }
 }
 
 fn id(n: u32) -> NexthopId {

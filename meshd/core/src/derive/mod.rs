@@ -7,12 +7,15 @@
 //! would take away the network the mesh stands on. [`MasqueradeDeriver`] comes after it: the prefixes that have an owner are
 //! those between which no address is translated.
 //!
+//! [`PathPolicy`] says which nodes are reached natively and which through a tunnel.
+//!
 //! [`ServiceDeriver`] merges the services of our own cluster with what other clusters share, in the same way: one changed
 //! endpoint or remote service derives the services concerned again, and no other.
 
 mod masquerade;
 mod onlink;
 mod owner;
+mod path;
 mod route;
 mod service;
 mod underlay;
@@ -20,5 +23,6 @@ mod underlay;
 pub use masquerade::MasqueradeDeriver;
 pub use onlink::{OnLink, OnLinkAnswer};
 pub use owner::{Claim, PrefixOwners, Verdict};
+pub use path::{OVERHEAD_V4, OVERHEAD_V6, PathMode, PathPolicy, TunnelSettings};
 pub use route::{LocalNode, RouteDeriver};
 pub use service::{REMOTE_TIMEOUT, ServiceDeriver};

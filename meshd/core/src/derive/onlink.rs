@@ -18,7 +18,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::joint::JointPrefixMap;
 
 use crate::{
-    id::{IfIndex, MAIN_TABLE, Metric, TableId},
+    id::{IfIndex, MAIN_TABLE, Metric, TUNNEL_LINK, TableId},
     observed::{LinkRow, NextHopSpec, Observed, RouteKey, RouteKind, RouteRow},
     table::{RowDiff, Table},
 };
@@ -43,6 +43,8 @@ pub struct OnLink {
     by_decider: JointPrefixMap<IpNet, BTreeSet<IpAddr>>,
     /// Gateways of the routes, with the number of next hops that name them. They are watched.
     gateways: BTreeMap<IpAddr, usize>,
+    /// The tunnel's link.
+    tunnel: Option<IfIndex>,
     lookups: u64,
 }
 
@@ -73,6 +75,16 @@ impl OnLink {
         let mut affected = BTreeSet::new();
         for diff in self.links.diff(&old_links) {
             affected.extend(self.by_link.get(diff.key()).into_iter().flatten().copied());
+            match diff {
+                RowDiff::Added(key, row) | RowDiff::Changed(key, _, row) if &*row.name == TUNNEL_LINK => {
+                    self.tunnel = Some(*key);
+                }
+                RowDiff::Added(key, _) | RowDiff::Changed(key, ..) | RowDiff::Removed(key, _) => {
+                    if self.tunnel == Some(*key) {
+                        self.tunnel = None;
+                    }
+                }
+            }
         }
         let mut gateways = BTreeMap::new();
         for prefix in self.update_routes(observed, &mut gateways) {
@@ -153,6 +165,13 @@ impl OnLink {
     #[must_use]
     pub fn link_mtu(&self, link: IfIndex) -> Option<u32> {
         self.links.get(&link).filter(|link| link.up && link.running).map(|link| link.mtu)
+    }
+
+    /// The tunnel's link and its MTU, while it is up.
+    #[must_use]
+    pub fn tunnel(&self) -> Option<(IfIndex, u32)> {
+        let link = self.tunnel?;
+        self.link_mtu(link).map(|mtu| (link, mtu))
     }
 
     /// Length of the most specific route to a watched address, whatever that route does.

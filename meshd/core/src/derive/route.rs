@@ -11,15 +11,17 @@ use jiff::Timestamp;
 
 use prefix_trie::joint::JointPrefixMap;
 
-use super::{Claim, OnLink, OnLinkAnswer, PrefixOwners, Verdict, underlay::Underlay};
+use super::{Claim, OnLink, PathPolicy, PrefixOwners, Verdict, underlay::Underlay};
 use crate::{
-    desired::{Conflict, ConflictCause, Desired, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target},
-    id::{ClusterId, ClusterName, NodeName},
-    observed::{KernelKind, NodeAddressKind, NodeRow, Observed, Touched},
+    desired::{Conflict, ConflictCause, Desired, NodeTarget, RouteRow, Target},
+    id::{ClusterId, ClusterName, IfIndex, NodeName},
+    observed::{KernelKind, NodeAddressKind, NodeRow, Observed, PathKey, PathRow, Touched},
+    table::Table,
 };
 
 mod bgp;
 mod claims;
+mod ways;
 
 use bgp::BgpTargets;
 use claims::ClaimChanges;
@@ -68,6 +70,12 @@ pub struct RouteDeriver {
     barred: BTreeMap<Claim, ConflictCause>,
     kernel_known: bool,
     bgp: BgpTargets,
+    policy: Arc<PathPolicy>,
+    /// The policy is another one than targets were derived with.
+    policy_is_new: bool,
+    tunnel: Option<(IfIndex, u32)>,
+    /// What probes found out.
+    paths: Table<PathKey, PathRow>,
 }
 
 impl RouteDeriver {
@@ -86,7 +94,17 @@ impl RouteDeriver {
             barred: BTreeMap::new(),
             kernel_known: false,
             bgp: BgpTargets::default(),
+            policy: Arc::default(),
+            policy_is_new: false,
+            tunnel: None,
+            paths: Table::default(),
         }
+    }
+
+    /// From now on nodes are reached as `policy` says.
+    pub fn set_policy(&mut self, policy: Arc<PathPolicy>) {
+        self.policy_is_new |= self.policy != policy;
+        self.policy = policy;
     }
 
     /// Who owns which prefix, to be remembered across a restart.
@@ -116,6 +134,7 @@ impl RouteDeriver {
         let mut changes = ClaimChanges::default();
         let mut targets = self.update_kernel(observed, touched, &mut changes);
         self.update_nodes(observed, touched, &mut targets, &mut changes);
+        self.update_ways(observed, touched, &mut targets);
         changes.judge(self, observed);
         let ClaimChanges { withdrawn, claims, barred, .. } = changes;
         let verdicts = self.owners.update(&withdrawn, claims);
@@ -261,50 +280,6 @@ impl RouteDeriver {
                 desired.targets.remove(&key);
             }
         }
-    }
-
-    fn target(&self, row: &NodeRow, node: &NodeKey, ipv4: bool) -> Target {
-        let problem = |problem| Target::unreachable(problem, RouteMode::Native);
-        if !self.kernel_known {
-            return problem(RouteProblem::KernelUnknown);
-        }
-        let (mut found, mut refusal) = self.hops(row, ipv4);
-        if found.is_empty() && ipv4 {
-            // IPv4 packets can be sent through an IPv6 next hop (kernel 5.2 and newer), never the other way round.
-            let (by_ipv6, refused) = self.hops(row, false);
-            found = by_ipv6;
-            refusal = refusal.or(refused);
-        }
-        if found.is_empty() {
-            let family = if ipv4 { "IPv4" } else { "IPv6" };
-            return problem(refusal.map_or_else(
-                || RouteProblem::NoAddress { node: format!("{}/{}", node.0, node.1), family },
-                |(address, reason)| RouteProblem::NotOnLink { address, reason },
-            ));
-        }
-        found.sort_unstable();
-        found.truncate(HOPS_MAX);
-        let mtu = found.iter().map(|(_, mtu)| *mtu).min().unwrap_or(0);
-        let hops = found.into_iter().map(|(hop, _)| hop).collect();
-        Target::native(hops, mtu)
-    }
-
-    /// On-link addresses of one family with the MTU of their link, and the first one that is not, with the reason.
-    fn hops(&self, row: &NodeRow, ipv4: bool) -> (Vec<(Hop, u32)>, Option<NotOnLink>) {
-        let (mut found, mut refusal) = (Vec::new(), None);
-        for address in row.next_hop_addresses(ipv4) {
-            if self.local.addresses.contains(&address) {
-                refusal.get_or_insert((address, "it is an address of this node".into()));
-                continue;
-            }
-            match self.on_link.find(address) {
-                OnLinkAnswer::Link(dev, mtu) => found.push((Hop { via: address, dev }, mtu)),
-                OnLinkAnswer::No(reason) => {
-                    refusal.get_or_insert((address, reason));
-                }
-            }
-        }
-        (found, refusal)
     }
 }
 

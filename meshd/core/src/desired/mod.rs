@@ -11,7 +11,9 @@ mod service;
 
 pub use masquerade::{EXCLUSIONS_MAX, Exclusion, ExclusionSet, Masquerade, MasqueradeRules, MasqueradeWish};
 pub use next_hop::Resolution;
-pub use route::{Conflict, ConflictCause, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target, TargetKey};
+pub use route::{
+    Conflict, ConflictCause, Encap, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target, TargetKey,
+};
 pub use service::{
     Backend, BackendState, ExportedBackend, ExportedPort, ExportedService, Exports, Frontend, FrontendKind, Service,
     ServicePort,

@@ -63,13 +63,42 @@ impl fmt::Display for TargetKey {
     }
 }
 
-/// One next hop: a gateway that is on-link through `dev`.
+/// One next hop: a gateway that is on-link through `dev`, or the far end of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Hop {
     /// Address of the remote node.
     pub via: IpAddr,
-    /// Link it is on.
+    /// Link it is on, or the tunnel's link.
     pub dev: IfIndex,
+    /// Packets are encapsulated and sent to `via`, which need not be on-link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Encap>,
+}
+
+/// How packets are encapsulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Encap {
+    /// The number in the tunnel's header (VNI).
+    pub vni: u32,
+    /// True when what is encapsulated is IPv4.
+    pub ipv4: bool,
+}
+
+impl Hop {
+    /// Routes of IPv6 cannot use it. Without a gateway the family is the one of the packets.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.tunnel.map_or(self.via.is_ipv4(), |encap| encap.ipv4)
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tunnel {
+            None => write!(f, "via {} dev {}", self.via, self.dev),
+            Some(Encap { vni, .. }) => write!(f, "encap {} id {vni} dev {}", self.via, self.dev),
+        }
+    }
 }
 
 /// How packets reach the target.
@@ -80,6 +109,8 @@ pub enum RouteMode {
     Native,
     /// Plain forwarding to the next hops of the best BGP paths.
     Bgp,
+    /// Encapsulated to the node's own address.
+    Tunnel,
 }
 
 /// Why a desired row cannot become a kernel route now.
@@ -105,6 +136,20 @@ pub enum RouteProblem {
     #[error("no next hop can be used: {reason}")]
     NoNextHop {
         /// What is wrong with the first of them.
+        reason: Arc<str>,
+    },
+    /// Packets would have to be encapsulated, and the tunnel's link is not there.
+    #[error("the tunnel's link {link} is not up; see the problems of `tunnel` in meshd status")]
+    NoTunnel {
+        /// Its name.
+        link: &'static str,
+    },
+    /// No address of the node can be the far end of a tunnel.
+    #[error("{address} cannot be the far end of a tunnel: {reason}")]
+    NoUnderlay {
+        /// First address tried.
+        address: IpAddr,
+        /// What the kernel's routes say.
         reason: Arc<str>,
     },
     /// The local routes are not known yet.
@@ -145,6 +190,12 @@ impl Target {
             mode: RouteMode::Native,
             mtu,
         }
+    }
+
+    /// A target reached through a tunnel to a node.
+    #[must_use]
+    pub fn tunnel(hop: Hop, mtu: u32) -> Self {
+        Self { mode: RouteMode::Tunnel, ..Self::native([hop].into(), mtu) }
     }
 
     /// A target without a next hop.

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     AddressKey, AddressRow, BgpChange, BgpTargetId, ClusterTables, EndpointRow, IdentityRow, Kind, Limits, LinkRow,
     MasqueradeSetting, NeighborKey, NeighborRow, NodeAddress, NodeAddressKind, NodeRow, Observed, OwnServiceRow,
-    PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
+    PathKey, PathRow, PeerRow, RejectedRow, Rejection, RouteKey, RouteRow, RuleKey, RuleRow, ServiceName, ServiceRow,
 };
 use crate::{
     clustermesh::{Accept, RecordKey},
@@ -32,6 +32,8 @@ pub enum Change {
     /// Every service of our own cluster: one that is not among them is removed.
     OwnServices(BTreeMap<ServiceName, Arc<OwnServiceRow>>),
 
+    /// What probes found out; `None` when nothing is known of the way any more.
+    Paths(Vec<(PathKey, Option<PathRow>)>),
     /// What people want of masquerade.
     Masquerade(MasqueradeSetting),
     /// Changes of which nobody must see only some: what is added for what is removed.
@@ -152,6 +154,8 @@ pub struct Touched {
     pub links: bool,
     /// Foreign routes changed.
     pub routes: bool,
+    /// Ways to nodes of which something else is known.
+    pub paths: BTreeSet<PathKey>,
     /// What people want of masquerade changed.
     pub masquerade: bool,
     /// Anything at all changed.
@@ -176,6 +180,7 @@ impl Observed {
             }
             Change::OwnServices(rows) => self.apply_own_services(rows),
 
+            Change::Paths(paths) => self.apply_paths(paths),
             Change::Masquerade(setting) => {
                 self.touched.masquerade |= self.masquerade != setting;
                 self.masquerade = setting;
@@ -284,6 +289,16 @@ impl Observed {
             KernelKind::Routes => self.sync.routes.is_initialized(),
             KernelKind::Rules => self.sync.rules.is_initialized(),
             KernelKind::Neighbors => self.sync.neighbors.is_initialized(),
+        }
+    }
+
+    fn apply_paths(&mut self, paths: Vec<(PathKey, Option<PathRow>)>) {
+        for (key, row) in paths {
+            match row {
+                Some(row) => drop(self.paths.upsert(key.clone(), row)),
+                None => drop(self.paths.remove(&key)),
+            }
+            self.touched.paths.insert(key);
         }
     }
 

@@ -14,6 +14,7 @@ mod kernel;
 mod masquerade;
 mod node;
 mod own_service;
+mod path;
 mod peer;
 mod rejected;
 mod service;
@@ -33,6 +34,7 @@ pub use own_service::{
     Affinity, ForwardingMode, OnRemoval, OwnServicePort, OwnServiceRow, ServiceKind, StaticBackend, TrafficPolicy,
     WEIGHT_DEFAULT, WEIGHT_MAX,
 };
+pub use path::{PathKey, PathRow};
 pub use peer::{Failure, PeerRow};
 pub use rejected::{RejectedRow, Rejection};
 pub use service::{L4Addr, Ports, Protocol, ServiceName, ServiceRow};
@@ -70,6 +72,8 @@ pub struct Observed {
     pub bgp_targets: Table<BgpTargetId, BgpTarget>,
     /// BGP next hops in use, and whether each is known to be dead although the kernel has a route to it.
     pub bgp_next_hops: Table<BgpNextHop, bool>,
+    /// What probes found out about the ways to nodes.
+    pub paths: Table<PathKey, PathRow>,
     /// Whether and what to masquerade.
     pub masquerade: MasqueradeSetting,
     bgp_limit: Option<usize>,

@@ -103,7 +103,7 @@ impl fmt::Display for RouteVia {
             Self::Hops(hops) => {
                 for (i, hop) in hops.iter().enumerate() {
                     let space = if i == 0 { "" } else { " " };
-                    write!(f, "{space}via {} dev {}", hop.via, hop.dev)?;
+                    write!(f, "{space}{hop}")?;
                 }
                 Ok(())
             }
@@ -115,7 +115,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.verb())?;
         match self {
-            Self::PutNexthop { id, hop, .. } => write!(f, "nexthop {id} via {} dev {}", hop.via, hop.dev),
+            Self::PutNexthop { id, hop, .. } => write!(f, "nexthop {id} {hop}"),
             Self::PutGroup { id, members, .. } => {
                 write!(f, "nexthop {id} group")?;
                 members.iter().try_for_each(|member| match member.weight {

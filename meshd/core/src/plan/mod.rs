@@ -11,6 +11,7 @@ pub mod datapath;
 mod masquerade;
 mod nexthops;
 mod planner;
+mod tunnel;
 
 pub use action::{Action, RouteVia};
 pub use actual::{ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember};
@@ -18,3 +19,4 @@ pub use masquerade::{HeldMasquerade, MasqueradePlanner, MasqueradeStep};
 pub use planner::{
     FLUSH_ROUTES_MIN, PLAN_ACTIONS_MAX, PlannerOptions, RETRY_MAX, RETRY_MIN, RoutePlanner, WITHDRAW_HOLD,
 };
+pub use tunnel::{HeldTunnel, MTU_MIN, TunnelStep, TunnelWish, plan_tunnel, tunnel_mtu};

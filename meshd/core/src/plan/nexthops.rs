@@ -124,7 +124,7 @@ impl NexthopIds {
 
 fn content_key(nexthop: &ActualNexthop) -> Vec<u8> {
     match nexthop {
-        ActualNexthop::Hop(hop) => format!("{} {}", hop.via, hop.dev).into_bytes(),
+        ActualNexthop::Hop(hop) => hop.to_string().into_bytes(),
         ActualNexthop::Group(members) => members
             .iter()
             .flat_map(|member| [member.id.0, u32::from(member.weight)])

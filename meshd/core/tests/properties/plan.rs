@@ -27,7 +27,7 @@ struct Kernel {
 }
 
 fn hop(number: u8) -> Hop {
-    Hop { via: format!("172.18.0.{number}").parse().expect("an address"), dev: IfIndex(2) }
+    Hop { via: format!("172.18.0.{number}").parse().expect("an address"), dev: IfIndex(2), tunnel: None }
 }
 
 fn key(prefix: u8, metric: u32) -> ActualKey {

@@ -7,6 +7,7 @@ mod bgp;
 mod masquerade;
 mod node;
 mod peers;
+mod routing;
 mod services;
 mod store;
 mod values;
@@ -15,12 +16,10 @@ mod workloads;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use meshd_core::id::{Metric, ROUTE_METRIC};
-
 use self::services::ServiceRules;
 use super::error::Finding;
-use super::model::{Accept, ApiConfig, Config, LogConfig, RoutingConfig};
-use super::raw::{FilePath, LogFormat, RawConfig, RawLog, RawRouting, RoutingMode, SocketText};
+use super::model::{Accept, ApiConfig, Config, LogConfig};
+use super::raw::{FilePath, LogFormat, RawConfig, RawLog, SocketText};
 
 /// Where the state is kept unless `state_dir` says otherwise.
 const STATE_DIR: &str = "/var/lib/meshd";
@@ -59,7 +58,7 @@ impl<'a> Validator<'a> {
         let services = self.services(raw.services);
         let rules = ServiceRules { node: &node, node_ports: &services.node_port_range };
         let own_services = self.own_services(raw.workloads.services, &rules);
-        let routing = self.routing(raw.routing);
+        let routing = self.routing(raw.routing, raw.tunnel, &peers);
         let masquerade = self.masquerade(raw.masquerade, &node);
         let bgp = self.bgp(raw.bgp, &node);
         let metrics = self.metrics(raw.api.metrics.as_ref());
@@ -109,24 +108,6 @@ impl<'a> Validator<'a> {
     fn path(&self, path: &FilePath) -> PathBuf {
         let base = self.file.parent().unwrap_or_else(|| Path::new(""));
         base.join(path.as_str())
-    }
-
-    fn routing(&mut self, raw: RawRouting) -> RoutingConfig {
-        let mode = raw.mode.unwrap_or(RoutingMode::Auto);
-        if mode == RoutingMode::Tunnel {
-            self.error("routing.mode", "tunnel is not supported by this version", "write auto or native");
-        }
-        let metric = raw.metric.unwrap_or(ROUTE_METRIC);
-        if metric == 0 {
-            // The kernel turns metric 0 of an IPv6 route into 1024, so what we read back would differ.
-            self.error("routing.metric", "metric 0 is not possible", "write 1 or more; the default is 77");
-        }
-        RoutingConfig {
-            mode,
-            native_cidrs: self.prefixes("routing.native_cidrs", &raw.native_cidrs),
-            nexthop_objects: raw.nexthop_objects.unwrap_or(true),
-            metric: Metric(metric),
-        }
     }
 
     fn metrics(&mut self, text: Option<&SocketText>) -> Option<SocketAddr> {

@@ -135,7 +135,7 @@ impl Validator<'_> {
             }
         }
         let source = self.file.to_owned();
-        Some(Peer { cluster: cluster?, endpoints, over_bgp, tls, accept, host_aliases, source })
+        Some(Peer { cluster: cluster?, endpoints, over_bgp, tls, accept, host_aliases, mode: raw.routing.mode, source })
     }
 
     /// Checks an accept list against the own prefixes: broader is fine, equal or inside is a mistake.

@@ -8,12 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use meshd_core::{
-    desired::Hop,
+    desired::{Encap, Hop},
     id::{IfIndex, Metric, NexthopId, ROUTE_PROTOCOL, TableId},
     plan::{ActualChange, ActualKey, ActualNexthop, ActualRoute, GroupMember, RouteVia},
 };
 
 use super::{
+    encode::TUNNEL_TTL,
     socket::{Frame, align, attributes, u16_at, u32_at, u32_value},
     wire::*,
 };
@@ -56,6 +57,7 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
     let mut destination = if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let (mut table, mut metric) = (TableId(table.into()), Metric(0));
     let (mut object, mut gateway, mut link, mut hops) = (None, None, None, None);
+    let (mut encap_type, mut encap) = (None, None);
     let drops = kind == RTN_BLACKHOLE;
     let mut regular =
         (drops || kind == RTN_UNICAST) && scope == RT_SCOPE_UNIVERSE && flags & u32::from(RTNH_F_ONLINK) == 0;
@@ -69,7 +71,9 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
             RTA_VIA => gateway = via(value),
             RTA_OIF => link = Some(IfIndex(u32_value(value)?)),
             RTA_MULTIPATH => hops = multipath(v4, value),
-            RTA_PREFSRC | RTA_METRICS | RTA_FLOW | RTA_NEWDST | RTA_ENCAP_TYPE => regular = false,
+            RTA_ENCAP_TYPE => encap_type = u16_value(value),
+            RTA_ENCAP => encap = Some(value),
+            RTA_PREFSRC | RTA_METRICS | RTA_FLOW | RTA_NEWDST => regular = false,
             _ => {}
         }
     }
@@ -82,10 +86,13 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
             hops.sort_unstable();
             RouteVia::Hops(hops.into())
         }
-        (None, None, Some(via), Some(dev)) => RouteVia::Hops([Hop { via, dev }].into()),
-        (None, None, ..) => {
-            regular = false;
-            RouteVia::Hops([].into())
+        (None, None, Some(via), Some(dev)) if encap_type.is_none() => {
+            RouteVia::Hops([Hop { via, dev, tunnel: None }].into())
+        }
+        (None, None, gateway, dev) => {
+            let tunnel = dev.filter(|_| gateway.is_none()).and_then(|dev| tunnel(encap_type?, encap?, v4, dev));
+            regular &= tunnel.is_some();
+            RouteVia::Hops(tunnel.into_iter().collect())
         }
     };
     let key = ActualKey { prefix: IpNet::new(destination, length).ok()?, table, metric };
@@ -109,7 +116,7 @@ fn multipath(v4: bool, mut bytes: &[u8]) -> Option<Vec<Hop>> {
         if weight != 0 || flags & RTNH_F_ONLINK != 0 {
             return None;
         }
-        hops.push(Hop { via: gateway?, dev: IfIndex(u32_at(header, 4)) });
+        hops.push(Hop { via: gateway?, dev: IfIndex(u32_at(header, 4)), tunnel: None });
         bytes = bytes.get(align(length)..).unwrap_or_default();
     }
     Some(hops)
@@ -122,23 +129,56 @@ fn nexthop(payload: &[u8]) -> Option<(NexthopId, bool, ActualNexthop)> {
     let flags = u32_at(header, 4);
     let (mut id, mut link, mut gateway, mut group) = (None, None, None, None);
     let mut regular = flags & u32::from(RTNH_F_ONLINK) == 0;
+    let (mut encap_type, mut encap) = (None, None);
     for (kind, value) in attributes(&payload[8..]) {
         match kind {
             NHA_ID => id = u32_value(value).map(NexthopId),
             NHA_OIF => link = u32_value(value).map(IfIndex),
             NHA_GATEWAY => gateway = address(family == AF_INET, value),
             NHA_GROUP => group = members(value),
-            NHA_BLACKHOLE | NHA_ENCAP_TYPE | NHA_FDB => regular = false,
+            NHA_ENCAP_TYPE => encap_type = u16_value(value),
+            NHA_ENCAP => encap = Some(value),
+            NHA_BLACKHOLE | NHA_FDB => regular = false,
             _ => {}
         }
     }
     let nexthop = match (regular, group, gateway, link) {
         (true, Some(members), ..) => ActualNexthop::Group(members.into()),
-        (true, None, Some(via), Some(dev)) => ActualNexthop::Hop(Hop { via, dev }),
+        (true, None, Some(via), Some(dev)) if encap_type.is_none() => {
+            ActualNexthop::Hop(Hop { via, dev, tunnel: None })
+        }
+        (true, None, None, Some(dev)) => {
+            let tunnel = encap_type.zip(encap).and_then(|(kind, value)| tunnel(kind, value, family == AF_INET, dev));
+            tunnel.map_or(ActualNexthop::Irregular, ActualNexthop::Hop)
+        }
         (_, _, _, _) => ActualNexthop::Irregular,
     };
     let id = id.filter(|id| id.is_owned())?;
     Some((id, protocol == ROUTE_PROTOCOL, nexthop))
+}
+
+/// The far end of a tunnel; `None` when it says anything else than we write.
+fn tunnel(kind: u16, value: &[u8], ipv4: bool, dev: IfIndex) -> Option<Hop> {
+    let (outer_v4, wanted_flags) = match kind {
+        LWTUNNEL_ENCAP_IP => (true, 0),
+        LWTUNNEL_ENCAP_IP6 => (false, TUNNEL_CSUM),
+        _ => return None,
+    };
+    let (mut vni, mut far_end, mut ttl) = (None, None, 0);
+    for (kind, value) in attributes(value) {
+        match kind {
+            LWTUNNEL_IP_ID => vni = u32::try_from(u64::from_be_bytes(*value.first_chunk()?)).ok(),
+            LWTUNNEL_IP_DST => far_end = address(outer_v4, value),
+            LWTUNNEL_IP_TTL => ttl = *value.first()?,
+            LWTUNNEL_IP_SRC | LWTUNNEL_IP_TOS if value.iter().any(|octet| *octet != 0) => return None,
+            LWTUNNEL_IP_FLAGS if u16::from_be_bytes(*value.first_chunk()?) & TUNNEL_CSUM != wanted_flags => {
+                return None;
+            }
+            _ => {}
+        }
+    }
+    let via = far_end.filter(|_| ttl == TUNNEL_TTL)?;
+    Some(Hop { via, dev, tunnel: Some(Encap { vni: vni?, ipv4 }) })
 }
 
 /// Members of `NHA_GROUP`, sorted; `None` when they say more than we write. The kernel writes a weight of one as zero.
@@ -159,6 +199,10 @@ fn address(v4: bool, value: &[u8]) -> Option<IpAddr> {
     } else {
         value.first_chunk::<16>().map(|octets| IpAddr::from(*octets))
     }
+}
+
+fn u16_value(value: &[u8]) -> Option<u16> {
+    value.first_chunk::<2>().map(|bytes| u16::from_ne_bytes(*bytes))
 }
 
 /// `struct rtvia`: a family and an address.

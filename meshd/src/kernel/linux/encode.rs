@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use meshd_core::{
-    desired::Hop,
+    desired::{Encap, Hop},
     id::{NexthopId, ROUTE_PROTOCOL},
     plan::{Action, ActualKey, GroupMember, RouteVia},
 };
@@ -28,6 +28,9 @@ use super::{
     wire::*,
 };
 use crate::kernel::Refusal;
+
+/// TTL of the outer header: what is inside counts for itself.
+pub(crate) const TUNNEL_TTL: u8 = 64;
 
 /// Messages for one send.
 #[derive(Debug, Default)]
@@ -107,7 +110,11 @@ impl Batch {
             RouteVia::Blackhole => {}
             RouteVia::Hops(hops) => match &**hops {
                 [hop] => {
-                    self.gateway(v4, hop)?;
+                    match &hop.tunnel {
+                        None => self.gateway(v4, hop)?,
+                        Some(encap) if encap.ipv4 == v4 => self.encap(RTA_ENCAP_TYPE, RTA_ENCAP, hop.via, encap)?,
+                        Some(_) => return Err(Refusal::HopFamily),
+                    }
                     self.attribute(RTA_OIF, &hop.dev.0.to_ne_bytes());
                 }
                 hops => self.multipath(v4, hops)?,
@@ -123,10 +130,12 @@ impl Batch {
     }
 
     fn put_nexthop(&mut self, seq: u32, id: NexthopId, hop: &Hop, replace: bool) -> Result<(), Refusal> {
-        let family = if hop.via.is_ipv4() { AF_INET } else { AF_INET6 };
-        self.nexthop_header(seq, id, family, replace)?;
+        self.nexthop_header(seq, id, if hop.is_ipv4() { AF_INET } else { AF_INET6 }, replace)?;
         self.attribute(NHA_OIF, &hop.dev.0.to_ne_bytes());
-        self.address(NHA_GATEWAY, hop.via);
+        match &hop.tunnel {
+            None => self.address(NHA_GATEWAY, hop.via),
+            Some(encap) => self.encap(NHA_ENCAP_TYPE, NHA_ENCAP, hop.via, encap)?,
+        }
         Ok(())
     }
 
@@ -187,6 +196,23 @@ impl Batch {
             (true, IpAddr::V4(_)) | (false, IpAddr::V6(_)) => self.address(RTA_GATEWAY, hop.via),
         }
         Ok(())
+    }
+
+    /// What the tunnel's link is to do with each packet. The source address is the kernel's choice. Between IPv6 nodes the outer UDP
+    /// header gets a checksum: receivers must not take a header without one unless they were told to (RFC 6935).
+    fn encap(&mut self, kind: u16, content: u16, far_end: IpAddr, encap: &Encap) -> Result<(), Refusal> {
+        let (ip, flags) = match far_end {
+            IpAddr::V4(_) => (LWTUNNEL_ENCAP_IP, 0),
+            IpAddr::V6(_) => (LWTUNNEL_ENCAP_IP6, TUNNEL_CSUM),
+        };
+        self.attribute(kind, &ip.to_ne_bytes());
+        self.nested(content | NLA_F_NESTED, 1, |batch| {
+            batch.attribute(LWTUNNEL_IP_ID, &u64::from(encap.vni).to_be_bytes());
+            batch.address(LWTUNNEL_IP_DST, far_end);
+            batch.attribute(LWTUNNEL_IP_TTL, &[TUNNEL_TTL]);
+            batch.attribute(LWTUNNEL_IP_FLAGS, &u16::to_be_bytes(flags));
+            Ok(())
+        })
     }
 
     /// `struct rtnexthop` per hop: length, flags, weight minus one, link; then its gateway.

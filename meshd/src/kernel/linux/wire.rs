@@ -54,6 +54,7 @@ pub(crate) const RTA_TABLE: u16 = 15;
 pub(crate) const RTA_VIA: u16 = 18;
 pub(crate) const RTA_NEWDST: u16 = 19;
 pub(crate) const RTA_ENCAP_TYPE: u16 = 21;
+pub(crate) const RTA_ENCAP: u16 = 22;
 pub(crate) const RTA_NH_ID: u16 = 30;
 
 pub(crate) const NHA_ID: u16 = 1;
@@ -62,7 +63,22 @@ pub(crate) const NHA_BLACKHOLE: u16 = 4;
 pub(crate) const NHA_OIF: u16 = 5;
 pub(crate) const NHA_GATEWAY: u16 = 6;
 pub(crate) const NHA_ENCAP_TYPE: u16 = 7;
+pub(crate) const NHA_ENCAP: u16 = 8;
 pub(crate) const NHA_FDB: u16 = 11;
+
+// `linux/lwtunnel.h`
+pub(crate) const LWTUNNEL_ENCAP_IP: u16 = 2;
+pub(crate) const LWTUNNEL_ENCAP_IP6: u16 = 4;
+pub(crate) const LWTUNNEL_IP_ID: u16 = 1;
+pub(crate) const LWTUNNEL_IP_DST: u16 = 2;
+pub(crate) const LWTUNNEL_IP_SRC: u16 = 3;
+pub(crate) const LWTUNNEL_IP_TTL: u16 = 4;
+pub(crate) const LWTUNNEL_IP_TOS: u16 = 5;
+pub(crate) const LWTUNNEL_IP_FLAGS: u16 = 6;
+/// The outer UDP header has a checksum.
+pub(crate) const TUNNEL_CSUM: u16 = 1;
+/// The attribute holds attributes.
+pub(crate) const NLA_F_NESTED: u16 = 0x8000;
 
 pub(crate) const RTN_UNSPEC: u8 = 0;
 pub(crate) const RTN_UNICAST: u8 = 1;
@@ -73,5 +89,19 @@ pub(crate) const RT_SCOPE_NOWHERE: u8 = 255;
 /// The gateway is taken as on-link whatever the addresses say.
 pub(crate) const RTNH_F_ONLINK: u8 = 4;
 
+pub(crate) const IFLA_IFNAME: u16 = 3;
 pub(crate) const IFLA_MTU: u16 = 4;
 pub(crate) const IFLA_MASTER: u16 = 10;
+pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_INFO_KIND: u16 = 1;
+pub(crate) const IFLA_INFO_DATA: u16 = 2;
+pub(crate) const IFF_UP: u32 = 0x1;
+/// The link resolves no addresses.
+pub(crate) const IFF_NOARP: u32 = 0x80;
+
+// `enum` of VXLAN links in `linux/if_link.h`
+pub(crate) const IFLA_VXLAN_LEARNING: u16 = 7;
+pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
+pub(crate) const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
+pub(crate) const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
+pub(crate) const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;

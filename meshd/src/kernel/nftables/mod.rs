@@ -14,6 +14,7 @@
 //! What is ugly: `nft` reads the sets back before it changes them, so one more exclusion among 10,000 costs 40 ms of a
 //! processor, and reading the table 70 ms. Whoever calls here coalesces.
 
+pub mod arrivals;
 pub mod document;
 pub mod listing;
 pub mod watch;

@@ -83,6 +83,7 @@ pub fn peers(sources: &PeerSources, files: &[DirectoryFile], before: &Before) ->
                         problem(warning.to_string());
                     }
                     let peer = Peer {
+                        mode: None,
                         cluster: cluster.clone(),
                         endpoints: client.endpoints,
                         over_bgp: None,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::{
-    desired::{Resolution, TargetKey},
+    desired::{Hop, Resolution, RouteMode, RouteProblem, TargetKey},
     observed::{BgpHop, BgpNextHop, BgpTarget, BgpTargetId},
     table::{RowDiff, Table},
 };
@@ -116,7 +116,7 @@ fn resolve(next_hop: BgpNextHop, dead: bool, on_link: &OnLink, kernel_known: boo
         None => on_link.resolve(next_hop.address),
     };
     match found {
-        Ok((via, dev, mtu, metric)) => Resolution::Reachable { hop: Hop { via, dev }, mtu, metric },
+        Ok((via, dev, mtu, metric)) => Resolution::Reachable { hop: Hop { via, dev, tunnel: None }, mtu, metric },
         Err(reason) => Resolution::Unreachable(reason),
     }
 }

@@ -85,7 +85,7 @@ fn target(node: &str) -> TargetKey {
 }
 
 fn hops(vias: &[&str]) -> Arc<Target> {
-    let hops = vias.iter().map(|via| Hop { via: via.parse().unwrap(), dev: IfIndex(2) }).collect();
+    let hops = vias.iter().map(|via| Hop { via: via.parse().unwrap(), dev: IfIndex(2), tunnel: None }).collect();
     Arc::new(Target::native(hops, 1500))
 }
 

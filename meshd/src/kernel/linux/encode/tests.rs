@@ -15,7 +15,7 @@ fn key(prefix: &str, table: u32) -> ActualKey {
 }
 
 fn hop(via: &str, dev: u32) -> Hop {
-    Hop { via: via.parse().unwrap(), dev: IfIndex(dev) }
+    Hop { via: via.parse().unwrap(), dev: IfIndex(dev), tunnel: None }
 }
 
 fn encode(actions: &[Action]) -> Vec<u8> {
@@ -175,4 +175,33 @@ fn a_message_is_read_as_it_was_written() {
     let payload: NetlinkMessage<RouteNetlinkMessage> =
         NetlinkMessage::deserialize(&encode(&[Action::DeleteRoute { key: key("10.1.0.0/24", 254) }])).unwrap();
     assert!(matches!(payload.payload, NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(_))));
+}
+
+#[test]
+fn tunnels_follow_linux_lwtunnel_h() {
+    let encap = |ipv4| Some(meshd_core::desired::Encap { vni: 2, ipv4 });
+    let over_v4 = Hop { tunnel: encap(false), ..hop("192.0.2.9", 7) };
+    let bytes = encode(&[Action::PutNexthop { id: NexthopId(77_000_001), hop: over_v4, replace: true }]);
+    assert_eq!(bytes[16], 10, "the family is that of the packets");
+    let attributes: Vec<(u16, Vec<u8>)> =
+        super::super::socket::attributes(&bytes[24..]).map(|(kind, value)| (kind, value.to_vec())).collect();
+    assert_eq!(attributes[1], (5, 7u32.to_ne_bytes().to_vec()));
+    assert_eq!(attributes[2], (7, 2u16.to_ne_bytes().to_vec()), "LWTUNNEL_ENCAP_IP");
+    let inner: Vec<(u16, Vec<u8>)> =
+        super::super::socket::attributes(&attributes[3].1).map(|(kind, value)| (kind, value.to_vec())).collect();
+    let wanted = [(1, 2u64.to_be_bytes().to_vec()), (2, vec![192, 0, 2, 9]), (4, vec![TUNNEL_TTL]), (6, vec![0, 0])];
+    assert_eq!((attributes[3].0, inner), (8, wanted.to_vec()));
+
+    // What is written is read back as the same.
+    for wanted in [over_v4, Hop { tunnel: encap(true), ..hop("fd00::9", 7) }] {
+        let bytes = encode(&[Action::PutNexthop { id: NexthopId(77_000_001), hop: wanted, replace: true }]);
+        let frame = super::super::socket::frames(&bytes).next().unwrap();
+        let read = super::super::decode::change(&frame);
+        let expected = ActualChange::Nexthop(NexthopId(77_000_001), Some(ActualNexthop::Hop(wanted)));
+        assert_eq!(read, Some(expected));
+    }
+    let mut batch = Batch::default();
+    let via = RouteVia::Hops([over_v4].into());
+    let refused = batch.push(&Action::PutRoute { key: key("10.1.0.0/24", 254), via, replace: false }, 1);
+    assert_eq!(refused, Err(Refusal::HopFamily));
 }

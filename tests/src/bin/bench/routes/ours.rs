@@ -35,7 +35,7 @@ pub(super) fn desired(family: Family, prefixes: &[IpNet]) -> Desired {
         node: "worker".parse().expect("a node name"),
         ipv4: family == Family::V4,
     });
-    let hop = Hop { via: family.gateway().parse().expect("an address"), dev: IfIndex(LINK) };
+    let hop = Hop { via: family.gateway().parse().expect("an address"), dev: IfIndex(LINK), tunnel: None };
     let target = Target::native([hop].into(), 1500);
     let row = Arc::new(RouteRow { target: key.clone() });
     Desired {

@@ -1,0 +1,71 @@
+//! How packets reach other nodes.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ipnet::IpNet;
+use meshd_core::{
+    derive::{PathMode, PathPolicy, TunnelSettings},
+    id::{ClusterName, Metric, NodeName},
+};
+
+use super::Config;
+use crate::config::raw::RoutingMode;
+
+/// The sections `routing` and `tunnel`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingConfig {
+    /// Natively or not.
+    pub mode: RoutingMode,
+    /// Nodes that are reached in another way.
+    pub nodes: BTreeMap<(ClusterName, NodeName), RoutingMode>,
+    /// Prefixes that are reached natively.
+    pub native_cidrs: Vec<IpNet>,
+    /// One kernel nexthop object per remote node?
+    pub nexthop_objects: bool,
+    /// Metric of the routes.
+    pub metric: Metric,
+    /// How paths are probed.
+    pub probe: ProbeConfig,
+    /// The tunnel, if one is allowed.
+    pub tunnel: Option<TunnelSettings>,
+}
+
+/// How paths are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeConfig {
+    /// Time between two probes.
+    pub interval: Duration,
+    /// A probe without an answer for so long is lost.
+    pub timeout: Duration,
+    /// Probes lost in a row that make a path broken.
+    pub failures: u32,
+    /// Probes answered in a row that make it whole.
+    pub successes: u32,
+    /// Shortest time between two changes.
+    pub hold: Duration,
+    /// UDP port.
+    pub port: u16,
+}
+
+impl Config {
+    /// How each node is to be reached.
+    #[must_use]
+    pub fn path_policy(&self) -> PathPolicy {
+        let clusters = self.peers.iter().filter_map(|peer| Some((peer.cluster.clone(), path_mode(peer.mode?))));
+        PathPolicy {
+            mode: path_mode(self.routing.mode),
+            clusters: clusters.collect(),
+            nodes: self.routing.nodes.iter().map(|(node, mode)| (node.clone(), path_mode(*mode))).collect(),
+            native_cidrs: self.routing.native_cidrs.clone(),
+            tunnel: self.routing.tunnel,
+        }
+    }
+}
+
+fn path_mode(mode: RoutingMode) -> PathMode {
+    match mode {
+        RoutingMode::Auto => PathMode::Auto,
+        RoutingMode::Native => PathMode::Native,
+        RoutingMode::Tunnel => PathMode::Tunnel,
+    }
+}
