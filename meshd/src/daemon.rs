@@ -24,7 +24,7 @@ use meshd_core::{
     },
     derive::{LocalNode, MasqueradeDeriver, PathPolicy, RouteDeriver, ServiceDeriver},
     id::{ClusterName, MAIN_TABLE, TableId},
-    observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed},
+    observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed, PathRow},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
 };
 use meshd_datapath::Events;
@@ -65,6 +65,7 @@ use crate::{
         etcd::{self, EtcdSource, OwnCluster},
         masquerade::{self, MasqueradeSources},
         netlink::NetlinkSource,
+        probes::{self, PathReports, ProbeSource},
     },
     speaker::{self, SpeakerHandle, Surroundings, boot::Mark, convert::SpeakerConfig, settings::Settings},
     state::{State, StateError},
@@ -141,6 +142,10 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         loaded.limit(name, etcd::accept(entry), started);
     }
     problems.report("state", loaded.set_aside.as_ref().map(ToString::to_string));
+    // What was found out about paths counts from the first look on: nobody is sent where packets get lost.
+    let broken_paths = probes::memory::load(&config.state_dir);
+    let rows = broken_paths.iter().map(|key| (key.clone(), Some(PathRow { broken: true, ..PathRow::default() })));
+    loaded.observed.apply(Change::Paths(rows.collect()), started);
     let metric = config.routing.metric;
     let bgp_metric = config.bgp.as_ref().map_or(metric, |bgp| bgp.import.metric);
     let (kernel, events) = LinuxRoutes::start(LinuxOptions { metric, bgp_metric, ..LinuxOptions::default() })
@@ -160,6 +165,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (masquerade_sources, masquerade_sources_rx) = watch::channel(MasqueradeSources::from(&config));
     tasks.spawn("masquerade-source", masquerade::run(masquerade_sources_rx, changes.clone(), problems.clone()));
     let bgp_changes = changes.clone();
+    let probe_changes = changes.clone();
     let (own_services, own_services_rx) = watch::channel(config.own_services.clone());
     tasks.spawn("services", peers::services::run(own_services_rx, changes.clone()));
     let etcd = EtcdSource {
@@ -214,6 +220,19 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let (routes, routes_handle, settled) =
         Routes::new(options, kernel, events, snapshots_rx.clone(), loaded.left_over, problems.clone());
     tasks.spawn("routes", routes.run());
+    let path_reports = PathReports::default();
+    let probes = ProbeSource {
+        local: local.clone(),
+        settings: config.routing.probe,
+        policies: policies_rx.clone(),
+        snapshots: snapshots_rx.clone(),
+        changes: probe_changes,
+        problems: problems.clone(),
+        state_dir: config.state_dir.clone(),
+        remembered: broken_paths,
+        reports: path_reports.clone(),
+    };
+    tasks.spawn("probes", probes.run());
     let tunnels = TunnelInputs {
         local: local.clone(),
         policies: policies_rx,
@@ -250,6 +269,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         masquerade: masquerade.clone(),
         datapath: datapath.as_ref().map(|(handle, _)| handle.status.clone()),
         flows: datapath.as_ref().and_then(|(_, flows)| flows.clone()),
+        paths: path_reports,
         problems: problems.clone(),
         ready: settled.clone(),
         own_store: own_store.clone(),

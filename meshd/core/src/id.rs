@@ -24,6 +24,8 @@ pub const NEXTHOP_IDS: std::ops::RangeInclusive<u32> = 77_000_000..=77_999_999;
 pub const LINK_PREFIX: &str = "meshd_";
 /// The link through which packets are encapsulated.
 pub const TUNNEL_LINK: &str = "meshd_vxlan";
+/// The link through which path probes come and go.
+pub const PROBE_LINK: &str = "meshd_probe";
 
 /// Longest cluster name Cilium accepts (1.17 and newer refuse more).
 pub const CLUSTER_NAME_MAX: usize = 32;

@@ -6,7 +6,7 @@
 //!
 //! Reading order follows the flow: [`id`] (names and ownership marks), [`table`] (rows with revisions),
 //! [`observed`] (what sources say), [`derive`] (observed to desired), [`desired`] (what we want), [`plan`] (desired
-//! against actual). [`maglev`] chooses backends of services. [`clustermesh`] turns foreign bytes into observed rows and refuses what must not be believed.
+//! against actual). [`maglev`] chooses backends of services, [`probe`] tells which paths work. [`clustermesh`] turns foreign bytes into observed rows and refuses what must not be believed.
 #![forbid(unsafe_code)]
 
 pub mod clustermesh;
@@ -16,4 +16,5 @@ pub mod id;
 pub mod maglev;
 pub mod observed;
 pub mod plan;
+pub mod probe;
 pub mod table;

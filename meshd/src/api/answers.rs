@@ -6,17 +6,18 @@ use ipnet::IpNet;
 use meshd_core::{
     derive::LocalNode,
     desired::{Conflict, Exclusion, ExclusionSet, MasqueradeWish, NodeTarget, RouteMode as Mode, TargetKey},
-    id::ClusterName,
+    id::{ClusterName, NodeName},
     observed::{ClusterTables, Kind, Labels, MasqueradeSetting, NodeAddressKind},
     plan::{Action, MasqueradeStep},
+    probe::{PathReport, Stream, Way},
     table::RowState,
 };
 
 use super::flow_view::FlowCountsView;
 use super::view::{
     ActionView, DatapathView, EndpointView, ExclusionView, IdentityView, MapView, MasqueradeView, NextHopView,
-    NodeAddressView, NodeView, PeerView, PlanView, PrefixView, ProgramView, RejectedView, RouteMode, RouteView,
-    RowStatus,
+    NodeAddressView, NodeView, PathView, PeerView, PlanView, PrefixView, ProbeState, ProbeView, ProgramView,
+    RejectedView, RouteMode, RouteView, RowStatus,
 };
 use crate::{
     pipeline::Snapshot,
@@ -65,7 +66,7 @@ fn peer(name: &ClusterName, tables: &ClusterTables, source: Option<&String>) -> 
 
 /// Every node we know, our own included.
 #[must_use]
-pub fn nodes(snapshot: &Snapshot, local: &LocalNode) -> Vec<NodeView> {
+pub fn nodes(snapshot: &Snapshot, local: &LocalNode, paths: &[PathReport]) -> Vec<NodeView> {
     let own = NodeView {
         cluster: local.cluster.to_string(),
         name: local.name.to_string(),
@@ -76,6 +77,7 @@ pub fn nodes(snapshot: &Snapshot, local: &LocalNode) -> Vec<NodeView> {
             .collect(),
         pod_cidrs: local.pod_cidrs.clone(),
         local: true,
+        paths: Vec::new(),
         stale_since: None,
     };
     let mut views = vec![own];
@@ -92,6 +94,7 @@ pub fn nodes(snapshot: &Snapshot, local: &LocalNode) -> Vec<NodeView> {
                 addresses: row.addresses.iter().map(address).collect(),
                 pod_cidrs: row.pod_cidrs.to_vec(),
                 local: false,
+                paths: paths_of(paths, cluster, name),
                 stale_since: tables.stale_since,
             });
         }
@@ -130,6 +133,31 @@ pub fn prefixes(snapshot: &Snapshot, local: &LocalNode) -> Vec<PrefixView> {
     let mut views: Vec<PrefixView> = own.chain(learned).collect();
     views.sort_by_key(|view| view.prefix);
     views
+}
+
+fn paths_of(paths: &[PathReport], cluster: &ClusterName, node: &NodeName) -> Vec<PathView> {
+    let view = |stream: &Stream| ProbeView {
+        state: match stream {
+            Stream { answered: 0, .. } => ProbeState::Silent,
+            Stream { lost_in_row: 0, .. } => ProbeState::Ok,
+            Stream { .. } => ProbeState::Lost,
+        },
+        rtt_s: stream.rtt.map(|rtt| rtt.as_secs_f64()),
+        answered: stream.answered,
+        lost: stream.lost,
+    };
+    let from = paths.partition_point(|path| (&path.key.cluster, &path.key.node) < (cluster, node));
+    let own = paths[from..].iter().take_while(|path| (&path.key.cluster, &path.key.node) == (cluster, node));
+    own.map(|path| PathView {
+        family: if path.key.ipv4 { "ipv4" } else { "ipv6" }.to_owned(),
+        mode: if path.row.broken { RouteMode::Tunnel } else { RouteMode::Native },
+        native: view(path.probe.stream(Way::Native)),
+        tunnel: view(path.probe.stream(Way::Tunnel)),
+        native_mtu: path.row.native_mtu,
+        tunnel_mtu: path.row.tunnel_mtu,
+        switches: path.probe.switches(),
+    })
+    .collect()
 }
 
 /// Desired routes with their state at the kernel.

@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicI64, AtomicU64},
 };
 
+use meshd_core::probe::{PathReport, Way};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -48,11 +49,62 @@ struct MapLabel {
 
 type Gauges<L> = Family<L, Gauge<i64, AtomicI64>>;
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PathLabel {
+    cluster: String,
+    node: String,
+    family: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WayLabel {
+    cluster: String,
+    node: String,
+    family: &'static str,
+    way: &'static str,
+}
+
+/// What probes found out.
+fn register_paths(registry: &mut Registry, paths: &[PathReport]) {
+    if paths.is_empty() {
+        return;
+    }
+    let (tunnelled, switches): (Gauges<PathLabel>, Family<PathLabel, Counter<u64, AtomicU64>>) = Default::default();
+    let (answered, lost): (Family<WayLabel, Counter<u64, AtomicU64>>, Family<WayLabel, Counter<u64, AtomicU64>>) =
+        Default::default();
+    let rtt: Family<WayLabel, Gauge<f64, AtomicU64>> = Family::default();
+    for path in paths {
+        let (cluster, node) = (path.key.cluster.to_string(), path.key.node.to_string());
+        let family = if path.key.ipv4 { "ipv4" } else { "ipv6" };
+        let label = PathLabel { cluster: cluster.clone(), node: node.clone(), family };
+        tunnelled.get_or_create(&label).set(i64::from(path.row.broken));
+        switches.get_or_create(&label).inc_by(path.probe.switches());
+        for (way, word) in [(Way::Native, "native"), (Way::Tunnel, "tunnel")] {
+            let label = WayLabel { cluster: cluster.clone(), node: node.clone(), family, way: word };
+            let stream = path.probe.stream(way);
+            answered.get_or_create(&label).inc_by(stream.answered);
+            lost.get_or_create(&label).inc_by(stream.lost);
+            if let Some(time) = stream.rtt {
+                rtt.get_or_create(&label).set(time.as_secs_f64());
+            }
+        }
+    }
+    registry.register(
+        "probes_path_tunnelled",
+        "1 while workloads' packets to the node go through the tunnel",
+        tunnelled,
+    );
+    registry.register("probes_path_switches", "How often another way was taken", switches);
+    registry.register("probes_answered", "Path probes that were answered", answered);
+    registry.register("probes_lost", "Path probes that were not", lost);
+    registry.register("probes_rtt_seconds", "Time to the last answer", rtt);
+}
+
 /// Renders the metrics of one moment.
 ///
 /// # Errors
 /// When a text cannot be formatted.
-pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>) -> Result<String, fmt::Error> {
+pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>, paths: &[PathReport]) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("meshd");
     let gauge = |registry: &mut Registry, name: &str, help: &str, value: u64| {
         let gauge: Gauge<i64, AtomicI64> = Gauge::default();
@@ -125,6 +177,7 @@ pub fn render(status: &StatusView, bgp: Option<&BgpSummaryView>) -> Result<Strin
         registry.register("store_answers_refused", "Requests that waited for that in vain", refused);
     }
 
+    register_paths(&mut registry, paths);
     let problems: Gauges<ProblemLabel> = Family::default();
     for problem in &status.problems {
         problems.get_or_create(&ProblemLabel { component: problem.component.clone() }).set(1);

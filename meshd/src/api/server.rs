@@ -44,6 +44,7 @@ use crate::{
         masquerade::MasqueradeHandle,
         routes::{Ended, RoutesHandle},
     },
+    sources::probes::PathReports,
     speaker::SpeakerHandle,
     store::own::OwnStore,
 };
@@ -70,6 +71,8 @@ pub struct Api {
     pub datapath: Option<watch::Receiver<DatapathStatus>>,
     /// Flows, where they are read.
     pub flows: Option<FlowsHandle>,
+    /// What probes found out.
+    pub paths: PathReports,
     /// What is wrong.
     pub problems: Problems,
     /// Becomes true when the node first did all its work.
@@ -332,7 +335,7 @@ async fn status(State(api): State<Api>) -> Result<Json<StatusView>, Refusal> {
 }
 
 async fn nodes(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
-    filter.keep(answers::nodes(&api.snapshot(), &api.local), |row| row.name.clone())
+    filter.keep(answers::nodes(&api.snapshot(), &api.local, &api.paths.get()), |row| row.name.clone())
 }
 
 async fn prefixes(State(api): State<Api>, Query(filter): Query<Filter>) -> impl IntoResponse {
@@ -385,7 +388,7 @@ async fn drain(State(api): State<Api>) -> impl IntoResponse {
 
 async fn metrics_text(State(api): State<Api>) -> Result<impl IntoResponse, Refusal> {
     let (status, bgp) = api.status().await?;
-    let text = metrics::render(&status, bgp.as_ref())
+    let text = metrics::render(&status, bgp.as_ref(), &api.paths.get())
         .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }

@@ -291,7 +291,7 @@ pub struct ExclusionView {
 }
 
 /// A node of the own or a remote cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeView {
     /// Cluster the node belongs to.
     pub cluster: String,
@@ -303,8 +303,65 @@ pub struct NodeView {
     pub pod_cidrs: Vec<IpNet>,
     /// Is it the node that answered?
     pub local: bool,
+    /// What path probes found out about it, per address family; none where nothing is probed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathView>,
     /// Since when the row is only remembered.
     pub stale_since: Option<Timestamp>,
+}
+
+/// The way to a node in one address family, as probes found it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathView {
+    /// `ipv4` or `ipv6`: which packets of workloads it is about.
+    pub family: String,
+    /// What is used: `native` or `tunnel`.
+    pub mode: RouteMode,
+    /// Whether probes are answered natively.
+    pub native: ProbeView,
+    /// The same through the tunnel.
+    pub tunnel: ProbeView,
+    /// Largest packet that arrives natively, when it is smaller than the links say.
+    pub native_mtu: Option<u32>,
+    /// The same through the tunnel.
+    pub tunnel_mtu: Option<u32>,
+    /// How often another way was taken.
+    pub switches: u64,
+}
+
+/// What became of the probes on one way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeView {
+    /// `ok`, `lost` (the last one), or `silent` (never answered: perhaps no meshd is there).
+    pub state: ProbeState,
+    /// Time to the last answer, in seconds.
+    pub rtt_s: Option<f64>,
+    /// Probes answered since the daemon started.
+    pub answered: u64,
+    /// Probes lost since then.
+    pub lost: u64,
+}
+
+/// State of the probes on one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeState {
+    /// The last one was answered.
+    Ok,
+    /// The last one was lost.
+    Lost,
+    /// None was ever answered.
+    Silent,
+}
+
+impl fmt::Display for ProbeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Lost => "lost",
+            Self::Silent => "silent",
+        })
+    }
 }
 
 /// An address of a node.

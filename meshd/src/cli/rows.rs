@@ -53,13 +53,17 @@ impl Rows {
 }
 
 pub(super) fn nodes(views: &[NodeView], wide: bool) -> Rows {
-    Rows::build(views, wide, 5, &["CLUSTER", "NODE", "ADDRESSES", "POD CIDRS", "STATE", "ADDRESS TYPES"], |view| {
+    let heading = ["CLUSTER", "NODE", "ADDRESSES", "POD CIDRS", "STATE", "PATHS", "ADDRESS TYPES"];
+    Rows::build(views, wide, 6, &heading, |view| {
         vec![
             view.cluster.clone(),
             view.name.clone(),
             joined(view.addresses.iter().map(|address| address.address)),
             joined(&view.pod_cidrs),
             if view.local { "local".to_owned() } else { stale(view.stale_since) },
+            joined(view.paths.iter().map(|path| {
+                format!("{} {} (native {}, tunnel {})", path.family, path.mode, path.native.state, path.tunnel.state)
+            })),
             joined(view.addresses.iter().map(|address| format!("{}={}", address.kind, address.address))),
         ]
     })

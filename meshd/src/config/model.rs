@@ -16,7 +16,7 @@ pub mod routing;
 pub mod services;
 
 use self::bgp::BgpConfig;
-pub use self::routing::{ProbeConfig, RoutingConfig};
+pub use self::routing::RoutingConfig;
 use self::services::ServicesConfig;
 use super::error::Finding;
 pub use super::raw::{LogFormat, RoutingMode, UserRole};

@@ -134,9 +134,7 @@ impl FakeKernel {
             for id in gone {
                 state.drop_nexthop(id, false);
             }
-            state.routes.retain(
-                |_, held| !matches!(&held.content.via, RouteVia::Hops(hops) if hops.iter().any(|hop| hop.dev == link)),
-            );
+            state.routes.retain(|_, held| !held.content.via.hops().iter().any(|hop| hop.dev == link));
         }
         state.dump_wanted = true;
         drop(state);
@@ -273,7 +271,7 @@ impl State {
 
     fn put_route(&mut self, key: ActualKey, via: &RouteVia, replace: bool) -> Result<(), Refusal> {
         let ipv4 = key.prefix.addr().is_ipv4();
-        match via {
+        match if let RouteVia::Narrow(via, _) = via { via } else { via } {
             RouteVia::Object(id) => {
                 let hops = self.hops(*id).ok_or_else(|| refusal(Errno::EINVAL))?;
                 if !ipv4 && hops.iter().any(Hop::is_ipv4) {
@@ -286,7 +284,7 @@ impl State {
                 }
                 hops.iter().try_for_each(|hop| self.check_hop(hop))?;
             }
-            RouteVia::Blackhole => {}
+            RouteVia::Narrow(..) | RouteVia::Blackhole => {}
         }
         if self.routes.contains_key(&key) && !replace {
             return Err(refusal(Errno::EEXIST));
@@ -347,12 +345,8 @@ impl State {
         for group in empty {
             self.drop_nexthop(group, tell);
         }
-        let gone: Vec<ActualKey> = self
-            .routes
-            .iter()
-            .filter(|(_, held)| held.content.via == RouteVia::Object(id))
-            .map(|(key, _)| *key)
-            .collect();
+        let gone: Vec<ActualKey> =
+            self.routes.iter().filter(|(_, held)| held.content.via.object() == Some(id)).map(|(key, _)| *key).collect();
         for key in gone {
             let owned = self.routes.remove(&key).is_some_and(|held| held.owned);
             if tell && owned && !key.prefix.addr().is_ipv4() {

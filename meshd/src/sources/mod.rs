@@ -8,3 +8,4 @@ pub mod etcd;
 mod folders;
 pub mod masquerade;
 pub mod netlink;
+pub mod probes;

@@ -105,7 +105,7 @@ impl Kernel {
                 }
                 _ => Vec::new(),
             },
-            Some(RouteVia::Blackhole) | None => Vec::new(),
+            Some(RouteVia::Narrow(..) | RouteVia::Blackhole) | None => Vec::new(),
         }
     }
 
@@ -313,7 +313,7 @@ impl Kernel {
             RouteVia::Hops(hops) if hops.iter().any(|hop| self.links.get(&hop.dev) != Some(&true)) => {
                 return Err(Refusal::Down);
             }
-            RouteVia::Object(_) | RouteVia::Hops(_) | RouteVia::Blackhole => {}
+            RouteVia::Object(_) | RouteVia::Hops(_) | RouteVia::Blackhole | RouteVia::Narrow(..) => {}
         }
         self.routes.insert(*key, Entry { protocol: ROUTE_PROTOCOL, via: via.clone(), regular: true });
         let told = ActualRoute { via: via.clone(), regular: true };

@@ -388,7 +388,7 @@ impl Node {
         use meshd_core::plan::RouteVia;
         let mut used = BTreeSet::new();
         for entry in self.kernel.routes.values() {
-            if let RouteVia::Object(id) = entry.via {
+            if let Some(id) = entry.via.object() {
                 used.insert(id);
             }
         }

@@ -134,6 +134,8 @@ impl MasqueradeDeriver {
         }
         for diff in desired.routes.diff(&self.routes) {
             match diff {
+                // A way for probes lies inside a prefix that is there.
+                RowDiff::Added(_, row) | RowDiff::Removed(_, row) if row.target.node().is_none() => {}
                 RowDiff::Added(prefix, _) => changes.push((true, (ExclusionSet::Pods, *prefix))),
                 RowDiff::Removed(prefix, _) => changes.push((false, (ExclusionSet::Pods, *prefix))),
                 RowDiff::Changed(..) => {}

@@ -76,6 +76,8 @@ pub struct RouteDeriver {
     tunnel: Option<(IfIndex, u32)>,
     /// What probes found out.
     paths: Table<PathKey, PathRow>,
+    /// Ways of their own that probes have.
+    pinned: BTreeMap<NodeTarget, IpNet>,
 }
 
 impl RouteDeriver {
@@ -98,6 +100,7 @@ impl RouteDeriver {
             policy_is_new: false,
             tunnel: None,
             paths: Table::default(),
+            pinned: BTreeMap::new(),
         }
     }
 
@@ -266,18 +269,23 @@ impl RouteDeriver {
     }
 
     /// A target exists while its node holds a prefix of the family.
-    fn update_target(&self, node: &NodeKey, ipv4: bool, desired: &mut Desired) {
-        let key = NodeTarget { cluster: node.0.clone(), node: node.1.clone(), ipv4 }.into();
+    fn update_target(&mut self, node: &NodeKey, ipv4: bool, desired: &mut Desired) {
+        let name = NodeTarget { cluster: node.0.clone(), node: node.1.clone(), ipv4 };
+        let key = name.clone().into();
         let row = self.nodes.get(node);
         let holds = |cidr: &IpNet| {
             cidr.addr().is_ipv4() == ipv4 && self.owners.holder(cidr).is_some_and(|(c, n)| *c == node.0 && *n == node.1)
         };
         match row {
             Some(row) if row.pod_cidrs.iter().any(holds) => {
-                desired.targets.upsert(key, Arc::new(self.target(row, node, ipv4)));
+                let target = self.target(row, node, ipv4);
+                let way = self.probe_way(row, node, ipv4, &target).filter(|(cidr, ..)| holds(cidr));
+                desired.targets.upsert(key, Arc::new(target));
+                self.pin(name, way.map(|(_, prefix, target)| (prefix, target)), desired);
             }
             _ => {
                 desired.targets.remove(&key);
+                self.pin(name, None, desired);
             }
         }
     }

@@ -35,6 +35,8 @@ pub enum TargetKey {
     Node(NodeTarget),
     /// The next hops that BGP chose, by the number of their set.
     Bgp(BgpTargetId),
+    /// The native way to a node for path probes, while workloads' packets go another way.
+    Probe(NodeTarget),
 }
 
 impl TargetKey {
@@ -43,7 +45,7 @@ impl TargetKey {
     pub fn node(&self) -> Option<&NodeTarget> {
         match self {
             Self::Node(node) => Some(node),
-            Self::Bgp(_) => None,
+            Self::Bgp(_) | Self::Probe(_) => None,
         }
     }
 }
@@ -58,6 +60,7 @@ impl fmt::Display for TargetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(node) => node.fmt(f),
+            Self::Probe(node) => write!(f, "probes of {node}"),
             Self::Bgp(id) => id.fmt(f),
         }
     }
@@ -173,8 +176,10 @@ pub struct Target {
     pub problem: Option<RouteProblem>,
     /// How packets travel.
     pub mode: RouteMode,
-    /// Smallest MTU of the links in `hops`, in bytes; 0 without hops.
+    /// Largest packet that can go there, in bytes; 0 without hops.
     pub mtu: u32,
+    /// It is smaller than the links in `hops` take, so routes have to say it.
+    pub narrow: bool,
 }
 
 impl Target {
@@ -189,7 +194,14 @@ impl Target {
             problem: None,
             mode: RouteMode::Native,
             mtu,
+            narrow: false,
         }
+    }
+
+    /// The same with packets of at most `mtu` bytes.
+    #[must_use]
+    pub fn narrowed(self, mtu: u32) -> Self {
+        if self.problem.is_some() || mtu >= self.mtu { self } else { Self { mtu, narrow: true, ..self } }
     }
 
     /// A target reached through a tunnel to a node.
@@ -208,7 +220,7 @@ impl Target {
     #[must_use]
     pub fn blackhole(mode: RouteMode) -> Self {
         let (hops, weights) = (Box::default(), Box::default());
-        Self { hops, drops: true, weights, grouped: false, problem: None, mode, mtu: 0 }
+        Self { hops, drops: true, weights, grouped: false, problem: None, mode, mtu: 0, narrow: false }
     }
 
     /// True when routes lead to a group of next hops.

@@ -17,6 +17,30 @@ pub enum RouteVia {
     Hops(Box<[Hop]>),
     /// Nowhere: packets are dropped (`blackhole`).
     Blackhole,
+    /// There, with packets of at most so many bytes (`mtu`).
+    Narrow(Box<Self>, u32),
+}
+
+impl RouteVia {
+    /// The nexthop object of ours it refers to.
+    #[must_use]
+    pub fn object(&self) -> Option<NexthopId> {
+        match self {
+            Self::Object(id) => Some(*id),
+            Self::Narrow(via, _) => via.object(),
+            Self::Hops(_) | Self::Blackhole => None,
+        }
+    }
+
+    /// The next hops in the route itself.
+    #[must_use]
+    pub fn hops(&self) -> &[Hop] {
+        match self {
+            Self::Hops(hops) => hops,
+            Self::Narrow(via, _) => via.hops(),
+            Self::Object(_) | Self::Blackhole => &[],
+        }
+    }
 }
 
 /// One change at the kernel. Every object carries protocol 77.
@@ -100,6 +124,7 @@ impl fmt::Display for RouteVia {
         match self {
             Self::Object(id) => write!(f, "nhid {id}"),
             Self::Blackhole => f.write_str("blackhole"),
+            Self::Narrow(via, mtu) => write!(f, "{via} mtu {mtu}"),
             Self::Hops(hops) => {
                 for (i, hop) in hops.iter().enumerate() {
                     let space = if i == 0 { "" } else { " " };

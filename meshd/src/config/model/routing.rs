@@ -1,11 +1,12 @@
 //! How packets reach other nodes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use meshd_core::{
     derive::{PathMode, PathPolicy, TunnelSettings},
     id::{ClusterName, Metric, NodeName},
+    probe::ProbeSettings,
 };
 
 use super::Config;
@@ -25,26 +26,9 @@ pub struct RoutingConfig {
     /// Metric of the routes.
     pub metric: Metric,
     /// How paths are probed.
-    pub probe: ProbeConfig,
+    pub probe: ProbeSettings,
     /// The tunnel, if one is allowed.
     pub tunnel: Option<TunnelSettings>,
-}
-
-/// How paths are probed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeConfig {
-    /// Time between two probes.
-    pub interval: Duration,
-    /// A probe without an answer for so long is lost.
-    pub timeout: Duration,
-    /// Probes lost in a row that make a path broken.
-    pub failures: u32,
-    /// Probes answered in a row that make it whole.
-    pub successes: u32,
-    /// Shortest time between two changes.
-    pub hold: Duration,
-    /// UDP port.
-    pub port: u16,
 }
 
 impl Config {

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 use meshd_core::{
     derive::TunnelSettings,
     id::{ClusterName, Metric, NodeName, ROUTE_METRIC},
+    probe::ProbeSettings,
 };
 
 use super::Validator;
-use crate::config::model::{Peer, ProbeConfig, RoutingConfig};
+use crate::config::model::{Peer, RoutingConfig};
 use crate::config::raw::RoutingMode;
 use crate::config::raw::routing::{RawNodeRouting, RawProbe, RawRouting, RawTunnel, TunnelProtocol};
 
@@ -110,13 +111,13 @@ impl Validator<'_> {
         modes
     }
 
-    fn probe(&mut self, raw: &RawProbe) -> ProbeConfig {
+    fn probe(&mut self, raw: &RawProbe) -> ProbeSettings {
         let ms = |value: u32| Duration::from_millis(value.into());
         let port = raw.port.unwrap_or(PROBE_PORT);
         if port == 0 {
             self.error("routing.probe.port", "port 0 is not possible", "write 7747, or the port the other nodes use");
         }
-        ProbeConfig {
+        ProbeSettings {
             interval: ms(self.within("routing.probe.interval_ms", raw.interval_ms.unwrap_or(200), 50..=10_000)),
             timeout: ms(self.within("routing.probe.timeout_ms", raw.timeout_ms.unwrap_or(500), 20..=10_000)),
             failures: self.within("routing.probe.failures", raw.failures.unwrap_or(4), 2..=100),

@@ -57,7 +57,7 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
     let mut destination = if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let (mut table, mut metric) = (TableId(table.into()), Metric(0));
     let (mut object, mut gateway, mut link, mut hops) = (None, None, None, None);
-    let (mut encap_type, mut encap) = (None, None);
+    let (mut encap_type, mut encap, mut mtu) = (None, None, None);
     let drops = kind == RTN_BLACKHOLE;
     let mut regular =
         (drops || kind == RTN_UNICAST) && scope == RT_SCOPE_UNIVERSE && flags & u32::from(RTNH_F_ONLINK) == 0;
@@ -73,7 +73,8 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
             RTA_MULTIPATH => hops = multipath(v4, value),
             RTA_ENCAP_TYPE => encap_type = u16_value(value),
             RTA_ENCAP => encap = Some(value),
-            RTA_PREFSRC | RTA_METRICS | RTA_FLOW | RTA_NEWDST => regular = false,
+            RTA_METRICS => (mtu, regular) = (narrow(value), regular && narrow(value).is_some()),
+            RTA_PREFSRC | RTA_FLOW | RTA_NEWDST => regular = false,
             _ => {}
         }
     }
@@ -95,6 +96,7 @@ fn route(payload: &[u8]) -> Option<(ActualKey, bool, ActualRoute)> {
             RouteVia::Hops(tunnel.into_iter().collect())
         }
     };
+    let via = mtu.map_or(via.clone(), |mtu| RouteVia::Narrow(Box::new(via), mtu));
     let key = ActualKey { prefix: IpNet::new(destination, length).ok()?, table, metric };
     Some((key, protocol == ROUTE_PROTOCOL, ActualRoute { via, regular }))
 }
@@ -179,6 +181,13 @@ fn tunnel(kind: u16, value: &[u8], ipv4: bool, dev: IfIndex) -> Option<Hop> {
     }
     let via = far_end.filter(|_| ttl == TUNNEL_TTL)?;
     Some(Hop { via, dev, tunnel: Some(Encap { vni: vni?, ipv4 }) })
+}
+
+/// The MTU in `RTA_METRICS`; `None` when there is anything else.
+fn narrow(value: &[u8]) -> Option<u32> {
+    let mut metrics = attributes(value);
+    let (kind, mtu) = metrics.next()?;
+    (kind == RTAX_MTU && metrics.next().is_none()).then(|| u32_value(mtu))?
 }
 
 /// Members of `NHA_GROUP`, sorted; `None` when they say more than we write. The kernel writes a weight of one as zero.

@@ -105,7 +105,19 @@ impl Batch {
         self.route_header(key, RT_SCOPE_UNIVERSE, kind);
         self.route_key(key);
         let v4 = matches!(key.prefix, IpNet::V4(_));
+        let (via, mtu) = match via {
+            RouteVia::Narrow(via, mtu) => (&**via, Some(*mtu)),
+            RouteVia::Object(_) | RouteVia::Hops(_) | RouteVia::Blackhole => (via, None),
+        };
+        if let Some(mtu) = mtu {
+            self.nested(RTA_METRICS | NLA_F_NESTED, 1, |batch| {
+                batch.attribute(RTAX_MTU, &mtu.to_ne_bytes());
+                Ok(())
+            })?;
+        }
         match via {
+            // One inside the other says nothing that one does not.
+            RouteVia::Narrow(..) => return Err(Refusal::TooManyHops(0)),
             RouteVia::Object(id) => self.attribute(RTA_NH_ID, &id.0.to_ne_bytes()),
             RouteVia::Blackhole => {}
             RouteVia::Hops(hops) => match &**hops {

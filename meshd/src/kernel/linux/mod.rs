@@ -12,6 +12,7 @@ mod events;
 pub(crate) mod filter;
 pub(crate) mod links;
 pub(crate) mod socket;
+pub mod tun;
 pub mod tunnel;
 pub(crate) mod wire;
 mod writer;

@@ -33,7 +33,7 @@ pub enum TunnelError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The kernel refused.
-    #[error("failed to {operation} the link {TUNNEL_LINK}: {errno}{}", said(message.as_ref()))]
+    #[error("failed to {operation} the link: {errno}{}", said(message.as_ref()))]
     Refused {
         /// What was asked.
         operation: &'static str,
@@ -43,7 +43,7 @@ pub enum TunnelError {
         message: Option<Arc<str>>,
     },
     /// A sysctl cannot be written.
-    #[error("failed to set {name} of the link {TUNNEL_LINK}: {reason}")]
+    #[error("failed to set {name} of the link: {reason}")]
     Sysctl {
         /// Which.
         name: &'static str,
@@ -215,9 +215,19 @@ fn create(wish: &TunnelWish) -> Message {
 
 /// Sysctls first: with the link up the kernel would begin to make addresses.
 fn set_up(index: IfIndex) -> Result<(), TunnelError> {
+    write_sysctls(TUNNEL_LINK)?;
+    let mut message = link(RTM_NEWLINK, 0, index, IFF_UP | IFF_NOARP);
+    if index == IfIndex(0) {
+        message.attribute(IFLA_IFNAME, TUNNEL_LINK.as_bytes());
+    }
+    ask("set up", message)
+}
+
+/// Sets [`SYSCTLS`] for a link of ours.
+pub(super) fn write_sysctls(link: &str) -> Result<(), TunnelError> {
     for (folder, setting) in SYSCTLS {
         let Some((name, value)) = setting.split_once('=') else { continue };
-        let path = Path::new("/proc/sys/net").join(folder).join(TUNNEL_LINK).join(name);
+        let path = Path::new("/proc/sys/net").join(folder).join(link).join(name);
         match fs::write(path, value) {
             // A kernel without IPv6, or a /proc that may not be written: the link works, and what differs is seen in use.
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -226,20 +236,13 @@ fn set_up(index: IfIndex) -> Result<(), TunnelError> {
             Ok(()) | Err(_) => {}
         }
     }
-    let mut message = link(RTM_NEWLINK, 0, index, IFF_UP | IFF_NOARP);
-    if index == IfIndex(0) {
-        message.attribute(IFLA_IFNAME, TUNNEL_LINK.as_bytes());
-    }
-    ask("set up", message)
+    Ok(())
 }
 
 /// A message about a link that sets `flags`.
-fn link(kind: u16, create: u16, index: IfIndex, flags: u32) -> Message {
-    let mut message = Message(vec![0; HEADER_LEN]);
-    message.0[4..6].copy_from_slice(&kind.to_ne_bytes());
-    message.0[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK | create).to_ne_bytes());
-    message.0[8..12].copy_from_slice(&1u32.to_ne_bytes());
-    message.0.extend([0; 4]);
+pub(super) fn link(kind: u16, create: u16, index: IfIndex, flags: u32) -> Message {
+    let mut message = Message::new(kind, create);
+    message.bytes(&[0; 4]);
     for word in [index.0, flags, flags] {
         message.0.extend(word.to_ne_bytes());
     }
@@ -247,10 +250,22 @@ fn link(kind: u16, create: u16, index: IfIndex, flags: u32) -> Message {
 }
 
 /// A netlink message under construction.
-struct Message(Vec<u8>);
+pub(super) struct Message(Vec<u8>);
 
 impl Message {
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(super) fn new(kind: u16, flags: u16) -> Self {
+        let mut message = Self(vec![0; HEADER_LEN]);
+        message.0[4..6].copy_from_slice(&kind.to_ne_bytes());
+        message.0[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
+        message.0[8..12].copy_from_slice(&1u32.to_ne_bytes());
+        message
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend(bytes);
+    }
+
+    pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -268,7 +283,7 @@ impl Message {
     }
 }
 
-fn ask(operation: &'static str, message: Message) -> Result<(), TunnelError> {
+pub(super) fn ask(operation: &'static str, message: Message) -> Result<(), TunnelError> {
     let refused = |errno, message| TunnelError::Refused { operation, errno, message };
     let socket = RouteSocket::open()?;
     socket.set_ext_ack()?;

@@ -48,6 +48,7 @@ pub(crate) const RTA_GATEWAY: u16 = 5;
 pub(crate) const RTA_PRIORITY: u16 = 6;
 pub(crate) const RTA_PREFSRC: u16 = 7;
 pub(crate) const RTA_METRICS: u16 = 8;
+pub(crate) const RTAX_MTU: u16 = 2;
 pub(crate) const RTA_MULTIPATH: u16 = 9;
 pub(crate) const RTA_FLOW: u16 = 11;
 pub(crate) const RTA_TABLE: u16 = 15;
@@ -84,6 +85,7 @@ pub(crate) const RTN_UNSPEC: u8 = 0;
 pub(crate) const RTN_UNICAST: u8 = 1;
 pub(crate) const RTN_BLACKHOLE: u8 = 6;
 pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
+pub(crate) const RT_SCOPE_LINK: u8 = 253;
 /// In a deletion: any scope.
 pub(crate) const RT_SCOPE_NOWHERE: u8 = 255;
 /// The gateway is taken as on-link whatever the addresses say.

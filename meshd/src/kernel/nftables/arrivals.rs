@@ -27,8 +27,8 @@ pub async fn look() -> Result<bool, NftError> {
 /// What `nft` refused.
 pub async fn put() -> Result<(), NftError> {
     let document = format!(
-        "add table netdev {TABLE}\ndelete table netdev {TABLE}\ntable netdev {TABLE} {{ chain arrivals {{ type filter hook ingress device \
-         \"{TUNNEL_LINK}\" priority 0; policy accept; meta pkttype set host; }} }}\n"
+        "add table netdev {TABLE}\ndelete table netdev {TABLE}\ntable netdev {TABLE} {{\nchain arrivals {{\ntype filter hook ingress device \
+         \"{TUNNEL_LINK}\" priority 0; policy accept;\nmeta pkttype set host\n}}\n}}\n"
     );
     write("take frames out of the tunnel", document).await
 }

@@ -158,6 +158,7 @@ fn through(hops: &[BgpHop], ipv4: bool, desired: &Desired) -> Target {
         problem: None,
         mode: RouteMode::Bgp,
         mtu: usable.values().map(|(_, mtu)| *mtu).min().unwrap_or(0),
+        narrow: false,
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{HOPS_MAX, NodeKey, NotOnLink, RouteDeriver};
 use crate::{
     derive::{OVERHEAD_V4, OVERHEAD_V6, OnLinkAnswer, PathMode},
-    desired::{Encap, Hop, RouteMode, RouteProblem, Target},
+    desired::{Desired, Encap, Hop, NodeTarget, RouteMode, RouteProblem, RouteRow, Target, TargetKey},
     id::TUNNEL_LINK,
     observed::{NodeRow, Observed, PathKey, PathRow, Touched},
+    probe::probed_prefix,
 };
 
 impl RouteDeriver {
@@ -43,6 +46,48 @@ impl RouteDeriver {
         }
     }
 
+    /// The native way that probes of a node have while workloads' packets go another way or have a smaller size: without one they
+    /// could not tell when it is whole again. Says the prefix that is probed, the route and where it leads.
+    pub(super) fn probe_way(
+        &self,
+        row: &NodeRow,
+        node: &NodeKey,
+        ipv4: bool,
+        target: &Target,
+    ) -> Option<(IpNet, IpNet, Target)> {
+        if self.policy.mode_of(&node.0, &node.1, row) != PathMode::Auto {
+            return None;
+        }
+        let native = self.native(row, node, ipv4, PathRow::default());
+        if native.problem.is_some() || native == *target {
+            return None;
+        }
+        let (cidr, address) = probed_prefix(row.pod_cidrs.iter(), ipv4)?;
+        Some((cidr, address.into(), native))
+    }
+
+    /// Gives probes of a node a way of their own, or takes it.
+    pub(super) fn pin(&mut self, node: NodeTarget, way: Option<(IpNet, Target)>, desired: &mut Desired) {
+        let key = TargetKey::Probe(node.clone());
+        let prefix = way.as_ref().map(|(prefix, _)| *prefix);
+        if let Some(old) = self.pinned.get(&node).filter(|old| Some(**old) != prefix) {
+            let is_ours = desired.routes.get(old).is_some_and(|row| row.target == key);
+            if is_ours {
+                desired.routes.remove(old);
+            }
+            self.pinned.remove(&node);
+        }
+        match way {
+            // A node may have a prefix that is just this address.
+            Some((prefix, target)) if desired.routes.get(&prefix).is_none_or(|row| row.target == key) => {
+                desired.targets.upsert(key.clone(), Arc::new(target));
+                desired.routes.upsert(prefix, Arc::new(RouteRow { target: key }));
+                self.pinned.insert(node, prefix);
+            }
+            Some(_) | None => drop(desired.targets.remove(&key)),
+        }
+    }
+
     /// By way of the node's addresses that are on-link.
     pub(super) fn native(&self, row: &NodeRow, node: &NodeKey, ipv4: bool, path: PathRow) -> Target {
         let (mut found, mut refusal) = self.hops(row, ipv4);
@@ -63,7 +108,8 @@ impl RouteDeriver {
         found.truncate(HOPS_MAX);
         let mtu = found.iter().map(|(_, mtu)| *mtu).min().unwrap_or(0);
         let hops = found.into_iter().map(|(hop, _)| hop).collect();
-        Target::native(hops, path.native_mtu.map_or(mtu, |probed| probed.min(mtu)))
+        let target = Target::native(hops, mtu);
+        path.native_mtu.map_or(target.clone(), |probed| target.narrowed(probed))
     }
 
     /// On-link addresses of one family with the MTU of their link, and the first one that is not, with the reason.
@@ -101,9 +147,10 @@ impl RouteDeriver {
             match self.on_link.resolve(via) {
                 Ok((_, _, underlay, _)) => {
                     let overhead = if via.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-                    let mtu = underlay.saturating_sub(overhead).min(link_mtu);
-                    let mtu = path.tunnel_mtu.map_or(mtu, |probed| probed.min(mtu));
-                    return Target::tunnel(Hop { via, dev, tunnel: Some(Encap { vni, ipv4 }) }, mtu);
+                    let hop = Hop { via, dev, tunnel: Some(Encap { vni, ipv4 }) };
+                    let fits = underlay.saturating_sub(overhead);
+                    return Target::tunnel(hop, link_mtu)
+                        .narrowed(path.tunnel_mtu.map_or(fits, |probed| probed.min(fits)));
                 }
                 Err(reason) => {
                     refusal.get_or_insert((via, reason));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    super::{ActualChange, ActualKey, ActualNexthop, ActualRoute, RouteVia},
+    super::{ActualChange, ActualKey, ActualNexthop, ActualRoute},
     Comparison, Leaving, RoutePlanner,
 };
 use crate::id::NexthopId;
@@ -78,7 +78,7 @@ impl RoutePlanner {
     pub(super) fn observe_route(&mut self, key: ActualKey, state: Option<ActualRoute>) {
         let old = match state {
             Some(route) => {
-                if let RouteVia::Object(id) = route.via {
+                if let Some(id) = route.via.object() {
                     *self.references.entry(id).or_default() += 1;
                 }
                 self.routes.insert(key, route)
@@ -94,7 +94,7 @@ impl RoutePlanner {
         }
         if let Some(old) = old {
             self.leaving.forget(&key, &old.via);
-            if let RouteVia::Object(id) = old.via {
+            if let Some(id) = old.via.object() {
                 self.release(id);
             }
         }
@@ -174,7 +174,7 @@ impl RoutePlanner {
         if !self.references.contains_key(&id) {
             return;
         }
-        let over = |(_, route): &(&ActualKey, &ActualRoute)| route.via == RouteVia::Object(id);
+        let over = |(_, route): &(&ActualKey, &ActualRoute)| route.via.object() == Some(id);
         let gone: Vec<ActualKey> = self.routes.iter().filter(over).map(|(key, _)| *key).collect();
         for key in gone {
             self.observe_route(key, None);

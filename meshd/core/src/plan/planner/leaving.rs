@@ -59,13 +59,15 @@ impl Leaving {
         routes: &BTreeMap<ActualKey, ActualRoute>,
     ) -> Vec<(ActualKey, RouteVia)> {
         self.refused.insert(id);
-        let via = RouteVia::Object(id);
-        let over = |key: &&ActualKey| routes.get(key).is_some_and(|route| route.via == via);
-        let back: Vec<ActualKey> = self.planned.iter().filter(over).copied().collect();
-        for key in &back {
-            self.forget(key, &via);
+        let over = |key: &ActualKey| {
+            let route = routes.get(key).filter(|route| route.via.object() == Some(id))?;
+            Some((*key, route.via.clone()))
+        };
+        let back: Vec<(ActualKey, RouteVia)> = self.planned.iter().filter_map(over).collect();
+        for (key, via) in &back {
+            self.forget(key, via);
         }
-        back.into_iter().map(|key| (key, via.clone())).collect()
+        back
     }
 
     /// The object is another one now, or gone.
@@ -97,7 +99,7 @@ impl Leaving {
         routes: &BTreeMap<ActualKey, ActualRoute>,
         may: impl Fn(&ActualKey) -> bool,
     ) -> bool {
-        let over = |key: &ActualKey| routes.get(key).is_some_and(|route| route.via == RouteVia::Object(id));
+        let over = |key: &ActualKey| routes.get(key).is_some_and(|route| route.via.object() == Some(id));
         if !self.waiting.iter().filter(|key| over(key)).all(may) {
             return false;
         }
@@ -116,18 +118,18 @@ impl Leaving {
     }
 
     fn count(&mut self, via: &RouteVia) {
-        if let RouteVia::Object(id) = via {
-            *self.over.entry(*id).or_default() += 1;
+        if let Some(id) = via.object() {
+            *self.over.entry(id).or_default() += 1;
         }
     }
 
     fn discount(&mut self, via: &RouteVia) {
-        if let RouteVia::Object(id) = via
-            && let Some(count) = self.over.get_mut(id)
+        if let Some(id) = via.object()
+            && let Some(count) = self.over.get_mut(&id)
         {
             *count -= 1;
             if *count == 0 {
-                self.over.remove(id);
+                self.over.remove(&id);
             }
         }
     }

@@ -90,11 +90,13 @@ impl RoutePlanner {
         if target.hops.is_empty() {
             return None;
         }
-        if !self.options.nexthop_objects {
-            return Some(RouteVia::Hops(target.hops.clone()));
-        }
         let slot = if target.uses_group() { Slot::Group } else { Slot::Hop(0) };
-        self.ids.get(key, slot).map(RouteVia::Object)
+        let via = if self.options.nexthop_objects {
+            RouteVia::Object(self.ids.get(key, slot)?)
+        } else {
+            RouteVia::Hops(target.hops.clone())
+        };
+        Some(if target.narrow { RouteVia::Narrow(Box::new(via), target.mtu) } else { via })
     }
 
     pub(super) fn target_is_done(&self, key: &TargetKey, target: &Target) -> bool {

@@ -108,7 +108,7 @@ impl RoutePlanner {
     /// Every route over a target is to be looked at.
     pub(super) fn look_at_routes_of(&mut self, target: &TargetKey) {
         match target {
-            TargetKey::Node(_) => {
+            TargetKey::Node(_) | TargetKey::Probe(_) => {
                 self.dirty_routes.extend(self.by_target.get(target).into_iter().flatten().copied());
             }
             TargetKey::Bgp(_) => self.bgp_scan = self.desired.bgp.iter().next().map(|(prefix, _)| *prefix),

@@ -56,7 +56,7 @@ impl RoutePlanner {
             // Routes of a set of next hops that is new are looked at after it, so none was passed over.
             let was_looked_at = match &key {
                 TargetKey::Bgp(id) => before.is_some() || (via.is_some() && self.bgp_waiting.remove(id)),
-                TargetKey::Node(_) => true,
+                TargetKey::Node(_) | TargetKey::Probe(_) => true,
             };
             // Nobody's routes lead to a target that is gone.
             if before != via && was_looked_at && self.desired.targets.contains(&key) {
