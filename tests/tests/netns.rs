@@ -20,4 +20,5 @@ mod netns {
     mod services;
     mod sockets;
     mod source_ranges;
+    mod tunnels;
 }

@@ -221,6 +221,23 @@ fn every_kind_of_mistake_is_named_with_line_key_and_hint() {
             format!("{BASE}routing: {{mode: tunnel}}\n"),
             vec!["routing.mode", "there is no tunnel", "add the section tunnel"],
         ),
+        (
+            format!("{BASE}tunnel: {{protocol: geneve}}\n"),
+            vec!["tunnel.protocol: geneve is not supported", "write vxlan"],
+        ),
+        (format!("{BASE}tunnel: {{vni: 0}}\n"), vec!["tunnel.vni: 0 is not possible", "1 to 16777215"]),
+        (
+            format!("{BASE}routing: {{nodes: [{{cluster: east, node: a, mode: tunnel}}]}}\n"),
+            vec!["routing.nodes: there is no tunnel"],
+        ),
+        (
+            format!("{BASE}routing: {{probe: {{failures: 1}}}}\n"),
+            vec!["routing.probe.failures: 1 is not possible", "write 2 to 100"],
+        ),
+        (
+            format!("{BASE}routing: {{probe: {{port: 8472}}}}\ntunnel: {{}}\n"),
+            vec!["routing.probe.port: it is the port of the tunnel"],
+        ),
         (format!("{BASE}kubernetes: {{enabled: auto}}\n"), vec!["kubernetes: not supported"]),
         // syntax
         ("cluster: [1\nnode: 2".to_owned(), vec!["invalid YAML"]),

@@ -14,7 +14,7 @@ use crate::pipeline::Snapshot;
 
 /// Paths to probe, and the nodes that are answered: their probe addresses with the addresses answers go to.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// What is probed.
     pub subjects: Vec<Subject>,
     /// Who is answered.
@@ -22,12 +22,12 @@ pub struct Wanted {
 }
 
 /// Our own probe addresses.
-pub fn own_addresses(local: &LocalNode) -> Vec<IpAddr> {
+pub(super) fn own_addresses(local: &LocalNode) -> Vec<IpAddr> {
     [true, false].iter().filter_map(|ipv4| Some(probed_prefix(&local.pod_cidrs, *ipv4)?.1)).collect()
 }
 
 /// What the tables say is to be probed.
-pub fn wanted(snapshot: &Snapshot, policy: &PathPolicy, local: &LocalNode) -> Wanted {
+pub(super) fn wanted(snapshot: &Snapshot, policy: &PathPolicy, local: &LocalNode) -> Wanted {
     let mut wanted = Wanted::default();
     let size = |mtu: u32| u16::try_from(mtu).unwrap_or(u16::MAX);
     let Some(tunnel_size) = tunnel_mtu(&snapshot.observed, &local.addresses) else { return wanted };

@@ -104,6 +104,11 @@ impl World {
         self.derive();
     }
 
+    pub(super) fn policy(&mut self, policy: PathPolicy) {
+        self.deriver.set_policy(Arc::new(policy));
+        self.derive();
+    }
+
     fn accept(&mut self, cluster: &str, pod_cidrs: &[&str]) {
         let pod_cidrs = pod_cidrs.iter().map(|prefix| prefix.parse().unwrap()).collect();
         let accept = Accept { pod_cidrs, node_cidrs: vec!["0.0.0.0/0".parse().unwrap()] };

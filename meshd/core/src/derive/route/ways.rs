@@ -166,3 +166,6 @@ fn no_address(node: &NodeKey, ipv4: bool) -> RouteProblem {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     RouteProblem::NoAddress { node: format!("{}/{}", node.0, node.1), family }
 }
+
+#[cfg(test)]
+mod tests;

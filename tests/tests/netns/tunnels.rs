@@ -1,0 +1,304 @@
+//! Nodes that are reached through the tunnel: by choice, and because the native way takes no packets of workloads.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::Node;
+use serde_json::Value;
+use tests::traffic::Traffic;
+
+use super::meshes::{Mesh, WEST_EAST, column, eventually, ping, rows};
+
+const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
+/// TTL of an answer that two nodes forwarded, natively or not.
+const TTL: u32 = 62;
+/// Within this time traffic must go on after its way was cut.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The west/east lab with more configuration on every node.
+struct Tunnels {
+    mesh: Mesh,
+    _folder: tempfile::TempDir,
+}
+
+impl Tunnels {
+    fn up(more: &str, native: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/topologies");
+        let topology = folder.path().join("west-east.clab.yml");
+        fs::copy(source.join("west-east.clab.yml"), &topology).expect("the topology is copied");
+        for node in NODES {
+            let text =
+                fs::read_to_string(source.join("west-east").join(node).join("meshd.yaml")).expect("a configuration");
+            let to = folder.path().join("west-east").join(node);
+            fs::create_dir_all(&to).expect("a folder");
+            fs::write(to.join("meshd.yaml"), format!("{text}{more}")).expect("written");
+        }
+        let path = topology.to_str().expect("a plain path");
+        // Through the tunnel routes have no gateway.
+        let mesh = Mesh::up(path, if native { WEST_EAST } else { TUNNELLED });
+        Self { mesh, _folder: folder }
+    }
+
+    fn run(&self, node: &str, command: &str) -> String {
+        let output = self.mesh.node(node).exec(&["sh", "-c", command]).expect("a shell");
+        output.ok().unwrap_or_else(|error| panic!("{command} on {node}: {error}"))
+    }
+
+    /// Modes of the routes of a node, by prefix.
+    fn mode(&self, node: &str, prefix: &str) -> String {
+        let routes = self.mesh.ask(node, &["get", "routes"]);
+        let row = rows(&routes).iter().find(|row| row["prefix"] == prefix);
+        row.map_or(String::new(), |row| row["mode"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn wait_mode(&self, node: &str, prefix: &str, mode: &str) {
+        assert!(eventually(|| self.mode(node, prefix) == mode), "{prefix} on {node}: {}", self.mesh.log(node));
+    }
+
+    /// Drops what goes from the workloads of one worker to those of the other, and nothing between the nodes.
+    fn cut(&self) {
+        for (node, from, to) in
+            [("east-worker", "10.0.1.0/24", "10.1.1.0/24"), ("west-worker", "10.1.1.0/24", "10.0.1.0/24")]
+        {
+            let rule = format!("iifname eth0 ip saddr {from} ip daddr {to} drop");
+            let chain = "type filter hook prerouting priority -400;";
+            self.run(node, &format!("nft 'table inet cut {{ chain cut {{ {chain} {rule}; }} }}'"));
+        }
+    }
+
+    fn heal(&self) {
+        for node in ["east-worker", "west-worker"] {
+            self.run(node, "nft delete table inet cut");
+        }
+    }
+
+    /// Waits until both workers have had answers on both ways.
+    fn wait_probed(&self) {
+        for (node, other) in [("west-worker", "east-worker"), ("east-worker", "west-worker")] {
+            let is_probed = || {
+                let nodes = self.mesh.ask(node, &["get", "nodes", other]);
+                let path = &nodes[0]["paths"][0];
+                path["native"]["state"] == "ok" && path["tunnel"]["answered"].as_u64() >= Some(2)
+            };
+            assert!(eventually(is_probed), "{}; {}", self.mesh.ask(node, &["get", "nodes"]), self.mesh.log(node));
+        }
+    }
+}
+
+/// Without gateways.
+const TUNNELLED: super::meshes::Expected = &[
+    ("west-control-plane", &[("10.0.1.0/24", ""), ("10.1.0.0/24", ""), ("10.1.1.0/24", "")]),
+    ("west-worker", &[("10.0.0.0/24", ""), ("10.1.0.0/24", ""), ("10.1.1.0/24", "")]),
+    ("east-control-plane", &[("10.0.0.0/24", ""), ("10.0.1.0/24", ""), ("10.1.1.0/24", "")]),
+    ("east-worker", &[("10.0.0.0/24", ""), ("10.0.1.0/24", ""), ("10.1.0.0/24", "")]),
+];
+
+/// A connection from one pod to another over which octets flow without a pause.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    sender: thread::JoinHandle<u64>,
+    receiver: thread::JoinHandle<u64>,
+}
+
+impl Stream {
+    fn start(from: &Node, to: &Node, address: &str) -> Self {
+        let listener = to.within(|| TcpListener::bind((address, 0))).expect("the pod runs").expect("a listener");
+        let target = listener.local_addr().expect("bound");
+        let mut client = from.within(|| TcpStream::connect(target)).expect("the pod runs").expect("connected");
+        let (mut server, _) = listener.accept().expect("accepted");
+        let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let sender = {
+            let stop = stop.clone();
+            thread::spawn(move || {
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    client.write_all(&[7; 16_384]).expect("the connection holds");
+                    sent += 16_384;
+                    thread::sleep(Duration::from_millis(2));
+                }
+                sent
+            })
+        };
+        let receiver = {
+            let received = received.clone();
+            thread::spawn(move || {
+                let mut buffer = vec![0; 65_536];
+                loop {
+                    match server.read(&mut buffer).expect("the connection holds") {
+                        0 => return received.load(Ordering::Relaxed),
+                        length => drop(received.fetch_add(length as u64, Ordering::Relaxed)),
+                    }
+                }
+            })
+        };
+        Self { stop, received, sender, receiver }
+    }
+
+    /// Waits until more has arrived; says how long that took.
+    fn wait_progress(&self) -> Duration {
+        let (start, before) = (Instant::now(), self.received.load(Ordering::Relaxed));
+        assert!(eventually(|| self.received.load(Ordering::Relaxed) > before + 200_000), "nothing arrives any more");
+        start.elapsed()
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender holds");
+        assert_eq!(self.receiver.join().expect("the receiver holds"), sent);
+    }
+}
+
+fn is_degraded_by(status: &Value, component: &str) -> bool {
+    rows(&status["problems"]).iter().any(|problem| problem["component"] == component)
+}
+
+#[test]
+fn a_mesh_can_be_reached_through_the_tunnel_alone() {
+    let tunnels = Tunnels::up("routing: {mode: tunnel}\ntunnel: {protocol: vxlan, port: 8472}\n", false);
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    assert_eq!(ping(&mesh.node("west-worker-client"), "10.1.1.10"), TTL);
+    let routes = mesh.ask("west-worker", &["get", "routes"]);
+    assert_eq!(column(&routes, "mode"), ["tunnel".to_owned()].into());
+    assert!(rows(&routes).iter().all(|row| row["mtu"] == 1450), "{routes}");
+
+    // A packet that does not fit is answered as a router does it.
+    let client = mesh.node("west-worker-client");
+    let large = client.exec(&["ping", "-c", "1", "-W", "1", "-s", "1472", "-M", "do", "10.1.1.10"]).expect("ping runs");
+    assert!(large.stdout.contains("mtu = 1450") || large.stderr.contains("mtu=1450"), "{large:?}");
+    let fits = client.exec(&["ping", "-c", "1", "-W", "2", "-s", "1422", "-M", "do", "10.1.1.10"]).expect("ping runs");
+    assert!(fits.success(), "{fits:?}");
+
+    // What somebody takes away comes back.
+    let traffic = Traffic::start(&client, &mesh.node("east-worker-webpod"), [10, 1, 1, 10].into()).expect("traffic");
+    tunnels.run("west-worker", "ip link del meshd_vxlan");
+    assert!(eventually(|| tunnels.run("west-worker", "ip route show proto 77").lines().count() == 3));
+    tunnels.run("east-worker", "nft delete table netdev meshd");
+    assert!(eventually(|| tunnels.run("east-worker", "nft list ruleset").contains("pkttype")));
+    thread::sleep(Duration::from_millis(50));
+    let counted = traffic.finish().expect("counted");
+    assert!(counted.longest_gap < DEADLINE, "{counted:?}");
+
+    // A restart loses nothing.
+    let traffic = Traffic::start(&client, &mesh.node("east-worker-webpod"), [10, 1, 1, 10].into()).expect("traffic");
+    for node in ["west-worker", "east-worker"] {
+        mesh.daemon(node).kill9().expect("killed");
+        mesh.daemon(node).start().expect("started");
+    }
+    mesh.wait_healthy(&NODES);
+    let counted = traffic.finish().expect("counted");
+    assert_eq!(counted.lost(), 0, "{counted:?}");
+
+    mesh.ask("west-worker", &["drain"]);
+    assert!(!tunnels.run("west-worker", "ip link").contains("meshd_vxlan"));
+    assert!(!tunnels.run("west-worker", "nft list ruleset").contains("pkttype"));
+    tunnels.mesh.finish();
+}
+
+#[test]
+fn traffic_goes_on_through_the_tunnel_when_the_native_way_is_cut_and_comes_back() {
+    let tunnels = Tunnels::up("routing: {mode: auto}\ntunnel: {protocol: vxlan, port: 8472}\n", true);
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    tunnels.wait_probed();
+    let (client, server) = (mesh.node("west-worker-client"), mesh.node("east-worker-webpod"));
+    let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
+    let stream = Stream::start(&client, &server, "10.1.1.10");
+
+    tunnels.cut();
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "tunnel");
+    tunnels.wait_mode("east-worker", "10.0.1.0/24", "tunnel");
+    stream.wait_progress();
+    assert_eq!(ping(&client, "10.1.1.10"), TTL);
+    assert_eq!(tunnels.mode("west-worker", "10.1.0.0/24"), "native", "only what is cut");
+    assert!(is_degraded_by(&mesh.ask("west-worker", &["status"]), "paths"));
+    let counted = traffic.finish().expect("counted");
+    assert!(counted.longest_gap < DEADLINE, "{counted:?}");
+
+    // In this state a daemon that is killed and comes back loses nothing either.
+    let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
+    for node in ["west-worker", "east-worker"] {
+        mesh.daemon(node).kill9().expect("killed");
+        mesh.daemon(node).start().expect("started");
+    }
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "tunnel");
+    // Long enough for a daemon that had forgotten to send everything natively once.
+    thread::sleep(DEADLINE);
+    tunnels.heal();
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "native");
+    tunnels.wait_mode("east-worker", "10.0.1.0/24", "native");
+    stream.wait_progress();
+    let counted = traffic.finish().expect("counted");
+    assert_eq!(counted.lost(), 0, "{counted:?}");
+    stream.finish();
+    mesh.wait_healthy(&NODES);
+    mesh.wait_for_routes();
+    tunnels.mesh.finish();
+}
+
+#[test]
+fn large_packets_that_vanish_make_routes_narrower() {
+    let tunnels = Tunnels::up("routing: {mode: auto}\ntunnel: {protocol: vxlan}\n", true);
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    tunnels.wait_probed();
+    for node in ["west-worker", "east-worker"] {
+        let chain = "type filter hook prerouting priority -400;";
+        let rule = "iifname eth0 meta length > 1400 drop";
+        tunnels.run(node, &format!("nft 'table inet hole {{ chain hole {{ {chain} {rule}; }} }}'"));
+    }
+    let narrow = || {
+        let routes = tunnels.run("west-worker", "ip route show 10.1.1.0/24 proto 77");
+        let mtu = routes.split("mtu ").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        mtu.is_some_and(|mtu: u32| (1_392..=1_400).contains(&mtu))
+    };
+    assert!(eventually(narrow), "{}", tunnels.run("west-worker", "ip route"));
+    assert!(is_degraded_by(&mesh.ask("west-worker", &["status"]), "paths/size"));
+    // A workload is told and goes on.
+    let client = mesh.node("west-worker-client");
+    let large = client.exec(&["ping", "-c", "1", "-W", "1", "-s", "1472", "-M", "do", "10.1.1.10"]).expect("ping runs");
+    assert!(large.stdout.contains("mtu = ") || large.stderr.contains("mtu="), "{large:?}");
+    let stream = Stream::start(&client, &mesh.node("east-worker-webpod"), "10.1.1.10");
+    stream.wait_progress();
+    stream.finish();
+    tunnels.mesh.finish();
+}
+
+#[test]
+fn a_foreign_link_with_the_port_is_left_alone_and_named() {
+    let tunnels = Tunnels::up("", true);
+    let mesh = &tunnels.mesh;
+    tunnels.run("west-worker", "ip link add other type vxlan external dstport 8472 && ip link set other up");
+    let text = tunnels.run("west-worker", "cat /etc/meshd/meshd.yaml");
+    let text = format!("{text}routing: {{mode: auto}}\ntunnel: {{protocol: vxlan}}\n");
+    tunnels.run(
+        "west-worker",
+        &format!(
+            "cat > /etc/meshd/new.yaml <<'END'\n{text}\nEND\nmount --bind /etc/meshd/new.yaml /etc/meshd/meshd.yaml"
+        ),
+    );
+    mesh.daemon("west-worker").restart().expect("restarted");
+    let names_it = || {
+        let status = mesh.ask("west-worker", &["status"]);
+        rows(&status["problems"]).iter().any(|problem| {
+            problem["component"] == "tunnel"
+                && problem["message"].as_str().is_some_and(|text| text.contains("link other"))
+        })
+    };
+    assert!(eventually(names_it), "{}", mesh.ask("west-worker", &["status"]));
+    assert!(tunnels.run("west-worker", "ip -d link show other").contains("UP"));
+    assert_eq!(ping(&mesh.node("west-worker-client"), "10.1.1.10"), TTL, "natively as before");
+    tunnels.mesh.finish();
+}
