@@ -73,7 +73,7 @@ impl Tunnels {
         {
             let rule = format!("iifname eth0 ip saddr {from} ip daddr {to} drop");
             let chain = "type filter hook prerouting priority -400;";
-            self.run(node, &format!("nft 'table inet cut {{ chain cut {{ {chain} {rule}; }} }}'"));
+            self.run(node, &format!("nft 'table inet cut {{\nchain cut {{\n{chain}\n{rule}\n}}\n}}'"));
         }
     }
 
@@ -257,7 +257,7 @@ fn large_packets_that_vanish_make_routes_narrower() {
     for node in ["west-worker", "east-worker"] {
         let chain = "type filter hook prerouting priority -400;";
         let rule = "iifname eth0 meta length > 1400 drop";
-        tunnels.run(node, &format!("nft 'table inet hole {{ chain hole {{ {chain} {rule}; }} }}'"));
+        tunnels.run(node, &format!("nft 'table inet hole {{\nchain hole {{\n{chain}\n{rule}\n}}\n}}'"));
     }
     let narrow = || {
         let routes = tunnels.run("west-worker", "ip route show 10.1.1.0/24 proto 77");

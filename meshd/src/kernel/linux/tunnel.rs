@@ -4,7 +4,7 @@
 //! and the far end takes every frame for its own (see `kernel/nftables/arrivals.rs`). Every function opens a socket of its own and
 //! blocks for as long as the kernel needs; they are called rarely.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, net::Ipv4Addr, path::Path, sync::Arc};
 
 use meshd_core::{
     id::{IfIndex, TUNNEL_LINK},
@@ -237,6 +237,20 @@ pub(super) fn write_sysctls(link: &str) -> Result<(), TunnelError> {
         }
     }
     Ok(())
+}
+
+/// Gives the link an address of the node. Without any, the kernel's loose check of sources drops every packet to which the way back is
+/// another link, as it is while the two ends change ways; and what the node itself sends to workloads gets this source.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn give_address(link: IfIndex, address: Ipv4Addr) -> Result<(), TunnelError> {
+    let mut message = Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
+    message.bytes(&[AF_INET, 32, 0, RT_SCOPE_UNIVERSE]);
+    message.bytes(&link.0.to_ne_bytes());
+    message.attribute(IFA_LOCAL, &address.octets());
+    message.attribute(IFA_LABEL, TUNNEL_LINK.as_bytes());
+    ask("give an address to", message)
 }
 
 /// A message about a link that sets `flags`.

@@ -165,6 +165,7 @@ impl Tunnels {
             Some(held) if held.port == Some(wish.port) => held.index,
             Some(_) | None => ops::look().await?.held.map_or(IfIndex(0), |held| held.index),
         };
+        ops::give_address(index, &self.inputs.local.addresses).await?;
         self.actual.keep_arrivals(index).await
     }
 

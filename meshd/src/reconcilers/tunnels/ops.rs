@@ -1,6 +1,8 @@
 //! The link, looked at and changed.
 
-use meshd_core::plan::TunnelStep;
+use std::net::IpAddr;
+
+use meshd_core::{id::IfIndex, plan::TunnelStep};
 use tokio::task::spawn_blocking;
 
 use crate::kernel::linux::tunnel::{self, TunnelLinks, VxlanLink};
@@ -12,6 +14,20 @@ use crate::kernel::linux::tunnel::{self, TunnelLinks, VxlanLink};
 pub async fn look() -> Result<TunnelLinks, String> {
     let looked = spawn_blocking(tunnel::look).await.map_err(|error| error.to_string())?;
     looked.map_err(|error| error.to_string())
+}
+
+/// Gives the link an IPv4 address of the node, if it has one.
+///
+/// # Errors
+/// Why it has none.
+pub async fn give_address(link: IfIndex, own: &[IpAddr]) -> Result<(), String> {
+    let address = own.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let Some(address) = address else { return Ok(()) };
+    let given = spawn_blocking(move || tunnel::give_address(link, address)).await.map_err(|error| error.to_string())?;
+    given.map_err(|error| error.to_string())
 }
 
 /// Takes one step. `port` and `foreign` explain a refusal.

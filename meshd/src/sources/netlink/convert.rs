@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use meshd_core::{
-    id::{IfIndex, Metric, NexthopId, ROUTE_PROTOCOL, TableId},
+    id::{IfIndex, LINK_PREFIX, Metric, NexthopId, ROUTE_PROTOCOL, TableId},
     observed::{
         AddressKey, AddressRow, KernelChange, LinkRow, NeighborKey, NeighborRow, NextHopSpec, RouteKey, RouteKind,
         RouteRow, RuleKey, RuleRow,
@@ -82,6 +82,8 @@ fn address_key(message: &AddressMessage) -> Option<AddressKey> {
         match attribute {
             AddressAttribute::Local(value) => local = Some(*value),
             AddressAttribute::Address(value) => address = Some(*value),
+            // The tunnel's link carries an address of the node a second time; it leads nowhere by itself.
+            AddressAttribute::Label(label) if label.starts_with(LINK_PREFIX) => return None,
             _ => {}
         }
     }
