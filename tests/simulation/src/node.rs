@@ -385,7 +385,6 @@ impl Node {
 
     /// Nexthop objects the kernel holds that no route and no group refers to.
     pub(crate) fn idle_nexthops(&self) -> usize {
-        use meshd_core::plan::RouteVia;
         let mut used = BTreeSet::new();
         for entry in self.kernel.routes.values() {
             if let Some(id) = entry.via.object() {

@@ -163,7 +163,7 @@ impl Kernel {
                 Some(ActualNexthop::Group(members)) => members.iter().filter_map(|member| one(&member.id)).collect(),
                 _ => one(id).into_iter().collect(),
             },
-            Some(RouteVia::Blackhole) | None => Vec::new(),
+            Some(RouteVia::Narrow(..) | RouteVia::Blackhole) | None => Vec::new(),
         };
         hops.sort_unstable();
         hops

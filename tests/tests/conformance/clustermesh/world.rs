@@ -76,6 +76,7 @@ pub(super) fn own() -> OwnCluster {
 /// A peer that may claim nearly everything.
 pub(super) fn peer(cluster: &str, address: SocketAddr, tls: TlsFiles) -> PeerEntry {
     let peer = Peer {
+        mode: None,
         cluster: name(cluster),
         endpoints: vec![format!("https://{address}").parse().unwrap()],
         over_bgp: None,
