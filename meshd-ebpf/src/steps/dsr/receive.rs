@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use meshd_abi::{
     Connection, ConnectionKey, Reason, ReceiverKey, Scope, Service, ServiceKey, Settings, V4, V6, connection_flags,
-    identity_flags, service_flags,
+    event_kind, event_place, identity_flags, service_flags,
 };
 use meshd_steps::{
     Packet,
@@ -26,7 +26,7 @@ use super::{Directing, HEADERS, make_room, shift};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
-    steps::{connect, deliver, fragment, ticks},
+    steps::{connect, deliver, event, fragment, ticks},
 };
 
 /// What [`find`] and [`learn`] answer: it is none of ours.
@@ -41,6 +41,8 @@ const GENEVE: u32 = 3;
 const REFUSED: u32 = 4;
 /// A note that was taken over.
 const LEARNT: u32 = 5;
+/// The same of a connection that begins.
+const BEGUN: u32 = 6;
 /// `BPF_F_RECOMPUTE_CSUM`: a sum that the device made over everything is brought up to date.
 const RECOMPUTE: u64 = 1;
 /// An entry that nobody used for this many ticks gives way to another frontend with the same tuple.
@@ -82,9 +84,11 @@ fn receive_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
     if found == REFUSED {
         return deliver::xdp_shot(Reason::DsrRefused, length);
     }
-    if (if A::IS_V4 { xdp_learn4(ctx.ctx, found) } else { xdp_learn6(ctx.ctx, found) }) != LEARNT {
+    let learnt = if A::IS_V4 { xdp_learn4(ctx.ctx, found) } else { xdp_learn6(ctx.ctx, found) };
+    if learnt != LEARNT && learnt != BEGUN {
         return deliver::xdp_shot(Reason::DsrRefused, length);
     }
+    tell_begun::<A, XdpContext>(ctx, learnt);
     match strip_xdp::<A>(ctx, found) {
         Some(()) => deliver::xdp_pass(Reason::DsrReceived, length),
         None => deliver::xdp_shot(Reason::RewriteFailed, length),
@@ -104,15 +108,26 @@ fn receive_tc<A: Tables>(ctx: &TcContext) -> i32 {
     if learnt == NONE {
         return deliver::tc_pass(Reason::Passed, length);
     }
-    if learnt != LEARNT {
+    if learnt != LEARNT && learnt != BEGUN {
         return deliver::tc_shot(Reason::DsrRefused, length);
     }
+    tell_begun::<A, TcContext>(ctx, learnt);
     match strip_tc::<A>(ctx, found) {
         Some(()) => {
             maps::count(Reason::DsrReceived, length);
             TC_ACT_OK as i32
         }
         None => deliver::tc_shot(Reason::RewriteFailed, length),
+    }
+}
+
+/// Tells of a connection that begins. What is refused is counted only: what it says of itself is not believed.
+#[inline(always)]
+fn tell_begun<A: Tables, C: Context>(ctx: &C, learnt: u32) {
+    if learnt == BEGUN {
+        if let Some(work) = A::directing() {
+            event::tell(ctx, &work.packet, event_kind::NEW, Reason::DsrReceived, event_place::FROM_NETWORK);
+        }
     }
 }
 
@@ -178,7 +193,12 @@ fn learn<A: Tables, C: Context>(ctx: &C, found: u32) -> Option<u32> {
     if !A::receives(&receiver) {
         return None;
     }
-    remember(work, &packet, service.id).then_some(LEARNT)
+    let service = service.id;
+    let learnt = remember(work, &packet, service)?;
+    if learnt == BEGUN {
+        work.packet = packet;
+    }
+    Some(learnt)
 }
 
 /// The service of the note's frontend, if it is one that other nodes may send for.
@@ -194,10 +214,10 @@ fn service<A: Tables>(work: &Directing<A>, protocol: u8, settings: &Settings) ->
     service.filter(|service| service.flags & service_flags::DSR != 0)
 }
 
-/// Makes the entry of the answers; false when another connection has it.
+/// Makes the entry of the answers; `None` when another connection has it.
 #[inline(always)]
-fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32) -> bool {
-    let Some(beginning) = connect::Beginning::of(packet, ticks()) else { return false };
+fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32) -> Option<u32> {
+    let beginning = connect::Beginning::of(packet, ticks())?;
     let now = beginning.now;
     let key: &mut ConnectionKey<A> = &mut beginning.answer_key;
     key.source = packet.key.destination;
@@ -223,13 +243,13 @@ fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32
         let is_same = known.tuple == beginning.answer.tuple && known.flags & connection_flags::DSR != 0;
         if is_same && !(is_over && packet.is_syn()) {
             connect::touch(known, packet, now);
-            return true;
+            return Some(LEARNT);
         }
         if !is_same && !is_over && now.wrapping_sub(known.used) <= STALE {
-            return false;
+            return None;
         }
     }
-    A::put_connection(&beginning.answer_key, &beginning.answer)
+    A::put_connection(&beginning.answer_key, &beginning.answer).then_some(BEGUN)
 }
 
 /// Octets that go with a note.

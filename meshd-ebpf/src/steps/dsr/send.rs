@@ -9,9 +9,9 @@ use aya_ebpf::{
     helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail},
     programs::{TcContext, XdpContext},
 };
-use meshd_abi::{Reason, Settings, V4, V6};
+use meshd_abi::{Reason, Settings, V4, V6, event_kind, event_place};
 use meshd_steps::{
-    Frame,
+    Frame, Packet,
     choose::mix,
     dsr::{self, Ends, Form, QUOTE},
     header::ETHERNET,
@@ -21,7 +21,10 @@ use super::{Directing, HEADERS, form, make_room, shift};
 use crate::{
     context::{Context, linear},
     maps::{self, Route, Tables},
-    steps::deliver::{self, addresses},
+    steps::{
+        deliver::{self, addresses},
+        event,
+    },
 };
 
 /// `BPF_FIB_LKUP_RET_SUCCESS`.
@@ -61,7 +64,7 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
         return deliver::xdp_pass(Reason::Passed, length);
     }
     if work.packet.ttl <= 1 {
-        return deliver::xdp_shot(Reason::TtlExpired, length);
+        return deliver::xdp_drop(ctx, &work.packet, Reason::TtlExpired);
     }
     let done = !(form != Form::Geneve && dsr::has_no_room::<A>(frame, ETHERNET))
         && ctx.translate(frame, &work.packet, &work.tuple, true).is_some()
@@ -71,7 +74,7 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
             Form::Geneve => shift(ctx, dsr::overhead::<A>(Form::Geneve) as i32),
         };
     if !done {
-        return deliver::xdp_shot(Reason::RewriteFailed, length);
+        return deliver::xdp_drop(ctx, &work.packet, Reason::RewriteFailed);
     }
     let frame = &ctx.frame();
     let wrapped = match form {
@@ -84,7 +87,7 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
         Form::Geneve => dsr::put_geneve(frame, ETHERNET, total, &ends, &work.note, entropy(work)),
     };
     if wrapped.is_none() || !frame.write(12, A::ETHERTYPE.to_be()) || !frame.write(0, addresses(hop)) {
-        return deliver::xdp_shot(Reason::RewriteFailed, length);
+        return deliver::xdp_drop(ctx, &work.packet, Reason::RewriteFailed);
     }
     maps::count(work.reason, length);
     if hop.link == ctx.link() {
@@ -102,10 +105,10 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
         return deliver::tc_shot(Reason::RewriteFailed, length);
     };
     let form = form(settings);
-    let Some(ends) = ends(work, settings) else { return deliver::tc_shot(Reason::NoSource, length) };
+    let Some(ends) = ends(work, settings) else { return drop_tc(ctx, &work.packet, Reason::NoSource) };
     let frame = &ctx.frame();
     let Some(total) = dsr::ip_length::<A>(frame, ETHERNET) else {
-        return deliver::tc_shot(Reason::RewriteFailed, length);
+        return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
     };
     let overhead = dsr::overhead::<A>(form) as u32;
     // SAFETY: the context is valid while the program runs.
@@ -119,13 +122,13 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
             mtu = u32::from(hop.mtu);
         }
     } else {
-        let Some(route) = maps::route() else { return deliver::tc_shot(Reason::NoRoute, length) };
+        let Some(route) = maps::route() else { return drop_tc(ctx, &work.packet, Reason::NoRoute) };
         ask(route, work, form, &ends, ctx.link(), if is_segment { 0 } else { (total + overhead) as u16 });
         // SAFETY: the context is valid and the structure is as long as the kernel is told.
         match unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) } {
             FOUND | NO_NEIGHBOR => link = route.link,
             TOO_LONG => mtu = u32::from(route.length),
-            _ => return deliver::tc_shot(Reason::NoRoute, length),
+            _ => return drop_tc(ctx, &work.packet, Reason::NoRoute),
         }
     }
     if mtu != 0 {
@@ -133,17 +136,17 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
         return IS_TOO_LONG;
     }
     if work.packet.ttl <= 1 {
-        return deliver::tc_shot(Reason::TtlExpired, length);
+        return drop_tc(ctx, &work.packet, Reason::TtlExpired);
     }
     if form != Form::Geneve && dsr::has_no_room::<A>(frame, ETHERNET)
         || ctx.translate(frame, &work.packet, &work.tuple, true).is_none()
         || wrap_tc(ctx, work, form, &ends, total).is_none()
     {
-        return deliver::tc_shot(Reason::RewriteFailed, length);
+        return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
     }
     if let Some(hop) = hop {
         if !ctx.frame().write(0, addresses(hop)) {
-            return deliver::tc_shot(Reason::RewriteFailed, length);
+            return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
         }
     }
     maps::count(work.reason, length);
@@ -155,6 +158,11 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
             bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32
         }
     }
+}
+
+#[inline(always)]
+fn drop_tc<A: Tables>(ctx: &TcContext, packet: &Packet<A>, reason: Reason) -> i32 {
+    deliver::tc_drop(ctx, packet, reason, event_place::FROM_NETWORK)
 }
 
 /// Adds the note to an skb.
@@ -232,6 +240,9 @@ pub fn or_too_long<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
         return verdict;
     }
     let length = ctx.length();
+    if let Some(work) = A::directing() {
+        event::tell(ctx, &work.packet, event_kind::DROP, Reason::TooBig, event_place::FROM_NETWORK);
+    }
     if (if A::IS_V4 { tc_too_long4(ctx.skb.skb) } else { tc_too_long6(ctx.skb.skb) }) == 0 {
         return deliver::tc_shot(Reason::TooBig, length);
     }

@@ -289,7 +289,8 @@ impl Expected {
             (is_replaced && !is_syn(&self.packet), event_kind::CHANGE),
             (has_ended, event_kind::CLOSE),
             // A connection may begin with a packet that then cannot go its way.
-            (reason.is_drop(), event_kind::DROP),
+            // What a stranger says of itself in a note is told to nobody.
+            (reason.is_drop() && reason != Reason::DsrRefused, event_kind::DROP),
         ];
         rows.into_iter().filter(|(is_told, _)| *is_told).map(|(_, kind)| kind).collect()
     }

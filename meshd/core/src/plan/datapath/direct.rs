@@ -182,6 +182,7 @@ mod tests {
         backends: 64,
         members: 256,
         chunks: 8,
+        ranges: 8,
     };
 
     fn backend(address: &str, cluster: &str, node: Option<&str>, local: bool) -> desired::Backend {
