@@ -298,6 +298,7 @@ mod tests {
             endpoints: vec!["http://localhost:3".parse().unwrap()],
             tls: None,
             accept: Accept::default(),
+            mode: None,
             host_aliases: BTreeMap::new(),
             source: case.folder.path().join("south"),
         };

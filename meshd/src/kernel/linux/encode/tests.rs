@@ -1,4 +1,7 @@
-use meshd_core::id::{IfIndex, Metric, TableId};
+use meshd_core::{
+    id::{IfIndex, Metric, TableId},
+    plan::{ActualChange, ActualNexthop},
+};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
