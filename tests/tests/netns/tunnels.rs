@@ -97,12 +97,12 @@ impl Tunnels {
     }
 }
 
-/// Without gateways.
+/// What `ip -j` says of routes through the tunnel: the far end stands where the prefix does otherwise, and there is no gateway.
 const TUNNELLED: super::meshes::Expected = &[
-    ("west-control-plane", &[("10.0.1.0/24", ""), ("10.1.0.0/24", ""), ("10.1.1.0/24", "")]),
-    ("west-worker", &[("10.0.0.0/24", ""), ("10.1.0.0/24", ""), ("10.1.1.0/24", "")]),
-    ("east-control-plane", &[("10.0.0.0/24", ""), ("10.0.1.0/24", ""), ("10.1.1.0/24", "")]),
-    ("east-worker", &[("10.0.0.0/24", ""), ("10.0.1.0/24", ""), ("10.1.0.0/24", "")]),
+    ("west-control-plane", &[("172.18.0.5", ""), ("172.18.0.3", ""), ("172.18.0.2", "")]),
+    ("west-worker", &[("172.18.0.4", ""), ("172.18.0.3", ""), ("172.18.0.2", "")]),
+    ("east-control-plane", &[("172.18.0.4", ""), ("172.18.0.5", ""), ("172.18.0.2", "")]),
+    ("east-worker", &[("172.18.0.4", ""), ("172.18.0.5", ""), ("172.18.0.3", "")]),
 ];
 
 /// A connection from one pod to another over which octets flow without a pause.

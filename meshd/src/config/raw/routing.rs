@@ -65,7 +65,7 @@ section! {
         /// A probe is lost when it is not answered within so many milliseconds, 20 to 10000.
         timeout_ms: Option<u32> = "500",
         /// So many probes lost in a row, 2 to 100, make the native path broken, if the tunnel works.
-        failures: Option<u32> = "4",
+        failures: Option<u32> = "3",
         /// So many probes answered in a row, 2 to 1000, make it whole.
         successes: Option<u32> = "10",
         /// After a change the way stays for so many seconds at least, 1 to 300; twice as long after each one that follows soon, up to

@@ -120,7 +120,7 @@ impl Validator<'_> {
         ProbeSettings {
             interval: ms(self.within("routing.probe.interval_ms", raw.interval_ms.unwrap_or(200), 50..=10_000)),
             timeout: ms(self.within("routing.probe.timeout_ms", raw.timeout_ms.unwrap_or(500), 20..=10_000)),
-            failures: self.within("routing.probe.failures", raw.failures.unwrap_or(4), 2..=100),
+            failures: self.within("routing.probe.failures", raw.failures.unwrap_or(3), 2..=100),
             successes: self.within("routing.probe.successes", raw.successes.unwrap_or(10), 2..=1_000),
             hold: Duration::from_secs(self.within("routing.probe.hold_s", raw.hold_s.unwrap_or(3), 1..=300).into()),
             port,
