@@ -73,8 +73,10 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
             Ok(dsr::TC_WRAPPED)
         }
         Decision::Pass => {
-            dsr::keep(&packet, settings, now);
-            let told = masquerade::admit(&packet, settings, now);
+            let told = match dsr::keep(&packet, settings, now) {
+                0 => masquerade::admit(&packet, settings, now),
+                told => told,
+            };
             if told != 0 {
                 event::tell(ctx, &packet, told, Reason::Passed, event_place::FROM_NETWORK);
             }

@@ -309,8 +309,8 @@ fn foreign_filters_and_their_qdisc_stay() {
         // On every kernel: what is there may be older than TCX.
         pair.own(
             "tc qdisc add dev own clsact &&
-             tc filter add dev own ingress pref 1 protocol ip u32 match u32 0 0 action continue &&
-             tc filter add dev own egress pref 77 protocol all u32 match u32 0 0 action continue",
+             tc filter add dev own ingress pref 1 protocol ip u32 match ip protocol 253 0xff classid 1:1 &&
+             tc filter add dev own egress pref 77 protocol all u32 match ip protocol 253 0xff classid 1:1",
         );
         let foreign = || {
             ["ingress", "egress"]

@@ -174,9 +174,9 @@ pub fn may_be_ipip<A: Tables>(frame: &Frame, settings: Option<&Settings>) -> boo
 
 /// Notes that a client goes on with a connection that this node answers for another one: its closing shows here only.
 #[inline(always)]
-pub fn keep<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) {
+pub fn keep<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8 {
     if settings.flags & settings_flags::DSR == 0 {
-        return;
+        return 0;
     }
     let key = ConnectionKey {
         source: packet.key.destination,
@@ -186,8 +186,9 @@ pub fn keep<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) {
         protocol: packet.key.protocol,
         reserved: [0; 3],
     };
-    if let Some(connection) = A::connection(&key).filter(|known| known.flags & connection_flags::DSR != 0) {
-        connect::touch(connection, packet, now);
+    match A::connection(&key).filter(|known| known.flags & connection_flags::DSR != 0) {
+        Some(connection) => connect::touch(connection, packet, now),
+        None => 0,
     }
 }
 
