@@ -50,7 +50,9 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
     let now = steps::ticks();
-    let decision = masquerade(&packet, settings, now);
+    // SAFETY: the context is valid while the program runs.
+    let mark = unsafe { (*ctx.skb.skb).mark };
+    let decision = masquerade(&packet, settings, mark, now);
     event::decided(ctx, &packet, &decision, event_place::TO_NETWORK);
     let outcome = match decision {
         Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),

@@ -1,6 +1,8 @@
 //! The node's address for workloads that talk to the world.
 
-use meshd_abi::{Reason, Settings, Tuple, connection_flags, event_kind, identity_flags, mesh_flags, settings_flags};
+use meshd_abi::{
+    Reason, Settings, Tuple, connection_flags, event_kind, identity_flags, mark, mesh_flags, settings_flags,
+};
 use meshd_steps::{
     Packet,
     header::{protocol, tcp},
@@ -13,9 +15,9 @@ use super::{
 };
 use crate::maps::{self, Tables};
 
-/// Decides about a packet that leaves through an uplink: an answer, or one that gets the node's address.
+/// Decides about a packet that leaves through an uplink: an answer, or one that gets the node's address. `skb_mark` is that of the packet.
 #[inline(always)]
-pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> Decision<A> {
+pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, skb_mark: u32, now: u32) -> Decision<A> {
     // Known connections first: they cost one lookup. What answers a connection from outside has an entry that keeps its source.
     let known = A::connection(&packet.key);
     if let Some(connection) = known {
@@ -27,7 +29,8 @@ pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) 
             return Decision::Send(send(&connection.tuple, event));
         }
     }
-    if settings.flags & settings_flags::MASQUERADE == 0 {
+    // What is marked belongs to whoever has translated it.
+    if settings.flags & settings_flags::MASQUERADE == 0 || skb_mark & mark::TRANSLATED != 0 {
         return Decision::Pass;
     }
     if !may_begin(packet) || !is_own(&packet.key.source) || is_mesh(&packet.key.destination) {

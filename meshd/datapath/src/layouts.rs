@@ -11,6 +11,9 @@ use meshd_abi::{Address, Backend, Connection, ConnectionKey};
 
 use crate::{DatapathError, generation::Generation, takeover::all};
 
+/// What a map held, with keys `K` and values `V`.
+type Elements<K, V> = Result<Vec<(K, V)>, DatapathError>;
+
 /// A backend of layout 2.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -27,7 +30,7 @@ pub(crate) fn backends<A: Address>(
     from: &Generation,
     family: &str,
     owners: &HashMap<u32, u32>,
-) -> Result<Vec<(u32, Backend<A>)>, DatapathError> {
+) -> Elements<u32, Backend<A>> {
     let name = format!("BACKENDS{family}");
     if from.layout > 2 {
         let mut all: Vec<(u32, Backend<A>)> = all(&from.path, &name)?;
@@ -44,9 +47,6 @@ pub(crate) fn backends<A: Address>(
 }
 
 /// Known connections.
-pub(crate) fn connections<A: Address>(
-    from: &Generation,
-    family: &str,
-) -> Result<Vec<(ConnectionKey<A>, Connection<A>)>, DatapathError> {
+pub(crate) fn connections<A: Address>(from: &Generation, family: &str) -> Elements<ConnectionKey<A>, Connection<A>> {
     all(&from.path, &format!("CONNECTIONS{family}"))
 }

@@ -70,8 +70,8 @@ fn register_paths(registry: &mut Registry, paths: &[PathReport]) {
         return;
     }
     let (tunnelled, switches): (Gauges<PathLabel>, Family<PathLabel, Counter<u64, AtomicU64>>) = Default::default();
-    let (answered, lost): (Family<WayLabel, Counter<u64, AtomicU64>>, Family<WayLabel, Counter<u64, AtomicU64>>) =
-        Default::default();
+    let answered: Family<WayLabel, Counter<u64, AtomicU64>> = Family::default();
+    let lost: Family<WayLabel, Counter<u64, AtomicU64>> = Family::default();
     let rtt: Family<WayLabel, Gauge<f64, AtomicU64>> = Family::default();
     for path in paths {
         let (cluster, node) = (path.key.cluster.to_string(), path.key.node.to_string());

@@ -68,6 +68,9 @@ struct Follower {
 #[error("{FOLLOWERS_MAX} readers follow the flows already")]
 pub struct TooManyFollowers;
 
+/// The flows before, oldest first, and those that come after them.
+type Following = (Vec<Arc<FlowView>>, mpsc::Receiver<Arc<FlowLine>>);
+
 impl FlowsHandle {
     /// The last flows that fit, oldest first.
     #[must_use]
@@ -79,11 +82,7 @@ impl FlowsHandle {
     ///
     /// # Errors
     /// When too many follow already.
-    pub fn follow(
-        &self,
-        filter: Filter,
-        count: usize,
-    ) -> Result<(Vec<Arc<FlowView>>, mpsc::Receiver<Arc<FlowLine>>), TooManyFollowers> {
+    pub fn follow(&self, filter: Filter, count: usize) -> Result<Following, TooManyFollowers> {
         let (lines, receiver) = mpsc::channel(FOLLOWER_QUEUE);
         let mut book = self.0.book.lock().unwrap_or_else(PoisonError::into_inner);
         book.followers.retain(|follower| !follower.lines.is_closed());

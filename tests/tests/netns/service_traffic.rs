@@ -272,13 +272,12 @@ fn connections_survive_kills_and_restarts() {
     lab.mesh.daemon("west-worker").start().expect("started");
     lab.wait(&["west-worker"], &ALL_BACKENDS);
     all("after the start");
-    // What is adopted runs the new process's programs: it shows in its status.
-    let adopted = || {
-        let status = lab.mesh.ask("west-worker", &["status"]);
-        let programs = status["datapath"]["programs"].as_array().cloned().unwrap_or_default();
-        programs.len() == 6 && programs.iter().all(|program| program["attached"] == "adopted")
-    };
-    assert!(eventually(adopted), "{}", lab.mesh.ask("west-worker", &["status"])["datapath"]);
+    // What is adopted runs the new process's programs, and nothing was put beside it.
+    let adopted = || lab.mesh.log("west-worker").matches("attached=Adopted").count() == 6;
+    assert!(eventually(adopted), "{}", lab.mesh.log("west-worker"));
+    let status = lab.mesh.ask("west-worker", &["status"]);
+    let programs = status["datapath"]["programs"].as_array().cloned().unwrap_or_default();
+    assert!(programs.len() == 6 && programs.iter().all(|program| program["attached"] == "tcx"), "{programs:?}");
     all("with adopted programs");
     // A backend that goes keeps the connections it has, and gets no new ones.
     lab.edit(&["east-worker"], "labels: {app: webpod}", "labels: {app: other}");

@@ -107,7 +107,8 @@ fn ask(socket: &RouteSocket, request: &[u8], seq: u32) -> Result<(), Errno> {
     let mut buffer = [0; 1_024];
     loop {
         let length = socket.receive(&mut buffer)?;
-        for frame in frames(&buffer[..length]).filter(|frame| frame.seq == seq && frame.kind == NLMSG_ERROR) {
+        let said = frames(&buffer[..length]).find(|frame| frame.seq == seq && frame.kind == NLMSG_ERROR);
+        if let Some(frame) = said {
             return answer(&frame).0.map_or(Ok(()), Err);
         }
     }

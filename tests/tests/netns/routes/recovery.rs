@@ -36,7 +36,7 @@ fn changes_by_hand_are_told_in_milliseconds() {
         eprintln!("a removal by hand was told after {best:?} at best");
         assert!(best < NOTICE, "told only after {best:?}");
 
-        shell("ip route change 10.2.0.0/24 via 192.0.2.8 metric 77 proto 77 mtu 1400");
+        shell("ip route change 10.2.0.0/24 via 192.0.2.8 metric 77 proto 77 advmss 1300");
         kernel.until("an irregular route", |actual| !actual.routes[&key("10.2.0.0/24")].regular);
         shell("ip -6 route change fd00:2::/64 via 2001:db8:1::8 metric 77 proto 77");
         let other = RouteVia::Hops([hop("2001:db8:1::8", ONE)].into());
