@@ -256,19 +256,23 @@ mod tests {
         #[test]
         fn switches_take_turns_and_have_reasons(outcomes: Vec<(bool, bool)>) {
             let (mut path, mut now) = (PathProbe::default(), Duration::ZERO);
-            for (native, tunnel) in outcomes {
+            for (is_native, is_answered) in outcomes {
+                now += SETTINGS.interval;
                 let was_broken = path.is_broken();
-                let switches = step(&mut path, &mut now, native, tunnel);
-                prop_assert!(switches.len() <= 2);
-                if let [one] = *switches {
-                    prop_assert_eq!(one == Switch::Tunnel, !was_broken);
-                }
-                if path.is_broken() && !was_broken {
-                    prop_assert!(path.stream(Way::Native).lost_in_row >= SETTINGS.failures);
-                    prop_assert!(path.stream(Way::Tunnel).answered_in_row >= TUNNEL_PROVEN);
-                }
-                if !path.is_broken() && was_broken {
-                    prop_assert!(path.stream(Way::Native).answered_in_row >= TUNNEL_PROVEN);
+                let way = if is_native { Way::Native } else { Way::Tunnel };
+                let answered = is_answered.then_some(Duration::from_millis(1));
+                let switch = path.take(way, answered, now, &SETTINGS);
+                prop_assert_eq!(switch.is_some(), path.is_broken() != was_broken);
+                let (native, tunnel) = (path.stream(Way::Native), path.stream(Way::Tunnel));
+                match switch {
+                    Some(Switch::Tunnel) => {
+                        prop_assert!(path.is_broken());
+                        prop_assert!(native.lost_in_row >= SETTINGS.failures && tunnel.answered_in_row >= TUNNEL_PROVEN);
+                    }
+                    Some(Switch::Native) => {
+                        prop_assert!(!path.is_broken() && native.answered_in_row >= TUNNEL_PROVEN);
+                    }
+                    None => {}
                 }
             }
         }
