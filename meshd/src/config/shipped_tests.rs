@@ -92,7 +92,7 @@ fn check_unit(text: &str) {
         "ProtectSystem=strict",
         "StateDirectory=meshd",
         "RuntimeDirectory=meshd",
-        "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH CAP_SYS_NICE",
+        "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF CAP_PERFMON CAP_SYS_ADMIN CAP_DAC_READ_SEARCH CAP_SYS_NICE",
         "WantedBy=multi-user.target",
     ] {
         assert!(has(line), "the unit lacks {line}");
