@@ -4,6 +4,7 @@
 //! exist once per family are reached through [`Tables`], so that a program is written once.
 
 pub mod ranges;
+pub mod recent;
 pub mod sockets;
 
 use core::mem::MaybeUninit;
@@ -215,7 +216,7 @@ const fn pair(first: u64, second: u64, bits: u32) -> u64 {
 }
 
 /// The tables of one family.
-pub trait Tables: Family + Ranges + dsr::Maps {
+pub trait Tables: Family + Ranges + recent::Elements + dsr::Maps {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
     /// This CPU's room for an ICMP error under way.

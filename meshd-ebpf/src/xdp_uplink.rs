@@ -13,7 +13,7 @@ use meshd_steps::{
 use crate::{
     context::Context,
     maps::{self, Tables},
-    steps::{self, Decision, answer::answer, deliver, dsr, event, serve::serve},
+    steps::{self, Decision, answer::sure_answer, deliver, dsr, event, serve::serve},
 };
 
 /// Decides about one frame.
@@ -54,7 +54,7 @@ fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn decide<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, settings: &Settings) -> Decision<A> {
     match addressee(&packet.key, settings) {
-        Addressee::Port => answer(packet, steps::ticks()),
+        Addressee::Port => sure_answer(packet, steps::ticks()),
         // Rare enough to be left to the TC program.
         Addressee::Node => Decision::Pass,
         Addressee::Other => serve(packet, Scope::External, || sender(ctx, frame), steps::ticks),

@@ -3,8 +3,8 @@
 use meshd_abi::{Connection, Reason, connection_flags};
 use meshd_steps::Packet;
 
-use super::{Decision, Send, connect};
-use crate::maps::Tables;
+use super::{Decision, Send, connect, serve::is_common};
+use crate::maps::{Tables, recent};
 
 /// Decides about a packet that may be an answer.
 #[inline(always)]
@@ -13,6 +13,20 @@ pub fn answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
         Some(connection) => back(connection, packet, now),
         None => Decision::Pass,
     }
+}
+
+/// The same of a packet that is surely one, or for nobody.
+#[inline(always)]
+pub fn sure_answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
+    if A::mask() == 0 || !is_common(packet) {
+        return answer(packet, now);
+    }
+    if let Some(connection) = recent::recall(&packet.key, now) {
+        return back(connection, packet, now);
+    }
+    let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
+    recent::remember(&packet.key, connection, now);
+    back(connection, packet, now)
 }
 
 /// The same with the packet's connection, which need not be one of answers.

@@ -11,7 +11,7 @@ use meshd_steps::{
     header::{protocol, tcp},
 };
 
-use crate::maps::Tables;
+use crate::maps::{Tables, recent};
 
 /// Ports that are tried for a translated source before the packet is dropped. More tries find a port later and cost every
 /// packet of a client that finds none.
@@ -30,6 +30,8 @@ pub struct Beginning<A> {
     pub forward: Connection<A>,
     /// The entry of the other direction.
     pub answer: Connection<A>,
+    /// A key for [`recent`], which has more words than a call takes.
+    pub recent_key: ConnectionKey<A>,
     /// The client of the service that is asked.
     pub client: AffinityKey<A>,
     /// The service that is asked, if any.
@@ -79,9 +81,11 @@ impl<A: Tables> Beginning<A> {
                 && answer.tuple.destination == self.key.source;
             if is_ours {
                 A::remove_connection(&self.answer_key);
+                recent::forget(&self.answer_key);
             }
         }
         A::remove_connection(&self.key);
+        recent::forget(&self.key);
     }
 
     /// Sets the tuple after translation, and with it everything of both entries but the backend.
@@ -171,6 +175,7 @@ impl<A: Tables> Beginning<A> {
         if !(same || past) {
             return Err(Reason::NoPort);
         }
+        recent::forget(&self.answer_key);
         if A::put_connection(&self.answer_key, answer) { Ok(()) } else { Err(Reason::NoConnection) }
     }
 }

@@ -10,12 +10,11 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use meshd_abi::{
-    ConnectionKey, FlowEvent, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place,
-    settings_flags,
+    ConnectionKey, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place, settings_flags,
 };
 use meshd_steps::{Packet, header::tcp};
 
-use super::{Decision, connect::other_direction};
+use super::{Decision, connect::other_direction, ticks};
 use crate::{
     context::Context,
     maps::{self, Budget, Tables},
@@ -39,6 +38,10 @@ pub fn decided<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, decision: &De
 /// Tells of a packet; `kind` is one of `meshd_abi::event_kind` and `place` one of `event_place`.
 #[inline(always)]
 pub fn tell<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, kind: u8, reason: Reason, place: u8) {
+    // A flood of connections or drops is not worth what a record costs to fill in. An end is: it is noted in the entry.
+    if kind != event_kind::CLOSE && may_tell(kind.into()) == 0 {
+        return;
+    }
     let Some(event) = maps::telling() else { return };
     event.source = packet.key.source.words();
     event.destination = packet.key.destination.words();
@@ -77,7 +80,7 @@ tells!(tc_tell4, tc_tell6, __sk_buff, TcContext);
 
 #[inline(always)]
 fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
-    let (event, settings) = (maps::telling()?, maps::settings()?);
+    let event = maps::telling()?;
     event.link = ctx.link();
     event.length = ctx.length() as u32;
     let key = ConnectionKey {
@@ -88,10 +91,9 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
         protocol: event.protocol,
         reserved: [0; 3],
     };
-    let known = A::connection(&key);
     if event.kind == event_kind::CLOSE {
-        let partner = known.as_ref().and_then(|known| A::connection(&other_direction(&known.tuple, key.protocol)));
-        if let Some(partner) = partner {
+        let known = A::connection(&key);
+        if let Some(partner) = known.and_then(|known| A::connection(&other_direction(&known.tuple, key.protocol))) {
             if partner.flags & connection_flags::CLOSING != 0 {
                 // The other end was first.
                 return None;
@@ -101,17 +103,13 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
             }
         }
     }
-    if settings.flags & settings_flags::EVENTS == 0 {
+    if event.kind == event_kind::CLOSE && may_tell(event.kind.into()) == 0 {
         return None;
     }
     // SAFETY: the helper takes nothing.
     event.time = unsafe { bpf_ktime_get_coarse_ns() };
     let budget = maps::event_budget()?;
-    if !may_tell(budget, event, settings.events_per_tick) {
-        maps::count(Reason::EventsLimited, 0);
-        return None;
-    }
-    match known {
+    match A::connection(&key) {
         Some(known) => {
             event.new_source = known.tuple.source.words();
             event.new_destination = known.tuple.destination.words();
@@ -147,17 +145,26 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     Some(())
 }
 
-/// Takes one from what this CPU may write of the kind in this tick; false when there is none left. By kind, so that packets that
-/// are dropped by the million do not hide that connections begin.
-#[inline(always)]
-fn may_tell(budget: &mut Budget, event: &FlowEvent, per_tick: u32) -> bool {
-    let now = (event.time >> 30) as u32;
+/// Takes one from what this CPU may write of a kind in this tick, and answers 1; 0 when there is none left, or nothing is to be told. By
+/// kind, so that packets that are dropped by the million do not hide that connections begin.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn may_tell(kind: u32) -> u32 {
+    let (Some(settings), Some(budget)) = (maps::settings(), maps::event_budget()) else { return 0 };
+    if settings.flags & settings_flags::EVENTS == 0 {
+        return 0;
+    }
+    let now = ticks();
     if budget.tick != now {
         budget.tick = now;
         budget.told = [0; 4];
     }
     // Kinds are 1 to 4.
-    let told = &mut budget.told[usize::from(event.kind.wrapping_sub(1) & 3)];
+    let told = &mut budget.told[kind.wrapping_sub(1) as usize & 3];
     *told += 1;
-    *told <= per_tick
+    if *told <= settings.events_per_tick {
+        return 1;
+    }
+    maps::count(Reason::EventsLimited, 0);
+    0
 }

@@ -1,20 +1,20 @@
 //! From the address of a service to a backend.
 
 use meshd_abi::{
-    AffinityValue, BackendState, Connection, NO_TABLE, Reason, Scope, Service, ServiceKey, Settings, Tuple,
+    AffinityValue, Backend, BackendState, Connection, NO_TABLE, Reason, Scope, Service, ServiceKey, Settings, Tuple,
     connection_flags, event_kind, service_flags,
 };
 use meshd_steps::{
     Packet,
     choose::{chunk_of, client_hash, flow_hash, reduce},
-    header::protocol,
+    header::{protocol, tcp},
 };
 
 use super::{
     Decision, Send,
     connect::{self, Beginning},
 };
-use crate::maps::{self, Tables};
+use crate::maps::{self, Tables, recent};
 
 /// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows, and is asked for the
 /// first packet of a connection only; `now` is the time in ticks, and is asked when there is a service.
@@ -28,6 +28,9 @@ pub fn serve<A: Tables>(
     let key = ServiceKey::new(packet.key.destination, packet.key.destination_port, packet.key.protocol, scope);
     let Some(service) = A::service(&key) else { return Decision::Pass };
     let now = now();
+    if let Some(send) = recalled(packet, now) {
+        return Decision::Send(send);
+    }
     let mut is_known = false;
     if let Some(connection) = A::connection(&packet.key) {
         is_known = true;
@@ -35,14 +38,10 @@ pub fn serve<A: Tables>(
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {
                 let event = connect::touch(connection, packet, now);
-                return Decision::Send(Send {
-                    tuple: &connection.tuple,
-                    next_hop: backend.next_hop,
-                    local: connection.flags & connection_flags::LOCAL != 0,
-                    direct: direct(connection),
-                    reason: Reason::ToBackend,
-                    event,
-                });
+                if is_common(packet) && A::mask() != 0 {
+                    recent::remember(&packet.key, connection, now);
+                }
+                return Decision::Send(to_backend(connection, backend, event));
             }
             if backend.state == BackendState::Killed as u8 && packet.key.protocol == protocol::TCP && !packet.is_syn() {
                 return Decision::Drop(Reason::BackendKilled);
@@ -69,6 +68,36 @@ pub fn serve<A: Tables>(
         // What was known and goes on with another backend did not begin.
         event: if is_known && !packet.is_syn() { event_kind::CHANGE } else { event_kind::NEW },
     })
+}
+
+/// What happens to a packet in the middle of a connection of which another one was seen in this tick, as long as its backend takes
+/// connections.
+#[inline(always)]
+fn recalled<A: Tables>(packet: &Packet<A>, now: u32) -> Option<Send<A>> {
+    if !is_common(packet) {
+        return None;
+    }
+    let connection = recent::recall(&packet.key, now)?;
+    let backend = A::backend(connection.to).filter(|backend| backend.state == BackendState::Active as u8)?;
+    Some(to_backend(connection, backend, 0))
+}
+
+/// True for a packet that neither opens nor closes its connection.
+#[inline(always)]
+pub fn is_common<A: Tables>(packet: &Packet<A>) -> bool {
+    packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+}
+
+#[inline(always)]
+fn to_backend<A: Tables>(connection: &'static Connection<A>, backend: &Backend<A>, event: u8) -> Send<A> {
+    Send {
+        tuple: &connection.tuple,
+        next_hop: backend.next_hop,
+        local: connection.flags & connection_flags::LOCAL != 0,
+        direct: direct(connection),
+        reason: Reason::ToBackend,
+        event,
+    }
 }
 
 /// The backend of a connection that is answered from there; 0: answers come back.

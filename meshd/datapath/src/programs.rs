@@ -150,6 +150,8 @@ pub struct Maps {
     pub members: Table<u32, u32>,
     /// Backends that the sockets of a network namespace had last.
     pub socket_affinity: Table<SocketClient, AffinityValue>,
+    /// Element 0 differs from before when connections were removed, see [`Maps::forget_recent`].
+    epoch: Table<u32, u32>,
     /// Descriptors of Maglev chunks.
     maglev: Table<u32, u32>,
     /// IPv4.
@@ -206,10 +208,22 @@ impl Maps {
             neighbors: table(&folder.join("NEIGHBORS"), "NEIGHBORS")?,
             members: table(&folder.join("MEMBERS"), "MEMBERS")?,
             socket_affinity: table(&folder.join("SOCKET_AFFINITY"), "SOCKET_AFFINITY")?,
+            epoch: table(&folder.join("EPOCH"), "EPOCH")?,
             maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
             v4: family!("4"),
             v6: family!("6"),
         })
+    }
+
+    /// To be called after connections were removed or written that may be in use: what the programs remember of any connection counts no
+    /// longer. Without it they translate packets of what was removed for the rest of the second.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_recent(&self) -> Result<(), DatapathError> {
+        // Who does the same at the same time may write the same number: it is another than before for both.
+        let epoch = self.epoch.get(&0)?.unwrap_or(0);
+        self.epoch.put(&0, &epoch.wrapping_add(1))
     }
 
     /// Writes one chunk of a Maglev table.
@@ -315,6 +329,15 @@ impl Programs {
         for spec in specs {
             let pin = generation.path.join(spec.name);
             loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
+        }
+        // What a packet may be too old for after a restart is not worth a pin.
+        let remembered = sizes.remembered();
+        let masks = remembered.map(|elements| elements.saturating_sub(1));
+        for ((map, mask), (elements, value)) in [("RECENT4", "RECENT4_MASK"), ("RECENT6", "RECENT6_MASK")]
+            .into_iter()
+            .zip(remembered.into_iter().zip(&masks))
+        {
+            loader.map_max_entries(map, elements.max(1)).override_global(mask, value, true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for program in Program::ALL {

@@ -53,6 +53,9 @@ pub struct Sizes {
     pub maglev: u32,
     /// Entries of IPv4 connections, two for each; IPv6 gets a quarter.
     pub connections: u32,
+    /// Connections whose packets were seen a moment ago, found faster than in their table: a power of two; IPv6 gets a quarter. 0: all
+    /// are looked for in the table.
+    pub recent: u32,
     /// Clients with session affinity, per family.
     pub affinity: u32,
     /// Datagrams in fragments at a time, per family.
@@ -79,6 +82,7 @@ impl Default for Sizes {
             members: 262_144,
             maglev: 4_096,
             connections: 524_288,
+            recent: 262_144,
             affinity: 65_536,
             fragments: 8_192,
             identities: 524_288,
@@ -88,6 +92,22 @@ impl Default for Sizes {
             next_hops: 4_096,
             events: 1 << 20,
         }
+    }
+}
+
+impl Sizes {
+    /// Elements of both families in which the programs remember connections. None where a processor may change the order of loads or
+    /// of stores, because readers there would have to ask for it with every packet.
+    #[must_use]
+    pub fn remembered(&self) -> [u32; 2] {
+        /// As many as a connection may be in.
+        const WAYS: u32 = 4;
+        let keeps_order = cfg!(any(target_arch = "x86_64", target_arch = "s390x"));
+        [self.recent, self.recent / 4].map(|wanted| {
+            // The greatest power of two that is not more.
+            let power = wanted.checked_ilog2().map_or(0, |bits| 1 << bits);
+            if keeps_order && power >= WAYS { power } else { 0 }
+        })
     }
 }
 
@@ -113,6 +133,7 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
     let connections6 = sizes.connections.div_ceil(4);
     vec![
         spec::<u32, Settings>("SETTINGS", Array, 1),
+        spec::<u32, u32>("EPOCH", Array, 1),
         spec::<u32, Counter>("COUNTERS", PerCpuArray, Reason::COUNT),
         spec::<NeighborKey, u32>("NEIGHBORS", Hash, sizes.next_hops),
         spec::<u32, u32>("MEMBERS", Array, sizes.members),

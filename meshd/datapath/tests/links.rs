@@ -88,6 +88,7 @@ impl Pair {
 fn small() -> Sizes {
     Sizes {
         connections: 1_024,
+        recent: 256,
         services: 256,
         backends: 256,
         members: 256,

@@ -123,6 +123,7 @@ struct Place {
 fn small() -> Sizes {
     Sizes {
         connections: 1_024,
+        recent: 256,
         services: 256,
         backends: 256,
         members: 256,

@@ -16,6 +16,7 @@ pub(crate) fn small() -> Sizes {
         members: 1_024,
         maglev: 16,
         connections: 1_024,
+        recent: 256,
         affinity: 64,
         fragments: 64,
         identities: 256,

@@ -291,6 +291,7 @@ impl Scene<'_> {
         self.maps.members.put_all(&members, &members).expect("members");
         self.reset_family::<V4>(NET4);
         self.reset_family::<V6>(NET6);
+        self.maps.forget_recent().expect("another epoch");
     }
 
     fn reset_family<A: Family>(&self, net: Net) {

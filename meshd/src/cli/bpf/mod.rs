@@ -213,7 +213,7 @@ impl Options {
         let maps = open(&self.bpffs)?;
         let flushed = flush(&maps.v4, &self.addresses, nat_only);
         let count = flushed.and_then(|count| Ok(count + flush(&maps.v6, &self.addresses, nat_only)?));
-        let count = count.map_err(|error| failed(&error))?;
+        let count = count.and_then(|count| maps.forget_recent().map(|()| count)).map_err(|error| failed(&error))?;
         super::output::text(&format!("{count} entries removed\n"))
     }
 }

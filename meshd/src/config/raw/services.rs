@@ -256,7 +256,8 @@ section! {
         services: Option<u32> = "65536",
         /// Backends of services.
         backends: Option<u32> = "65536",
-        /// Connections through services.
+        /// Connections through services. Half as many that were active within the last second, 1048576 at most, are also kept where a packet finds them
+        /// faster.
         connections: Option<u32> = "524288",
         /// Source ports in use by `snat`.
         translations: Option<u32> = "524288",

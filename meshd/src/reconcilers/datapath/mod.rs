@@ -75,6 +75,8 @@ use crate::{
 
 /// Name of this part among the problems of a node.
 const COMPONENT: &str = "datapath";
+/// Most connections of IPv4 that programs remember beside their table: 64 MiB.
+const MOST_RECENT: u32 = 1 << 20;
 /// How often the connections are looked at.
 const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 /// How often they are when there is hardly any room.
@@ -127,6 +129,7 @@ impl Options {
             services: maps.services,
             backends: maps.backends,
             connections: maps.connections,
+            recent: (maps.connections / 2).min(MOST_RECENT),
             affinity: maps.affinity,
             identities: maps.identities,
             sockets: maps.sockets,
