@@ -22,7 +22,7 @@ use meshd_core::{
         export::{OwnState, Workload},
         over_bgp::OverBgp,
     },
-    derive::{LocalNode, MasqueradeDeriver, PathPolicy, RouteDeriver, ServiceDeriver},
+    derive::{LocalNode, MasqueradeDeriver, PathPolicy, RouteDeriver, ServiceDeriver, ZONE_LABEL},
     id::{ClusterName, MAIN_TABLE, TableId},
     observed::{Change, Labels, NodeAddress, NodeAddressKind, NodeRow, Observed, PathRow},
     plan::{FLUSH_ROUTES_MIN, PlannerOptions},
@@ -659,6 +659,7 @@ fn local_node(config: &Config) -> anyhow::Result<LocalNode> {
         name: resolved.name,
         addresses: resolved.addresses,
         pod_cidrs: config.node.pod_cidrs.clone(),
+        zone: config.node.labels.get(ZONE_LABEL).map(|zone| zone.as_str().into()),
     })
 }
 
@@ -680,7 +681,7 @@ fn own_state(config: &Config, local: &LocalNode) -> OwnState {
         cluster_id: config.cluster.id,
         addresses: local.addresses.iter().map(address).collect(),
         pod_cidrs: local.pod_cidrs.clone().into(),
-        labels: Labels::default(),
+        labels: Labels::of_node(&config.node.labels),
     };
     let workload = |workload: &config::model::Workload| Workload {
         namespace: workload.namespace.clone(),

@@ -339,7 +339,7 @@ proptest! {
         backends in collection::btree_map(any_ip(), any_ports(), 0..8),
         include_external in any::<bool>(),
     ) {
-        let row = ServiceRow { cluster_id: own().id, frontends, backends, include_external };
+        let row = ServiceRow { cluster_id: own().id, frontends, backends, include_external, zones: BTreeMap::new() };
         let name = ServiceName { namespace: "demo".into(), name: "echo".into() };
         for keyspace in [Keyspace::State, Keyspace::Cache] {
             let value = service::encode(&own().cluster, &name, &row, &ServiceExtras::default());

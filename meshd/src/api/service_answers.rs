@@ -65,6 +65,8 @@ fn whole(name: &ServiceName, service: &Service, port: &ServicePort, backend: &Ba
         used: backend.used,
         weight: backend.weight,
         local: backend.local,
+        zone: backend.zone.as_deref().map(str::to_owned),
+        near: backend.near,
     }
 }
 
@@ -125,6 +127,8 @@ mod tests {
             used,
             weight: 100,
             local: false,
+            zone: None,
+            near: false,
         };
         let frontend =
             |address: &str| Frontend { address: address.parse().unwrap(), port: 80, kind: FrontendKind::ClusterIp };
@@ -139,6 +143,7 @@ mod tests {
             source_ranges: Box::default(),
             mode: None,
             on_removal: OnRemoval::Keep,
+            topology: meshd_core::observed::Topology::None,
             ports: [ServicePort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,

@@ -525,6 +525,10 @@ pub struct ServiceBackendView {
     pub weight: u16,
     /// Is it a workload of the node that answered?
     pub local: bool,
+    /// The zone it is in, where that is known.
+    pub zone: Option<String>,
+    /// Is it meant for the zone of the node that answered?
+    pub near: bool,
 }
 
 /// Whether a backend gets connections.

@@ -137,6 +137,7 @@ pub(super) fn backends(views: &[ServiceBackendView], wide: bool) -> Rows {
         "AFFINITY",
         "LOCAL",
         "NODE ADDRESS",
+        "ZONE",
     ];
     Rows::build(views, wide, 8, &heading, |view| {
         let preferred = if view.preferred { " (preferred)" } else { "" };
@@ -152,6 +153,7 @@ pub(super) fn backends(views: &[ServiceBackendView], wide: bool) -> Rows {
             view.affinity.clone(),
             yes(view.local).to_owned(),
             optional(view.node_address),
+            optional(view.zone.clone()),
         ]
     })
 }

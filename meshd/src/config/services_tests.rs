@@ -70,7 +70,7 @@ workloads:
         - {name: http, port: 80, target_port: 8080, node_port: 30080}
         - {name: dns, protocol: udp, port: 53}
       selector: {app: b}
-      backends: [{address: 172.18.0.77, weight: 50, state: terminating}]
+      backends: [{address: 172.18.0.77, weight: 50, state: terminating, zone: z1}]
       global: true
       shared: false
       affinity: local
@@ -82,6 +82,7 @@ workloads:
       source_ranges: [192.0.2.0/24]
       mode: dsr
       on_backend_removal: kill
+      topology: zone
 ";
     let config = load(long).unwrap();
     let row = service(&config, "b");
@@ -99,6 +100,7 @@ workloads:
         [("east", 10), ("west", 0)]
     );
     assert_eq!((row.on_removal, row.source_ranges.len()), (OnRemoval::Kill, 1));
+    assert_eq!((row.topology, row.backends[0].zone.as_deref()), (meshd_core::observed::Topology::Zone, Some("z1")));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 

@@ -257,6 +257,7 @@ mod tests {
             name: "west-worker".parse().unwrap(),
             addresses: vec!["172.18.0.5".parse().unwrap()],
             pod_cidrs: Vec::new(),
+            zone: None,
         };
         let name = ServiceName { namespace: "default".into(), name: "webpod".into() };
         Names::new(local.into(), 1, snapshot.into(), OrdMap::unit(9, name))

@@ -95,6 +95,7 @@ mod tests {
                 frontends: ports(frontends),
                 backends: ports(backends),
                 include_external,
+                zones: BTreeMap::new(),
             })
         };
         services.upsert(name("a"), row(&["10.9.0.1", "fd09::1"], &["10.0.1.5"], false));

@@ -49,6 +49,7 @@ pub(super) fn settings(peers: &str) -> Settings {
         name: config.node.name.expect("a name"),
         addresses: config.node.addresses,
         pod_cidrs: config.node.pod_cidrs,
+        zone: None,
     };
     let (settings, refused) = convert::settings(&wanted, &local, None).expect("settings");
     assert_eq!(refused, []);

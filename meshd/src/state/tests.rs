@@ -43,6 +43,7 @@ fn shared(backend: &str) -> Arc<ServiceRow> {
         frontends: BTreeMap::new(),
         backends: [(backend.parse().unwrap(), ports.into())].into(),
         include_external: true,
+        zones: BTreeMap::new(),
     })
 }
 

@@ -3,7 +3,7 @@
 //! One JSON value holds a whole service. Addresses are object keys, ports are Go structs without tags (`Protocol`,
 //! `Port`). Frontends are kept for display only; backends are what other clusters merge.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -11,12 +11,13 @@ use serde::Serialize;
 use super::{
     address,
     context::PeerContext,
-    go_json::{self, Entries, Text, go_record},
+    endpointslice::SLICE_HINTS_MAX,
+    go_json::{self, Entries, List, Text, go_record},
     rejection::{Excerpt, Rejection},
 };
 use crate::{
     id::ClusterName,
-    observed::{L4Addr, Ports, Protocol, ServiceName, ServiceRow},
+    observed::{self, L4Addr, Ports, Protocol, ServiceName, ServiceRow},
 };
 
 /// Most frontends of one service.
@@ -27,12 +28,29 @@ pub const BACKENDS_MAX: usize = 16_384;
 pub const PORTS_MAX: usize = 256;
 /// Longest port name (a Kubernetes port name has at most 63 characters).
 pub const PORT_NAME_MAX: usize = 63;
+/// Longest name of a zone: it is the value of a label.
+const ZONE_MAX: usize = 63;
 
 go_record! {
     /// Protocol and port.
     WirePort {
         protocol: Text<'de> = "Protocol",
         port: u16 = "Port",
+    }
+}
+
+go_record! {
+    /// A zone that should prefer a backend.
+    WireForZone {
+        name: Text<'de> = "name",
+    }
+}
+
+go_record! {
+    /// Where a backend is.
+    WireZone {
+        zone: Text<'de> = "zone",
+        for_zones: List<WireForZone<'de>, SLICE_HINTS_MAX> = "forZones",
     }
 }
 
@@ -46,6 +64,7 @@ go_record! {
         name: Text<'de> = "name",
         frontends: WireAddresses<'de, FRONTENDS_MAX> = "frontends",
         backends: WireAddresses<'de, BACKENDS_MAX> = "backends",
+        zones: Entries<'de, WireZone<'de>, BACKENDS_MAX> = "zones",
         include_external: bool = "includeExternal",
         shared: bool = "shared",
         cluster_id: u32 = "clusterID",
@@ -81,7 +100,31 @@ pub(super) fn accept(ctx: &PeerContext, name: &ServiceName, value: &[u8]) -> Res
         ctx.check_endpoint("backends", IpNet::from(ip))?;
         backends.insert(ip, read_ports(ports)?);
     }
-    Ok(Some(ServiceRow { cluster_id: ctx.id, frontends, backends, include_external: wire.include_external }))
+    let mut zones = BTreeMap::new();
+    for (address, wire) in wire.zones.bounded("zones")? {
+        let ip = address::parse_address("zones", address)?;
+        // A zone of somebody who is no backend says nothing.
+        if backends.contains_key(&ip) {
+            zones.insert(ip, read_zone(wire)?);
+        }
+    }
+    let include_external = wire.include_external;
+    Ok(Some(ServiceRow { cluster_id: ctx.id, frontends, backends, include_external, zones }))
+}
+
+fn read_zone(wire: &WireZone<'_>) -> Result<observed::BackendZone, Rejection> {
+    let name = |text: &Text<'_>| -> Result<Arc<str>, Rejection> {
+        if text.len() <= ZONE_MAX && !text.chars().any(char::is_control) {
+            return Ok((&**text).into());
+        }
+        let expected = "at most 63 characters, none of them a control character";
+        Err(Rejection::BadField { field: "zone", found: Excerpt::new(text), expected })
+    };
+    let for_zones = wire.for_zones.bounded("forZones")?.iter().map(|zone| name(&zone.name));
+    Ok(observed::BackendZone {
+        zone: Some(name(&wire.zone)?).filter(|zone| !zone.is_empty()),
+        for_zones: for_zones.collect::<Result<_, _>>()?,
+    })
 }
 
 fn read_ports(found: &Entries<'_, WirePort<'_>, PORTS_MAX>) -> Result<Ports, Rejection> {

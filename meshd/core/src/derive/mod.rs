@@ -25,4 +25,4 @@ pub use onlink::{OnLink, OnLinkAnswer};
 pub use owner::{Claim, PrefixOwners, Verdict};
 pub use path::{OVERHEAD_V4, OVERHEAD_V6, PathMode, PathPolicy, TunnelSettings};
 pub use route::{LocalNode, RouteDeriver};
-pub use service::{REMOTE_TIMEOUT, ServiceDeriver};
+pub use service::{REMOTE_TIMEOUT, ServiceDeriver, ZONE_LABEL};

@@ -40,6 +40,8 @@ pub struct LocalNode {
     pub addresses: Vec<IpAddr>,
     /// Its own PodCIDRs.
     pub pod_cidrs: Vec<IpNet>,
+    /// The zone it is in.
+    pub zone: Option<Arc<str>>,
 }
 
 impl LocalNode {

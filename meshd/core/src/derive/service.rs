@@ -18,6 +18,7 @@
 mod merge;
 mod remotes;
 mod workloads;
+mod zones;
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use self::{merge::Merge, remotes::Remotes, workloads::Workloads};
+pub use self::zones::ZONE_LABEL;
+use self::{merge::Merge, remotes::Remotes, workloads::Workloads, zones::Zones};
 use super::LocalNode;
 use crate::{
     desired::{Desired, ExportedPort, ExportedService, Service},
@@ -44,6 +46,7 @@ pub struct ServiceDeriver {
     own: Table<ServiceName, Arc<OwnServiceRow>>,
     workloads: Workloads,
     remotes: Remotes,
+    zones: Zones,
     derived: u64,
 }
 
@@ -56,6 +59,7 @@ impl ServiceDeriver {
             own: Table::default(),
             workloads: Workloads::default(),
             remotes: Remotes::new(remote_timeout),
+            zones: Zones::default(),
             derived: 0,
         }
     }
@@ -82,6 +86,10 @@ impl ServiceDeriver {
             let tables = observed.clusters.get(cluster);
             if *cluster == self.local.cluster {
                 self.workloads.update(tables, &mut concerned);
+                if self.zones.update(tables) {
+                    // Nodes do not move between zones, so this is when the first ones are told.
+                    concerned.extend(self.own.iter().map(|(name, _)| name.clone()));
+                }
             } else {
                 self.remotes.update(cluster, tables, &mut concerned);
             }
@@ -116,7 +124,8 @@ impl ServiceDeriver {
         };
         self.derived += 1;
         let remotes = if row.global { self.remotes.of(name) } else { Vec::new() };
-        let merge = Merge { local: &self.local, row, workloads: self.workloads.of(name).collect(), remotes };
+        let workloads = self.workloads.of(name).collect();
+        let merge = Merge { local: &self.local, zones: &self.zones, row, workloads, remotes };
         let ports = merge.ports();
         if row.global && row.shared {
             let exported = row.ports.iter().map(|port| ExportedPort {
@@ -128,6 +137,7 @@ impl ServiceDeriver {
             let exported = ExportedService {
                 cluster_ips: row.cluster_ips.clone(),
                 selector: row.selector.clone(),
+                topology: row.topology,
                 ports: exported.collect(),
             };
             desired.exports.services.upsert(name.clone(), Arc::new(exported));
@@ -145,6 +155,7 @@ impl ServiceDeriver {
             source_ranges: row.source_ranges.clone(),
             mode: row.mode,
             on_removal: row.on_removal,
+            topology: row.topology,
             ports,
         };
         desired.services.upsert(name.clone(), Arc::new(service));

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     id::ClusterName,
-    observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
+    observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, Topology, TrafficPolicy},
     table::Table,
 };
 
@@ -34,6 +34,8 @@ pub struct Service {
     pub mode: Option<ForwardingMode>,
     /// What becomes of connections to a backend that went.
     pub on_removal: OnRemoval,
+    /// Whether backends of this node's zone are preferred.
+    pub topology: Topology,
     /// Its ports, as many as were configured.
     pub ports: Box<[ServicePort]>,
 }
@@ -109,6 +111,10 @@ pub struct Backend {
     pub weight: u16,
     /// It is a workload of this node.
     pub local: bool,
+    /// The zone it is in, where that is known.
+    pub zone: Option<Arc<str>>,
+    /// It is meant for the zone of this node.
+    pub near: bool,
 }
 
 /// Whether a backend can be used.
@@ -149,6 +155,8 @@ pub struct ExportedService {
     pub cluster_ips: Box<[IpAddr]>,
     /// Its selector.
     pub selector: BTreeMap<String, String>,
+    /// Whether backends are meant for their own zones.
+    pub topology: Topology,
     /// Its ports.
     pub ports: Box<[ExportedPort]>,
 }
@@ -167,7 +175,7 @@ pub struct ExportedPort {
 }
 
 /// A backend of our own cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ExportedBackend {
     /// Its address.
     pub address: IpAddr,
@@ -175,4 +183,6 @@ pub struct ExportedBackend {
     pub port: u16,
     /// It is shutting down.
     pub terminating: bool,
+    /// The zone it is in, where that is known.
+    pub zone: Option<Arc<str>>,
 }

@@ -1,6 +1,6 @@
 //! Security identities: a number for a set of labels.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,12 @@ impl fmt::Display for Labels {
 }
 
 impl Labels {
+    /// Labels of a node, which have no source.
+    #[must_use]
+    pub fn of_node(labels: &BTreeMap<String, String>) -> Self {
+        Self(labels.iter().map(|(key, value)| format!("{key}={value};")).collect::<String>().into())
+    }
+
     /// The labels as `(source, key, value)`; pieces without a colon have an empty source.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.0.split(';').filter(|piece| !piece.is_empty()).map(|piece| {

@@ -31,13 +31,13 @@ pub use kernel::{
 pub use masquerade::{KeptBy, MasqueradeRow, MasqueradeSetting};
 pub use node::{NodeAddress, NodeAddressKind, NodeRow};
 pub use own_service::{
-    Affinity, ForwardingMode, OnRemoval, OwnServicePort, OwnServiceRow, ServiceKind, StaticBackend, TrafficPolicy,
-    WEIGHT_DEFAULT, WEIGHT_MAX,
+    Affinity, ForwardingMode, OnRemoval, OwnServicePort, OwnServiceRow, ServiceKind, StaticBackend, Topology,
+    TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 pub use path::{PathKey, PathRow};
 pub use peer::{Failure, PeerRow};
 pub use rejected::{RejectedRow, Rejection};
-pub use service::{L4Addr, Ports, Protocol, ServiceName, ServiceRow};
+pub use service::{BackendZone, L4Addr, Ports, Protocol, ServiceName, ServiceRow};
 
 use std::sync::Arc;
 

@@ -51,6 +51,8 @@ pub struct OwnServiceRow {
     pub mode: Option<ForwardingMode>,
     /// What becomes of connections to a backend that went.
     pub on_removal: OnRemoval,
+    /// Whether backends of the zone a node is in are preferred there.
+    pub topology: Topology,
     /// Weight of each backend of a cluster, where it is not [`WEIGHT_DEFAULT`]; 0 keeps new connections away.
     pub weights: BTreeMap<ClusterName, u16>,
     /// With affinity `local`: with fewer active backends of our cluster than this, those of others join in.
@@ -109,6 +111,8 @@ pub struct StaticBackend {
     pub weight: u16,
     /// It is shutting down.
     pub terminating: bool,
+    /// The zone it is in.
+    pub zone: Option<Arc<str>>,
 }
 
 /// Which clusters' backends a global service prefers.
@@ -145,6 +149,17 @@ pub enum TrafficPolicy {
     Cluster,
     /// Those of the node it meets first.
     Local,
+}
+
+/// Whether zones count when a backend is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Topology {
+    /// They do not.
+    #[default]
+    None,
+    /// Backends that are meant for the node's zone come first, and all others only while there is none.
+    Zone,
 }
 
 /// How packets reach a backend on another node.

@@ -60,4 +60,16 @@ pub struct ServiceRow {
     pub backends: BTreeMap<IpAddr, Ports>,
     /// Whether the cluster merges backends of other clusters into its own service.
     pub include_external: bool,
+    /// Zones of its backends, as far as they are told. Not part of rows that earlier versions have kept.
+    #[serde(default)]
+    pub zones: BTreeMap<IpAddr, BackendZone>,
+}
+
+/// Where a backend is, and for whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendZone {
+    /// The zone it is in.
+    pub zone: Option<Arc<str>>,
+    /// Zones that should prefer it; empty when nothing is said about that.
+    pub for_zones: Box<[Arc<str>]>,
 }

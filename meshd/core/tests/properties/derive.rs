@@ -145,6 +145,7 @@ fn deriver() -> RouteDeriver {
         name: node(0),
         addresses: vec!["172.18.1.0".parse().expect("an address")],
         pod_cidrs: vec!["10.1.0.0/24".parse().expect("a prefix")],
+        zone: None,
     };
     let mut deriver = RouteDeriver::new(local, BTreeMap::new());
     deriver.settle();

@@ -77,6 +77,7 @@ fn derive(steps: &[Step], once: bool, limit: usize) -> (Vec<Exclusion>, usize) {
         name: "n0".parse().expect("a name"),
         addresses: vec!["172.18.1.0".parse().expect("an address")],
         pod_cidrs: vec!["10.1.0.0/24".parse().expect("a prefix")],
+        zone: None,
     };
     let (mut observed, mut desired) = (Observed::default(), Desired::default());
     let mut routes = RouteDeriver::new(local.clone(), BTreeMap::new());

@@ -51,6 +51,16 @@ choice! {
 }
 
 choice! {
+    /// Whether zones count when a backend is chosen.
+    ServiceTopology {
+        /// They do not.
+        None = "none",
+        /// Backends of the node's zone come first.
+        Zone = "zone",
+    }
+}
+
+choice! {
     /// Which backends traffic reaches.
     ServiceTrafficPolicy {
         /// Those of every node.
@@ -153,6 +163,9 @@ section! {
         source_ranges: Vec<PrefixText> = "everybody",
         /// How packets reach backends on other nodes.
         mode: Option<ServiceMode> = "services.mode",
+        /// `zone` prefers backends that are meant for the zone of this node (`topology.kubernetes.io/zone` of `node.labels`): those whose
+        /// cluster says so, otherwise those in that zone. While there is none, all serve.
+        topology: Option<ServiceTopology> = "none",
         /// Whether connections to a backend that is no longer there are kept or killed.
         on_backend_removal: Option<BackendRemoval> = "keep",
     }
@@ -183,6 +196,8 @@ section! {
         port: Option<u16> = "target_port",
         /// Its share, from 0 to 1000, in hundredths of what a workload of this cluster gets.
         weight: Option<u16> = "100",
+        /// The zone it is in.
+        zone: Option<Name> = "none",
         /// `terminating` gives it no new connections while others are active.
         state: Option<StaticBackendState> = "active",
     }

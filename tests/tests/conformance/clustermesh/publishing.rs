@@ -101,12 +101,21 @@ fn state(node: &str, third: u8, workloads: &[(&str, &str)]) -> OwnState {
 /// A snapshot of a cluster that shares these services.
 fn sharing(services: &[(&str, &[&str])]) -> Arc<Snapshot> {
     let service = |backends: &[&str]| {
-        let backend =
-            |address: &&str| ExportedBackend { address: address.parse().unwrap(), port: 8080, terminating: false };
+        let backend = |address: &&str| ExportedBackend {
+            address: address.parse().unwrap(),
+            port: 8080,
+            terminating: false,
+            zone: None,
+        };
         let backends = backends.iter().map(backend).collect();
         let port = ExportedPort { name: "http".into(), protocol: Protocol::Tcp, port: 80, backends };
         let cluster_ips = ["10.91.0.80".parse().unwrap()].into();
-        Arc::new(ExportedService { cluster_ips, selector: BTreeMap::new(), ports: [port].into() })
+        Arc::new(ExportedService {
+            cluster_ips,
+            selector: BTreeMap::new(),
+            topology: Topology::None,
+            ports: [port].into(),
+        })
     };
     let name = |name: &str| ServiceName { namespace: "default".into(), name: name.into() };
     let services = services.iter().map(|(named, backends)| (name(named), service(backends))).collect();

@@ -17,10 +17,10 @@ use crate::{
         Key, Keyspace, PeerContext, VALUE_MAX,
         endpointslice::{self, EndpointSlice, SERVICE_NAME_LABEL, SliceEndpoint, SlicePort},
         labels,
-        service::{self, BACKENDS_MAX, ServiceExtras},
+        service::{self, BACKENDS_MAX, BackendZone, ForZone, ServiceExtras},
     },
-    desired::{ExportedService, Exports},
-    observed::{L4Addr, Ports, Protocol, ServiceName, ServiceRow},
+    desired::{ExportedBackend, ExportedService, Exports},
+    observed::{L4Addr, Ports, Protocol, ServiceName, ServiceRow, Topology},
     table::{RowDiff, Table},
 };
 
@@ -128,8 +128,15 @@ fn json(
         frontends: service.cluster_ips.iter().map(|address| (*address, frontends.clone())).collect(),
         backends,
         include_external: true,
+        zones: BTreeMap::new(),
+    };
+    let zone = |backend: &ExportedBackend| {
+        let zone = backend.zone.as_deref()?.to_owned();
+        let for_zones = hints(service, &zone).map(|name| ForZone { name }).collect();
+        Some((backend.address, BackendZone { zone, for_zones }))
     };
     let extras = ServiceExtras {
+        zones: service.ports.iter().flat_map(|port| port.backends.iter()).filter_map(zone).collect(),
         labels: [(SERVICE_MARK.0.to_owned(), SERVICE_MARK.1.to_owned())].into(),
         selector: service.selector.clone(),
         ..ServiceExtras::default()
@@ -141,23 +148,31 @@ fn json(
     Ok((Key::service(Keyspace::State, &own.cluster, name).to_string().into(), value.into()))
 }
 
+/// The zones that should prefer a backend of this zone.
+fn hints(service: &ExportedService, zone: &str) -> impl Iterator<Item = String> {
+    (service.topology == Topology::Zone).then(|| zone.to_owned()).into_iter()
+}
+
 /// The slices of a service. The endpoints of a slice have the same family and the same ports.
 fn slices(own: &OwnState, name: &ServiceName, service: &ExportedService) -> Vec<EndpointSlice> {
-    let mut endpoints: BTreeMap<IpAddr, (Vec<PortKey>, bool)> = BTreeMap::new();
+    let mut endpoints: BTreeMap<IpAddr, (Vec<PortKey>, &ExportedBackend)> = BTreeMap::new();
     for port in &service.ports {
         for backend in port.backends.iter() {
-            let (ports, terminating) = endpoints.entry(backend.address).or_default();
+            let (ports, last) = endpoints.entry(backend.address).or_insert((Vec::new(), backend));
             ports.push((port.name.clone(), port.protocol, backend.port));
-            *terminating = backend.terminating;
+            *last = backend;
         }
     }
     let mut groups: BTreeMap<(bool, Vec<PortKey>), Vec<SliceEndpoint>> = BTreeMap::new();
-    for (address, (ports, terminating)) in endpoints {
+    for (address, (ports, backend)) in endpoints {
+        let terminating = backend.terminating;
         groups.entry((!address.is_ipv4(), ports)).or_default().push(SliceEndpoint {
             addresses: vec![address],
             ready: Some(!terminating),
             serving: Some(true),
             terminating: Some(terminating),
+            zone: backend.zone.as_deref().map(str::to_owned),
+            hints: backend.zone.iter().flat_map(|zone| hints(service, zone)).collect(),
             ..SliceEndpoint::default()
         });
     }

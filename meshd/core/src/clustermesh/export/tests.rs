@@ -7,7 +7,7 @@ use crate::{
     clustermesh::{Accept, Interner, Key, KeyKind, Keyspace, PeerContext, Record, accept_upsert, endpointslice},
     desired::{ExportedBackend, ExportedPort, ExportedService, Exports},
     id::NumericIdentity,
-    observed::{Kind, Labels, NodeAddress, NodeAddressKind, Protocol, ServiceName},
+    observed::{BackendZone, Kind, Labels, NodeAddress, NodeAddressKind, Protocol, ServiceName, Topology},
 };
 
 const LEASE: i64 = 77;
@@ -79,6 +79,7 @@ fn shared(addresses: &[&str]) -> Arc<ExportedService> {
         address: text.trim_start_matches('-').parse().unwrap(),
         port: 8080,
         terminating: text.starts_with('-'),
+        zone: None,
     };
     let port = ExportedPort {
         name: "http".into(),
@@ -87,7 +88,12 @@ fn shared(addresses: &[&str]) -> Arc<ExportedService> {
         backends: addresses.iter().map(backend).collect(),
     };
     let selector = [("app".to_owned(), "webpod".to_owned())].into();
-    Arc::new(ExportedService { cluster_ips: ["10.2.0.80".parse().unwrap()].into(), selector, ports: [port].into() })
+    Arc::new(ExportedService {
+        cluster_ips: ["10.2.0.80".parse().unwrap()].into(),
+        selector,
+        topology: Topology::None,
+        ports: [port].into(),
+    })
 }
 
 impl Store {
@@ -248,6 +254,45 @@ fn a_reader_sees_the_services_that_were_shared() {
     endpoints.sort();
     let slices = [("10.0.0.10", true, false), ("10.0.1.10", false, true)];
     assert_eq!(endpoints, slices.map(|(address, ready, gone)| (address.to_owned(), Some(ready), Some(gone))));
+}
+
+#[test]
+fn zones_are_told_in_both_forms_and_hints_where_zones_count() {
+    let own = own(Vec::new());
+    for (topology, hints) in [(Topology::None, vec![]), (Topology::Zone, vec!["z1".to_owned()])] {
+        let (mut store, mut allocator) = (Store::default(), allocator());
+        let mut row = (*shared(&["10.0.0.10", "10.0.1.10"])).clone();
+        row.topology = topology;
+        let backend = |backend: &ExportedBackend| ExportedBackend {
+            zone: (backend.address.to_string() == "10.0.0.10").then(|| "z1".into()),
+            ..backend.clone()
+        };
+        row.ports[0].backends = row.ports[0].backends.iter().map(backend).collect();
+        store.share(&own, true, &[("webpod", Arc::new(row))]);
+        store.converge(&own, &mut allocator, true);
+        let context = PeerContext {
+            own: false,
+            accept: Accept { pod_cidrs: vec!["10.0.0.0/16".parse().unwrap()], node_cidrs: Vec::new() },
+            ..scope().context
+        };
+        let mut forms = 0;
+        for (key, held) in store.actual.services() {
+            forms += 1;
+            if let Key::EndpointSlice { namespace, name, .. } = Key::parse(key.as_bytes()).unwrap() {
+                let slice = endpointslice::accept(&context, namespace, name, &held.value).unwrap();
+                let told = slice.endpoints.iter().find(|endpoint| endpoint.zone.is_some()).unwrap();
+                assert_eq!((told.addresses[0].to_string().as_str(), &told.hints), ("10.0.0.10", &hints));
+            } else {
+                let mut interner = Interner::default();
+                let read = accept_upsert(&context, &mut interner, Keyspace::State, key.as_bytes(), &held.value);
+                let Ok(Record::Service(_, row)) = read else { panic!("{read:?}") };
+                let zones: Vec<_> = row.zones.iter().map(|(ip, told)| (ip.to_string(), told.clone())).collect();
+                let for_zones = hints.iter().map(|hint| hint.as_str().into()).collect();
+                assert_eq!(zones, [("10.0.0.10".to_owned(), BackendZone { zone: Some("z1".into()), for_zones })]);
+            }
+        }
+        assert!(forms >= 2, "a value and a slice");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ fn local() -> LocalNode {
         name: "a".parse().unwrap(),
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         pod_cidrs: vec![net("10.0.1.0/24"), net("fd00:0:1::/64")],
+        zone: None,
     }
 }
 

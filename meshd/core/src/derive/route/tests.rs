@@ -72,6 +72,7 @@ impl World {
             name: "me".parse().unwrap(),
             addresses: vec!["172.18.0.5".parse().unwrap()],
             pod_cidrs: vec!["10.0.1.0/24".parse().unwrap()],
+            zone: None,
         };
         let mut world = Self {
             observed: Observed::default(),

@@ -2,12 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::remotes::Remote;
+use super::{remotes::Remote, zones::Zones};
 use crate::{
     derive::LocalNode,
     desired::{Backend, BackendState, ExportedBackend, Frontend, FrontendKind, ServicePort},
     id::ClusterName,
-    observed::{Affinity, OwnServicePort, OwnServiceRow, Protocol, StaticBackend, WEIGHT_DEFAULT},
+    observed::{Affinity, OwnServicePort, OwnServiceRow, Protocol, StaticBackend, Topology, WEIGHT_DEFAULT},
 };
 
 /// A workload of our cluster that a service selects: its address and the node it is on.
@@ -16,6 +16,7 @@ pub(super) type Member = (IpAddr, Option<IpAddr>);
 /// What a service is merged from.
 pub(super) struct Merge<'a> {
     pub(super) local: &'a LocalNode,
+    pub(super) zones: &'a Zones,
     pub(super) row: &'a OwnServiceRow,
     pub(super) workloads: Vec<Member>,
     /// In the order in which clusters may have an address that several tell.
@@ -44,15 +45,17 @@ impl Merge<'_> {
 
     /// The backends of our own cluster, whatever they weigh here.
     pub(super) fn exported(&self, port: &OwnServicePort) -> Arc<[ExportedBackend]> {
-        let workloads = self.workloads.iter().map(|(address, _)| ExportedBackend {
+        let workloads = self.workloads.iter().map(|(address, node)| ExportedBackend {
             address: *address,
             port: port.target_port,
             terminating: false,
+            zone: self.zones.of(*node).cloned(),
         });
         let fixed = self.row.backends.iter().map(|backend| ExportedBackend {
             address: backend.address,
             port: backend.port.unwrap_or(port.target_port),
             terminating: backend.terminating,
+            zone: backend.zone.clone(),
         });
         let mut all: Vec<ExportedBackend> = workloads.chain(fixed).collect();
         // Stable: a workload comes before a static backend of the same address.
@@ -87,6 +90,8 @@ impl Merge<'_> {
             used: false,
             weight: self.weight(own),
             local: self.is_local(*address, *node),
+            zone: self.zones.of(*node).cloned(),
+            near: self.is_near(self.zones.of(*node), &[]),
         });
         let fixed = self.row.backends.iter().map(|backend| self.fixed(backend, port));
         let mut all: Vec<Backend> = workloads.chain(fixed).collect();
@@ -97,17 +102,25 @@ impl Merge<'_> {
                 Some((*address, target.port))
             });
             // Port 0 cannot be connected to.
-            all.extend(told.filter(|(_, port)| *port != 0).map(|(address, port)| Backend {
-                address,
-                port,
-                cluster: remote.cluster.clone(),
-                node: None,
-                state,
-                preferred: self.is_preferred(remote.cluster),
-                used: false,
-                weight: self.weight(remote.cluster),
-                local: false,
-            }));
+            all.extend(
+                told.filter(|(_, port)| *port != 0).map(|(address, port)| Backend {
+                    address,
+                    port,
+                    cluster: remote.cluster.clone(),
+                    node: None,
+                    state,
+                    preferred: self.is_preferred(remote.cluster),
+                    used: false,
+                    weight: self.weight(remote.cluster),
+                    local: false,
+                    zone: remote.row.zones.get(&address).and_then(|told| told.zone.clone()),
+                    near: remote
+                        .row
+                        .zones
+                        .get(&address)
+                        .is_some_and(|told| self.is_near(told.zone.as_ref(), &told.for_zones)),
+                }),
+            );
         }
         // Stable: of several with one address the first stays, which is our own or that of the first cluster.
         all.sort_by_key(|backend| backend.address);
@@ -130,7 +143,15 @@ impl Merge<'_> {
             // A small share is a share.
             weight: if is_none { 0 } else { u16::try_from(share.max(1)).unwrap_or(u16::MAX) },
             local: false,
+            zone: backend.zone.clone(),
+            near: self.is_near(backend.zone.as_ref(), &[]),
         }
+    }
+
+    /// True for a backend that is meant for the zone of this node: by its hints, or without any by where it is.
+    fn is_near(&self, zone: Option<&Arc<str>>, hints: &[Arc<str>]) -> bool {
+        let Some(own) = &self.local.zone else { return false };
+        if hints.is_empty() { zone == Some(own) } else { hints.contains(own) }
     }
 
     /// Decides which backends of one family get new connections.
@@ -155,6 +176,13 @@ impl Merge<'_> {
         let has_active = backends.iter().any(|b| may_serve(b) && b.state == BackendState::Active);
         for backend in backends.iter_mut().filter(|backend| backend.address.is_ipv4() == ipv4) {
             backend.used = may_serve(backend) && (backend.state == BackendState::Active || !has_active);
+        }
+        let is_first = |b: &Backend| b.used && b.near && b.state == BackendState::Active && b.address.is_ipv4() == ipv4;
+        if self.row.topology == Topology::Zone && backends.iter().any(is_first) {
+            // Without one in this zone, all zones serve.
+            for backend in backends.iter_mut().filter(|backend| backend.address.is_ipv4() == ipv4) {
+                backend.used &= backend.near;
+            }
         }
     }
 

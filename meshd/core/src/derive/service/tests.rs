@@ -8,8 +8,8 @@ use crate::{
     desired::{Backend, BackendState, FrontendKind},
     id::{ClusterId, ClusterName, MaxClusters, NumericIdentity},
     observed::{
-        Change, ClusterChange, EndpointRow, IdentityRow, L4Addr, Labels, OnRemoval, OwnServicePort, Protocol,
-        ServiceKind, ServiceRow, StaticBackend, TrafficPolicy,
+        BackendZone, Change, ClusterChange, EndpointRow, IdentityRow, L4Addr, Labels, NodeAddress, NodeAddressKind,
+        NodeRow, OnRemoval, OwnServicePort, Protocol, ServiceKind, ServiceRow, StaticBackend, Topology, TrafficPolicy,
     },
 };
 
@@ -52,6 +52,7 @@ fn webpod() -> OwnServiceRow {
         on_removal: OnRemoval::Keep,
         weights: BTreeMap::new(),
         local_minimum: 1,
+        topology: Topology::None,
     }
 }
 
@@ -87,6 +88,7 @@ fn remote(id: u32, port_name: &str, protocol: Protocol, backends: &[(&str, u16)]
         frontends: BTreeMap::new(),
         backends: backends.iter().map(|(address, port)| (ip(address), ports(*port))).collect(),
         include_external: true,
+        zones: BTreeMap::new(),
     };
     ClusterChange::Service(name("webpod"), Some(Arc::new(row)))
 }
@@ -105,6 +107,7 @@ impl World {
             name: "west-worker".parse().unwrap(),
             addresses: vec![ip("172.18.0.5")],
             pod_cidrs: vec!["10.0.1.0/24".parse().unwrap()],
+            zone: Some("z1".into()),
         };
         Self {
             observed: Observed::default(),
@@ -298,6 +301,7 @@ fn static_backends_belong_to_our_cluster_and_terminating_ones_are_the_last_resor
         port: Some(81),
         weight,
         terminating,
+        zone: None,
     };
     let row = OwnServiceRow {
         backends: [fixed("192.0.2.1", 50, false), fixed("192.0.2.2", 100, true), fixed("10.0.0.10", 1, false)].into(),
@@ -450,4 +454,49 @@ proptest! {
         prop_assert!(stepwise.desired.services.iter().eq(at_once.desired.services.iter()));
         prop_assert!(stepwise.desired.exports.services.iter().eq(at_once.desired.exports.services.iter()));
     }
+}
+
+/// A node of west in a zone.
+fn node(name: &str, address: &str, zone: &str) -> ClusterChange {
+    let row = NodeRow {
+        cluster_id: ClusterId::new(1, MaxClusters::C255).unwrap(),
+        addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: ip(address) }].into(),
+        pod_cidrs: Box::default(),
+        labels: Labels::of_node(&[(ZONE_LABEL.to_owned(), zone.to_owned())].into()),
+    };
+    ClusterChange::Node(name.parse().unwrap(), Some(Arc::new(row)))
+}
+
+#[test]
+fn backends_of_the_own_zone_come_first_and_without_one_all_serve() {
+    let mut world = World::two_clusters(OwnServiceRow { topology: Topology::Zone, ..webpod() });
+    // Nobody has said where anything is.
+    assert_eq!(world.lines(), ["10.0.0.10:80*", "10.0.1.10:80*", "10.1.0.10:8080*", "10.1.1.10:8080*"]);
+
+    // This node is in z1, and so is the first workload's.
+    world.told("west", vec![node("west-control", "172.18.0.4", "z1"), node("west-worker", "172.18.0.5", "z2")]);
+    assert_eq!(world.lines(), ["10.0.0.10:80*", "10.0.1.10:80", "10.1.0.10:8080", "10.1.1.10:8080"]);
+
+    // Of another cluster, one is there and meant for elsewhere, the other one is elsewhere and meant for here.
+    let zone = |zone: &str, hint: &str| BackendZone { zone: Some(zone.into()), for_zones: [hint.into()].into() };
+    let ClusterChange::Service(service, Some(row)) =
+        remote(2, "http", Protocol::Tcp, &[("10.1.0.10", 8080), ("10.1.1.10", 8080)])
+    else {
+        unreachable!("it is a service")
+    };
+    let zones = [(ip("10.1.0.10"), zone("z1", "z3")), (ip("10.1.1.10"), zone("z3", "z1"))].into();
+    world.told("east", vec![ClusterChange::Service(service, Some(Arc::new(ServiceRow { zones, ..(*row).clone() })))]);
+    assert_eq!(world.lines(), ["10.0.0.10:80*", "10.0.1.10:80", "10.1.0.10:8080", "10.1.1.10:8080*"]);
+
+    // Affinity first: the other cluster's is not needed.
+    world.own(OwnServiceRow { topology: Topology::Zone, affinity: Affinity::Local, ..webpod() });
+    assert_eq!(world.lines(), ["10.0.0.10:80*", "10.0.1.10:80", "10.1.0.10:8080", "10.1.1.10:8080"]);
+
+    // The last one of the zone goes.
+    world.told("west", vec![no_endpoint("10.0.0.10")]);
+    assert_eq!(world.lines(), ["10.0.1.10:80*", "10.1.0.10:8080", "10.1.1.10:8080"]);
+
+    // A node that moves takes its workloads along.
+    world.told("west", vec![node("west-worker", "172.18.0.5", "z1"), endpoint("10.0.0.11", WEB, "172.18.0.4")]);
+    assert_eq!(world.lines(), ["10.0.0.11:80*", "10.0.1.10:80*", "10.1.0.10:8080", "10.1.1.10:8080"]);
 }

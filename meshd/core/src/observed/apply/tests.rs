@@ -123,6 +123,7 @@ fn a_narrower_accept_list_drops_what_no_longer_fits() {
             frontends: BTreeMap::new(),
             backends: [(backend.parse().unwrap(), BTreeMap::new())].into(),
             include_external: true,
+            zones: BTreeMap::new(),
         };
         let name = ServiceName { namespace: "default".into(), name: name.into() };
         ClusterChange::Service(name, Some(Arc::new(row)))

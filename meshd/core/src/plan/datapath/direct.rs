@@ -196,6 +196,8 @@ mod tests {
             used: true,
             weight: 100,
             local,
+            zone: None,
+            near: false,
         }
     }
 
@@ -220,6 +222,7 @@ mod tests {
             source_ranges: Box::default(),
             mode,
             on_removal: OnRemoval::Keep,
+            topology: crate::observed::Topology::None,
             ports: [port].into(),
         }
     }

@@ -159,6 +159,8 @@ fn backend(address: &str) -> desired::Backend {
         used: true,
         weight: 100,
         local: address.starts_with("10.0.0."),
+        zone: None,
+        near: false,
     }
 }
 
@@ -184,6 +186,7 @@ fn service(backends: &[desired::Backend]) -> desired::Service {
         source_ranges: Box::default(),
         mode: None,
         on_removal: OnRemoval::Keep,
+        topology: crate::observed::Topology::None,
         ports: [port].into(),
     }
 }

@@ -10,7 +10,7 @@ use meshd_core::clustermesh::service::PORTS_MAX;
 use meshd_core::id::ClusterName;
 use meshd_core::observed::{
     Affinity, Limits, OnRemoval, OwnServicePort, OwnServiceRow, Protocol, ServiceKind, ServiceName, StaticBackend,
-    TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
+    Topology, TrafficPolicy, WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 
 use super::super::Validator;
@@ -19,8 +19,8 @@ use super::mode;
 use crate::config::model::NodeConfig;
 use crate::config::raw::Address;
 use crate::config::raw::services::{
-    BackendRemoval, PortProtocol, RawService, RawServiceBackend, RawServicePort, ServiceAffinity, ServiceTrafficPolicy,
-    ServiceType, StaticBackendState,
+    BackendRemoval, PortProtocol, RawService, RawServiceBackend, RawServicePort, ServiceAffinity, ServiceTopology,
+    ServiceTrafficPolicy, ServiceType, StaticBackendState,
 };
 
 /// Longest name of a service or port: a DNS label.
@@ -131,6 +131,10 @@ impl Validator<'_> {
             on_removal: match raw.on_backend_removal.unwrap_or(BackendRemoval::Keep) {
                 BackendRemoval::Keep => OnRemoval::Keep,
                 BackendRemoval::Kill => OnRemoval::Kill,
+            },
+            topology: match raw.topology.unwrap_or(ServiceTopology::None) {
+                ServiceTopology::None => Topology::None,
+                ServiceTopology::Zone => Topology::Zone,
             },
             weights: self.cluster_weights(key, &raw.cluster_weights),
             local_minimum: raw.local_minimum.unwrap_or(1),
@@ -305,7 +309,8 @@ impl Validator<'_> {
                 self.error(&format!("{key}.weight"), format!("{weight} is not possible"), "write 0 to 1000");
             }
             let terminating = raw.state == Some(StaticBackendState::Terminating);
-            backends.push(StaticBackend { address, port: raw.port, weight, terminating });
+            let zone = raw.zone.as_ref().map(|zone| zone.0.as_str().into());
+            backends.push(StaticBackend { address, port: raw.port, weight, terminating, zone });
         }
         backends.into()
     }
