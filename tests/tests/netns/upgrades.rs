@@ -34,8 +34,8 @@ const OPEN: [usize; 2] = [800, 200];
 const PROGRAMS: usize = 6;
 /// Answers that everybody must get before the next thing happens.
 const STEPS: u64 = 2;
-/// The longest time for which a stream may stand still: what is lost once is sent again after 200 ms.
-const PAUSE_MAX: Duration = Duration::from_millis(1_500);
+/// The longest time for which a stream may stand still. On an idle machine it is 30 ms, on a very busy one it was a second.
+const PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// A lab in which everybody is busy.
 struct Busy {
