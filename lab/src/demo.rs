@@ -4,6 +4,7 @@
 //! `demo: ok` or the reason why not.
 
 mod routes;
+mod service;
 mod witness;
 
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::interrupt::Guard;
 use routes::{EXPECTED, owned_routes};
+use service::Webpods;
 use witness::Witness;
 
 /// How long the nodes may take to learn each other and install routes.
@@ -76,6 +78,9 @@ fn tell(lab: &Lab) -> Result<()> {
     show_routes(lab)?;
     show_ping(lab)?;
     show_repair(lab)?;
+    let _webpods = Webpods::start(lab)?;
+    service::show(lab)?;
+    service::show_failover(lab)?;
     show_lost_store(lab)
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bgp;
 pub mod links;
+pub mod load;
 pub mod routers;
 pub mod traffic;
 pub mod usage;

@@ -9,6 +9,7 @@ mod netns {
     mod faults;
     mod ipv6;
     mod lab;
+    mod layout_2;
     mod masquerade;
     mod mesh;
     mod meshes;
@@ -21,4 +22,6 @@ mod netns {
     mod sockets;
     mod source_ranges;
     mod tunnels;
+    mod upgrades;
+    mod webpod;
 }

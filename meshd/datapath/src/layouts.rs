@@ -11,6 +11,9 @@ use meshd_abi::{Address, Backend, Connection, ConnectionKey};
 
 use crate::{DatapathError, generation::Generation, takeover::all};
 
+/// Since this layout the elements of all maps that programs write themselves are what they are today.
+pub(crate) const LIVE_SINCE: u32 = 2;
+
 /// What a map held, with keys `K` and values `V`.
 type Elements<K, V> = Result<Vec<(K, V)>, DatapathError>;
 

@@ -31,7 +31,8 @@ use crate::{
     generation::{self, Generation},
     pins,
     shape::{self, Sizes},
-    sockets, sys, takeover,
+    sockets, sys,
+    takeover::{self, Shared},
 };
 
 /// A program of the object.
@@ -305,6 +306,10 @@ pub struct Programs {
     pub(crate) generation: Generation,
     /// Those before it, until [`Programs::settle`].
     pub(crate) older: Vec<Generation>,
+    /// What it has in common with the last of them.
+    shared: Shared,
+    /// Connections of the generation before were taken over once more before anything was attached.
+    caught_up: bool,
     features: Features,
     filters: Filters,
     /// The maps.
@@ -325,6 +330,10 @@ impl Programs {
         let filters = Filters::new(folder);
         let specs = shape::maps(sizes);
         let (generation, older) = generation::prepare(folder, &specs)?;
+        let shared = match older.last() {
+            Some(last) => takeover::share(last, &generation, &specs)?,
+            None => Shared::default(),
+        };
         let mut loader = EbpfLoader::new();
         for spec in specs {
             let pin = generation.path.join(spec.name);
@@ -351,11 +360,11 @@ impl Programs {
         let maps = Maps::open(&generation.path)?;
         if !generation.is_complete() {
             if let Some(last) = older.last() {
-                takeover::everything(&maps, sizes, last)?;
+                takeover::everything(&maps, sizes, last, &shared)?;
             }
             generation.set_complete()?;
         }
-        Ok(Self { ebpf, generation, older, features, filters, maps })
+        Ok(Self { ebpf, generation, older, shared, caught_up: false, features, filters, maps })
     }
 
     /// Ends the life of earlier generations of maps: to be called when every program is where it belongs. Connections that went on
@@ -365,7 +374,7 @@ impl Programs {
     /// When the kernel refuses.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
         if let Some(last) = self.older.last() {
-            takeover::connections(&self.maps, last)?;
+            takeover::connections(&self.maps, last, &self.shared)?;
         }
         while let Some(older) = self.older.pop() {
             older.remove()?;
@@ -394,6 +403,11 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
+        if !std::mem::replace(&mut self.caught_up, true)
+            && let Some(last) = self.older.last()
+        {
+            takeover::connections(&self.maps, last, &self.shared)?;
+        }
         if let Some(direction) = program.direction().filter(|_| !self.features.tcx) {
             return self.attach_filter(program, direction, link);
         }

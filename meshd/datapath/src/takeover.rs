@@ -1,21 +1,87 @@
 //! What new maps take over from those of an earlier generation.
 //!
-//! First everything, before any program looks at the new maps. Then, when every attachment has got its new program, the connections again,
-//! because packets went on through the old programs meanwhile. What the old generation had no map for begins empty, and what there
-//! is no room for is left behind and counted.
+//! What the programs write themselves is not copied where that can be helped: a map of connections whose shape and layout are as before belongs
+//! to both generations ([`share`]), so that the old programs and the new ones see the same while one after the other is replaced.
+//!
+//! Of the rest first everything, before any program looks at the new maps. Then the connections of a table that got another size once more immediately before
+//! the first attachment gets its new program, and again after the last, because packets went on through the old programs meanwhile. A
+//! connection that begins in the few milliseconds between those two may not survive that. What the old generation had no map for
+//! begins empty, and what there is no room for is left behind and counted.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    path::Path,
+};
+
+use aya::maps::{MapData, MapInfo};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, Direct, Identity, RangeKey, ReceiverKey, Service,
-    ServiceKey, SocketClient, SocketKey, SocketValue,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, ConnectionKey, Direct, Identity, RangeKey, ReceiverKey,
+    Service, ServiceKey, SocketClient, SocketKey, SocketValue,
 };
 use tracing::{info, warn};
 
-use crate::{DatapathError, FamilyMaps, Maps, Table, generation::Generation, layouts, pins, programs, shape::Sizes};
+use crate::{
+    DatapathError, FamilyMaps, Maps, Table,
+    generation::Generation,
+    layouts, pins, programs,
+    shape::{MapSpec, Sizes},
+};
 
 /// What an error calls a map of an earlier generation.
 pub(crate) const OLD: &str = "of an earlier generation";
+
+/// Maps that programs write with every packet or every connection.
+const LIVE: [&str; 9] = [
+    "CONNECTIONS4",
+    "CONNECTIONS6",
+    "AFFINITY4",
+    "AFFINITY6",
+    "FRAGMENTS4",
+    "FRAGMENTS6",
+    "SOCKETS4",
+    "SOCKETS6",
+    "SOCKET_AFFINITY",
+];
+
+/// Names of maps that belong to both generations.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Shared(BTreeSet<&'static str>);
+
+impl Shared {
+    fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+}
+
+/// Pins live maps of an earlier generation in this one as well where they can serve both. To be called before this one's maps are
+/// made; says also what an earlier process has shared.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn share(from: &Generation, to: &Generation, specs: &[MapSpec]) -> Result<Shared, DatapathError> {
+    let mut shared = BTreeSet::new();
+    if from.layout < layouts::LIVE_SINCE {
+        return Ok(Shared::default());
+    }
+    for spec in specs.iter().filter(|spec| LIVE.contains(&spec.name)) {
+        let [old, new] = [from, to].map(|generation| generation.path.join(spec.name));
+        if pins::shape_of(&old, spec.name)? != Some(spec.shape) {
+            continue;
+        }
+        let error = |source| DatapathError::Map { map: spec.name, source: Box::new(source) };
+        if !new.exists() {
+            let map = MapData::from_pin(&old).map_err(error)?;
+            map.pin(&new).map_err(|source| DatapathError::Pin { path: new.clone(), source })?;
+        }
+        let number = |pin: &Path| MapInfo::from_pin(pin).map(|info| info.id()).map_err(error);
+        if number(&old)? == number(&new)? {
+            shared.insert(spec.name);
+        }
+    }
+    Ok(Shared(shared))
+}
 
 /// How many elements were taken over, and how many there was no room for.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +94,7 @@ struct Taken {
 ///
 /// # Errors
 /// When a map cannot be read or written.
-pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation) -> Result<(), DatapathError> {
+pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation, shared: &Shared) -> Result<(), DatapathError> {
     let mut taken = Taken::default();
     let path = &from.path;
     taken.indexed(pinned(path, "NEXT_HOPS")?, &maps.next_hops, sizes.next_hops)?;
@@ -43,9 +109,13 @@ pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation) -> Resul
             taken.elements += 1;
         }
     }
-    taken.put::<SocketClient, AffinityValue>(all(path, "SOCKET_AFFINITY")?, &maps.socket_affinity);
+    if !shared.has("SOCKET_AFFINITY") {
+        taken.put::<SocketClient, AffinityValue>(all(path, "SOCKET_AFFINITY")?, &maps.socket_affinity);
+    }
     taken.family(&maps.v4, "4", sizes, from)?;
     taken.family(&maps.v6, "6", sizes, from)?;
+    taken.live(&maps.v4, "4", from, shared)?;
+    taken.live(&maps.v6, "6", from, shared)?;
     info!(from = %path.display(), elements = taken.elements, "took over what the maps before held");
     if taken.left > 0 {
         warn!(elements = taken.left, "left behind what the new maps have no room for");
@@ -84,28 +154,14 @@ fn pinned<K: Copy, V: Copy>(path: &Path, name: &str) -> Result<Option<Table<K, V
 ///
 /// # Errors
 /// When a map cannot be read.
-pub(crate) fn connections(maps: &Maps, from: &Generation) -> Result<(), DatapathError> {
-    later(&maps.v4, "4", from)?;
-    later(&maps.v6, "6", from)
-}
-
-fn later<A: Address>(maps: &FamilyMaps<A>, family: &str, from: &Generation) -> Result<(), DatapathError> {
-    let mut outcome = Ok(());
-    for (key, connection) in layouts::connections::<A>(from, family)? {
-        let known = maps.connections.get(&key)?;
-        // Time runs in a circle.
-        let is_later = known.is_none_or(|known| connection.used.wrapping_sub(known.used).cast_signed() > 0);
-        if is_later {
-            outcome = outcome.and(maps.connections.put(&key, &connection));
-        }
+pub(crate) fn connections(maps: &Maps, from: &Generation, shared: &Shared) -> Result<(), DatapathError> {
+    let mut taken = Taken::default();
+    taken.later(&maps.v4, "4", from, shared)?;
+    taken.later(&maps.v6, "6", from, shared)?;
+    if taken.left > 0 {
+        warn!(connections = taken.left, "left behind what the new maps have no room for");
     }
-    let sockets: Vec<(SocketKey<A>, SocketValue<A>)> = all(&from.path, &format!("SOCKETS{family}"))?;
-    for (key, asked) in sockets {
-        if maps.sockets.get(&key)?.is_none() {
-            outcome = outcome.and(maps.sockets.put(&key, &asked));
-        }
-    }
-    outcome
+    Ok(())
 }
 
 impl Taken {
@@ -128,12 +184,59 @@ impl Taken {
             direct.into_iter().filter(|(index, direct)| *index < sizes.backends && *direct != Direct::default());
         self.put(direct.collect(), &maps.direct);
         self.put::<ReceiverKey<A>, u32>(all(path, &named("RECEIVERS"))?, &maps.receivers);
-        self.put(layouts::connections(from, family)?, &maps.connections);
-        self.put::<AffinityKey<A>, AffinityValue>(all(path, &named("AFFINITY"))?, &maps.affinity);
         self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, &maps.identities);
         self.put::<CidrKey<A>, u32>(all(path, &named("MESH"))?, &maps.mesh);
         self.put::<RangeKey<A>, u32>(all(path, &named("RANGES"))?, &maps.ranges);
-        self.put::<SocketKey<A>, SocketValue<A>>(all(path, &named("SOCKETS"))?, &maps.sockets);
+        Ok(())
+    }
+
+    /// What programs write, as far as it is not shared. Last, because it ages.
+    fn live<A: Address>(
+        &mut self,
+        maps: &FamilyMaps<A>,
+        family: &str,
+        from: &Generation,
+        shared: &Shared,
+    ) -> Result<(), DatapathError> {
+        let path = &from.path;
+        let [connections, affinity, sockets] =
+            ["CONNECTIONS", "AFFINITY", "SOCKETS"].map(|name| format!("{name}{family}"));
+        if !shared.has(&connections) {
+            self.put(layouts::connections(from, family)?, &maps.connections);
+        }
+        if !shared.has(&affinity) {
+            self.put::<AffinityKey<A>, AffinityValue>(all(path, &affinity)?, &maps.affinity);
+        }
+        if !shared.has(&sockets) {
+            self.put::<SocketKey<A>, SocketValue<A>>(all(path, &sockets)?, &maps.sockets);
+        }
+        Ok(())
+    }
+
+    /// What of the connections is later than what is known.
+    fn later<A: Address + Eq + Hash>(
+        &mut self,
+        maps: &FamilyMaps<A>,
+        family: &str,
+        from: &Generation,
+        shared: &Shared,
+    ) -> Result<(), DatapathError> {
+        if !shared.has(&format!("CONNECTIONS{family}")) {
+            // Both are read in batches: every call that is not made shortens the time in which they differ.
+            let known: HashMap<ConnectionKey<A>, u32> =
+                maps.connections.all()?.into_iter().map(|(key, connection)| (key, connection.used)).collect();
+            let mut connections = layouts::connections::<A>(from, family)?;
+            // Time runs in a circle.
+            connections.retain(|(key, connection)| {
+                known.get(key).is_none_or(|known| connection.used.wrapping_sub(*known).cast_signed() > 0)
+            });
+            self.put(connections, &maps.connections);
+        }
+        if !shared.has(&format!("SOCKETS{family}")) {
+            let mut sockets: Vec<(SocketKey<A>, SocketValue<A>)> = all(&from.path, &format!("SOCKETS{family}"))?;
+            sockets.retain(|(key, _)| !matches!(maps.sockets.get(key), Ok(Some(_))));
+            self.put(sockets, &maps.sockets);
+        }
         Ok(())
     }
 

@@ -523,6 +523,36 @@ fn maps_of_another_size_are_taken_over_with_their_attachments() {
 }
 
 #[test]
+fn old_and_new_programs_share_their_connections() {
+    in_namespaces(|pair| {
+        let mut programs = pair.load();
+        programs.attach(Program::UplinkEgress, LINK).expect("attach");
+        fill(&programs);
+        let old = programs;
+        // Connections need no other table, only services do.
+        let larger = Sizes { services: 512, ..small() };
+        let programs = Programs::load(&pair.pins(), &larger).expect("load");
+        assert_filled(&programs);
+        let used = |of: &Programs, port| {
+            of.maps.v4.connections.get(&connection_key(port)).expect("read").map(|known| known.used)
+        };
+        old.maps.v4.connections.put(&connection_key(2_000), &connection(51)).expect("by an old program");
+        programs.maps.v4.connections.put(&connection_key(3_000), &connection(52)).expect("by a new program");
+        assert_eq!((used(&programs, 2_000), used(&old, 3_000)), (Some(51), Some(52)));
+        // Killed here: the next process knows that they are shared.
+        drop(programs);
+        let mut programs = Programs::load(&pair.pins(), &larger).expect("load");
+        old.maps.v4.connections.put(&connection_key(2_000), &connection(53)).expect("by an old program");
+        programs.attach(Program::UplinkEgress, LINK).expect("adopt");
+        programs.settle().expect("settle");
+        assert_eq!((used(&programs, 2_000), used(&programs, 3_000)), (Some(53), Some(52)));
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-1")]);
+        programs.remove().expect("remove");
+        assert!(!pair.pins().exists(), "pins remain");
+    });
+}
+
+#[test]
 fn a_takeover_that_ended_half_way_is_taken_up_again() {
     in_namespaces(|pair| {
         let mut programs = pair.load();

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::meshes::{Admin, Mesh, WEST_EAST, eventually, eventually_within, ping};
+use super::{
+    meshes::{Admin, Mesh, WEST_EAST, eventually, eventually_within, ping},
+    service_traffic::{WEST_SERVICE, Webpods, ask, backends, wait_open},
+    services::{ALL_BACKENDS, NODES, Services},
+};
 
 const EAST: [&str; 2] = ["east-control-plane", "east-worker"];
 const ELECTION: &str = "meshd/election/east";
@@ -29,6 +33,19 @@ fn real_etcd_gives_the_same_routes() {
     assert_eq!(mesh.ask("west-worker", &["get", "rejected"]), serde_json::json!([]));
     mesh.assert_routes();
     mesh.finish();
+}
+
+#[test]
+fn a_service_of_both_clusters_is_reached() {
+    let lab = Services::of("west-east-etcd", WEST_EAST);
+    lab.wait(&NODES, &ALL_BACKENDS);
+    let webpods = Webpods::start(&lab);
+    let client = lab.mesh.node("west-worker-client");
+    let meets_all = || backends(&ask(&client, WEST_SERVICE, 60)) == ALL_BACKENDS;
+    wait_open(&lab, &client, WEST_SERVICE);
+    assert!(eventually(meets_all), "{:?}", ask(&client, WEST_SERVICE, 60));
+    webpods.stop();
+    lab.mesh.finish();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -35,11 +35,19 @@ pub(super) struct Webpods {
 
 impl Webpods {
     pub(super) fn start(lab: &Services) -> Self {
+        let addresses = ["10.0.0.10", "10.0.1.10", "10.1.0.10", "10.1.1.10"];
+        let places =
+            NODES.into_iter().zip(addresses).map(|(node, address)| (node, address.parse().expect("an address")));
+        Self::start_at(lab, places)
+    }
+
+    /// Starts them in the webpods of nodes.
+    pub(super) fn start_at<'a>(lab: &Services, places: impl IntoIterator<Item = (&'a str, IpAddr)>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
-        for (node, address) in NODES.into_iter().zip(["10.0.0.10", "10.0.1.10", "10.1.0.10", "10.1.1.10"]) {
+        for (node, address) in places {
             let pod = lab.mesh.node(&format!("{node}-webpod"));
-            let at: SocketAddr = format!("{address}:80").parse().expect("an address");
+            let at = SocketAddr::new(address, 80);
             let (tcp, udp) = pod
                 .within(|| (TcpListener::bind(at).expect("listen"), UdpSocket::bind(at).expect("bind")))
                 .expect("inside of the pod");
@@ -101,6 +109,12 @@ pub(super) fn open(from: &Node, to: &str) -> (TcpStream, IpAddr, IpAddr) {
         .within(|| TcpStream::connect_timeout(&to, PATIENCE))
         .expect("inside")
         .unwrap_or_else(|error| panic!("{} reaches {to}: {error}", from.name()));
+    let (own, client) = greeted(&mut stream);
+    (stream, own, client)
+}
+
+/// Who is at the other end of a connection, and whom that one sees.
+pub(super) fn greeted(stream: &mut TcpStream) -> (IpAddr, IpAddr) {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let mut line = Vec::new();
     let mut byte = [0];
@@ -108,9 +122,39 @@ pub(super) fn open(from: &Node, to: &str) -> (TcpStream, IpAddr, IpAddr) {
         stream.read_exact(&mut byte).expect("a greeting");
         line.push(byte[0]);
     }
-    let line = String::from_utf8(line).expect("text");
-    let (own, client) = line.trim().split_once(' ').expect("two addresses");
-    (stream, own.parse().expect("an address"), client.parse().expect("an address"))
+    two_addresses(&String::from_utf8(line).expect("text"))
+}
+
+fn two_addresses(greeting: &str) -> (IpAddr, IpAddr) {
+    let (own, client) = greeting.trim().split_once(' ').expect("two addresses");
+    (own.parse().expect("an address"), client.parse().expect("an address"))
+}
+
+/// The next port that nobody has asked from, so that no question is part of a connection that is known.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
+
+/// The same by datagrams, each from a socket and a port of its own. What is lost on its way is asked again by another one.
+pub(super) fn ask_udp(from: &Node, to: &str, times: usize) -> BTreeMap<(String, String), usize> {
+    let to: SocketAddr = to.parse().expect("an address");
+    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+    let mut answers = BTreeMap::new();
+    let mut lost = 0;
+    while answers.values().sum::<usize>() < times {
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        let socket = from.within(|| UdpSocket::bind((any, port))).expect("inside").expect("bind");
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+        socket.send_to(b"?", to).expect("sent");
+        let mut buffer = [0; 128];
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            assert_eq!(from, to, "the answer comes from whom was asked");
+            let (own, client) = two_addresses(&String::from_utf8_lossy(&buffer[..length]));
+            *answers.entry((own.to_string(), client.to_string())).or_default() += 1;
+        } else {
+            lost += 1;
+            assert!(lost < times, "no answer by datagrams from {to} to {}: {answers:?}", from.name());
+        }
+    }
+    answers
 }
 
 /// Who answers so many connections, how often, and whom each of them sees.
@@ -141,16 +185,22 @@ pub(super) fn echo(stream: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Waits until a service answers at all.
+pub(super) fn wait_open(lab: &Services, from: &Node, to: &str) {
+    let target: SocketAddr = to.parse().expect("an address");
+    let answers = || from.within(|| TcpStream::connect_timeout(&target, PATIENCE).is_ok()).expect("inside");
+    let node = from.name().trim_end_matches("-client");
+    let log = || lab.mesh.node(node).daemon("meshd").and_then(|daemon| daemon.log()).unwrap_or_default();
+    assert!(eventually(answers), "{} does not reach {to}: {}", from.name(), log());
+}
+
 pub(super) fn up() -> (Services, Webpods) {
     let lab = Services::up();
     lab.wait(&NODES, &ALL_BACKENDS);
     let webpods = Webpods::start(&lab);
     // The tables follow the view of the API by a moment.
     for (node, service) in [("west-worker", WEST_SERVICE), ("east-worker", EAST_SERVICE)] {
-        let client = lab.mesh.node(&format!("{node}-client"));
-        let to: SocketAddr = service.parse().expect("an address");
-        let answers = || client.within(|| TcpStream::connect_timeout(&to, PATIENCE).is_ok()).expect("inside");
-        assert!(eventually(answers), "{node} does not reach {service}: {}", lab.mesh.log(node));
+        wait_open(&lab, &lab.mesh.node(&format!("{node}-client")), service);
     }
     (lab, webpods)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::meshes::{Admin, Mesh, WEST_EAST, eventually, eventually_within, rows};
+use super::meshes::{Admin, Expected, Mesh, WEST_EAST, eventually, eventually_within, rows};
 
 pub(super) const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
 pub(super) const WEST: [&str; 2] = ["west-control-plane", "west-worker"];
@@ -26,37 +26,43 @@ const WORKLOAD: &str = "  static:
       labels: {app: webpod}
 ";
 /// How long a cluster may be silent here before its backends are unreachable.
-const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A west/east lab whose configurations the test may change.
+/// A lab with services whose configurations the test may change.
 pub(super) struct Services {
     pub(super) mesh: Mesh,
     folder: tempfile::TempDir,
+    topology: &'static str,
 }
 
 impl Services {
+    /// The west/east lab.
     pub(super) fn up() -> Self {
-        let (_, file) = lab::catalog::list().into_iter().find(|(name, _)| name == "west-east").expect("the topology");
+        Self::of("west-east", WEST_EAST)
+    }
+
+    /// A topology whose configurations end with the section `services`.
+    pub(super) fn of(topology: &'static str, expected: Expected) -> Self {
+        let (_, file) = lab::catalog::list().into_iter().find(|(name, _)| name == topology).expect("the topology");
         let source = file.parent().expect("a folder of topologies").to_owned();
         let folder = tempfile::tempdir().expect("a folder");
-        let copied = Command::new("cp").arg("-r").args([&file, &source.join("west-east")]).arg(folder.path()).status();
+        let copied = Command::new("cp").arg("-r").args([&file, &source.join(topology)]).arg(folder.path()).status();
         assert!(copied.is_ok_and(|status| status.success()), "the topology is copied");
-        for node in NODES {
-            let path = config(folder.path(), node);
+        for (node, _) in expected {
+            let path = config(folder.path(), topology, node);
             let text = fs::read_to_string(&path).expect("the configuration is read");
-            // The last section of each is `services`.
             let timeout = format!("  remote_timeout_s: {}\n", REMOTE_TIMEOUT.as_secs());
             fs::write(&path, text + &timeout).expect("the configuration is written");
         }
-        let file = folder.path().join("west-east.clab.yml");
-        let mesh = Mesh::up(file.to_str().expect("a path of plain text"), WEST_EAST);
-        Self { mesh, folder }
+        let file = folder.path().join(format!("{topology}.clab.yml"));
+        let mesh = Mesh::up(file.to_str().expect("a path of plain text"), expected);
+        Self { mesh, folder, topology }
     }
 
     /// Changes the configuration of nodes in place, as the lab has the file itself, and lets them read it again.
     pub(super) fn edit(&self, nodes: &[&str], from: &str, to: &str) {
         for node in nodes {
-            let path = config(self.folder.path(), node);
+            let path = config(self.folder.path(), self.topology, node);
             let text = fs::read_to_string(&path).expect("the configuration is read");
             assert!(text.contains(from), "{node} has {from:?}:\n{text}");
             fs::write(&path, text.replace(from, to)).expect("the configuration is written");
@@ -106,8 +112,8 @@ impl Services {
     }
 }
 
-fn config(folder: &Path, node: &str) -> PathBuf {
-    folder.join("west-east").join(node).join("meshd.yaml")
+fn config(folder: &Path, topology: &str, node: &str) -> PathBuf {
+    folder.join(topology).join(node).join("meshd.yaml")
 }
 
 #[test]

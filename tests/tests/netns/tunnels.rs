@@ -1,22 +1,13 @@
 //! Nodes that are reached through the tunnel: by choice, and because the native way takes no packets of workloads.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path, thread, time::Duration};
 
-use lab::Node;
+use lab::{Node, Output};
 use serde_json::Value;
-use tests::traffic::Traffic;
+use tests::{
+    load::{Load, STREAM_PORT},
+    traffic::Traffic,
+};
 
 use super::meshes::{Mesh, WEST_EAST, column, eventually, ping, rows};
 
@@ -25,6 +16,8 @@ const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-pla
 const TTL: u32 = 62;
 /// Within this time traffic must go on after its way was cut.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// The same for a connection of TCP, which tries again after twice the time each time.
+const STREAM_DEADLINE: Duration = Duration::from_secs(4);
 
 /// The west/east lab with more configuration on every node.
 struct Tunnels {
@@ -34,10 +27,19 @@ struct Tunnels {
 
 impl Tunnels {
     fn up(more: &str, native: bool) -> Self {
+        Self::up_over(1_500, more, native)
+    }
+
+    /// The same over links that take packets of this size.
+    fn up_over(mtu: u32, more: &str, native: bool) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/topologies");
         let topology = folder.path().join("west-east.clab.yml");
-        fs::copy(source.join("west-east.clab.yml"), &topology).expect("the topology is copied");
+        let text = fs::read_to_string(source.join("west-east.clab.yml")).expect("the topology");
+        let first = "- ip address add 172.18.0.";
+        assert_eq!(text.matches(first).count(), NODES.len());
+        let text = text.replace(first, &format!("- ip link set eth0 mtu {mtu}\n        {first}"));
+        fs::write(&topology, text).expect("written");
         for node in NODES {
             let text =
                 fs::read_to_string(source.join("west-east").join(node).join("meshd.yaml")).expect("a configuration");
@@ -105,63 +107,17 @@ const TUNNELLED: super::meshes::Expected = &[
     ("east-worker", &[("172.18.0.4", ""), ("172.18.0.5", ""), ("172.18.0.3", "")]),
 ];
 
-/// A connection from one pod to another over which octets flow without a pause.
-struct Stream {
-    stop: Arc<AtomicBool>,
-    received: Arc<AtomicU64>,
-    sender: thread::JoinHandle<u64>,
-    receiver: thread::JoinHandle<u64>,
+/// A connection from the client of west's worker to the webpod of east's over which octets flow without a pause.
+fn stream(mesh: &Mesh) -> Load {
+    let mut load = Load::new().expect("a load");
+    let server = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
+    load.serve(&mesh.node("east-worker-webpod"), server.ip()).expect("a server");
+    load.stream(&mesh.node("west-worker-client"), server).expect("connected");
+    load
 }
 
-impl Stream {
-    fn start(from: &Node, to: &Node, address: &str) -> Self {
-        let listener = to.within(|| TcpListener::bind((address, 0))).expect("the pod runs").expect("a listener");
-        let target = listener.local_addr().expect("bound");
-        let mut client = from.within(|| TcpStream::connect(target)).expect("the pod runs").expect("connected");
-        let (mut server, _) = listener.accept().expect("accepted");
-        let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let sender = {
-            let stop = stop.clone();
-            thread::spawn(move || {
-                let mut sent = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    client.write_all(&[7; 16_384]).expect("the connection holds");
-                    sent += 16_384;
-                    thread::sleep(Duration::from_millis(2));
-                }
-                sent
-            })
-        };
-        let receiver = {
-            let received = received.clone();
-            thread::spawn(move || {
-                let mut buffer = vec![0; 65_536];
-                loop {
-                    match server.read(&mut buffer).expect("the connection holds") {
-                        0 => return received.load(Ordering::Relaxed),
-                        length => {
-                            let length = u64::try_from(length).expect("it fits");
-                            received.fetch_add(length, Ordering::Relaxed);
-                        }
-                    }
-                }
-            })
-        };
-        Self { stop, received, sender, receiver }
-    }
-
-    /// Waits until more has arrived; says how long that took.
-    fn wait_progress(&self) -> Duration {
-        let (start, before) = (Instant::now(), self.received.load(Ordering::Relaxed));
-        assert!(eventually(|| self.received.load(Ordering::Relaxed) > before + 200_000), "nothing arrives any more");
-        start.elapsed()
-    }
-
-    fn finish(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let sent = self.sender.join().expect("the sender holds");
-        assert_eq!(self.receiver.join().expect("the receiver holds"), sent);
-    }
+fn wait_progress(load: &mut Load, when: &str) {
+    load.wait_progress(1).unwrap_or_else(|error| panic!("{when}: {error:#}"));
 }
 
 fn is_degraded_by(status: &Value, component: &str) -> bool {
@@ -219,12 +175,12 @@ fn traffic_goes_on_through_the_tunnel_when_the_native_way_is_cut_and_comes_back(
     tunnels.wait_probed();
     let (client, server) = (mesh.node("west-worker-client"), mesh.node("east-worker-webpod"));
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
-    let stream = Stream::start(&client, &server, "10.1.1.10");
+    let mut stream = stream(mesh);
 
     tunnels.cut();
     tunnels.wait_mode("west-worker", "10.1.1.0/24", "tunnel");
     tunnels.wait_mode("east-worker", "10.0.1.0/24", "tunnel");
-    stream.wait_progress();
+    wait_progress(&mut stream, "through the tunnel");
     assert_eq!(ping(&client, "10.1.1.10"), TTL);
     assert_eq!(tunnels.mode("west-worker", "10.1.0.0/24"), "native", "only what is cut");
     assert!(is_degraded_by(&mesh.ask("west-worker", &["status"]), "paths"));
@@ -243,10 +199,11 @@ fn traffic_goes_on_through_the_tunnel_when_the_native_way_is_cut_and_comes_back(
     tunnels.heal();
     tunnels.wait_mode("west-worker", "10.1.1.0/24", "native");
     tunnels.wait_mode("east-worker", "10.0.1.0/24", "native");
-    stream.wait_progress();
+    wait_progress(&mut stream, "natively again");
     let counted = traffic.finish().expect("counted");
     assert_eq!(counted.lost(), 0, "{counted:?}");
-    stream.finish();
+    let figures = stream.finish().expect("the connection holds");
+    assert!(figures.longest_pause < STREAM_DEADLINE, "{figures:?}");
     mesh.wait_healthy(&NODES);
     mesh.wait_for_routes();
     tunnels.mesh.finish();
@@ -258,6 +215,10 @@ fn large_packets_that_vanish_make_routes_narrower() {
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
     tunnels.wait_probed();
+    // The rule sees what a link would make of several segments as one packet, which is not what a narrow link takes offence at.
+    for pod in ["west-worker-client", "east-worker-webpod"] {
+        tunnels.run(pod, "ethtool -K eth0 tso off gso off gro off");
+    }
     for node in ["west-worker", "east-worker"] {
         let chain = "type filter hook prerouting priority -400;";
         let rule = "iifname eth0 meta length > 1400 drop";
@@ -274,9 +235,66 @@ fn large_packets_that_vanish_make_routes_narrower() {
     let client = mesh.node("west-worker-client");
     let large = client.exec(&["ping", "-c", "1", "-W", "1", "-s", "1472", "-M", "do", "10.1.1.10"]).expect("ping runs");
     assert!(large.stdout.contains("mtu = ") || large.stderr.contains("mtu="), "{large:?}");
-    let stream = Stream::start(&client, &mesh.node("east-worker-webpod"), "10.1.1.10");
-    stream.wait_progress();
-    stream.finish();
+    let mut stream = stream(mesh);
+    wait_progress(&mut stream, "with narrower routes");
+    stream.finish().expect("the connection holds");
+    tunnels.mesh.finish();
+}
+
+/// One echo of this size, which must not be fragmented, from west's worker's client to east's worker's webpod.
+fn whole(client: &Node, size: u32) -> Output {
+    let data = (size - 28).to_string();
+    client.exec(&["ping", "-n", "-c", "1", "-W", "2", "-s", &data, "-M", "do", "10.1.1.10"]).expect("ping runs")
+}
+
+/// Waits until packets of this size arrive, and larger ones are answered with it.
+fn wait_size(client: &Node, size: u32) {
+    // What a router said is remembered for ten minutes otherwise.
+    let forget = || client.exec(&["ip", "route", "flush", "cache"]).and_then(Output::ok).expect("forgotten");
+    let mut said = Vec::new();
+    let is = || {
+        forget();
+        let (fits, larger) = (whole(client, size), whole(client, 1_500));
+        let text = larger.stdout.clone() + &larger.stderr;
+        let is = fits.success() && (text.contains(&format!("mtu = {size}")) || text.contains(&format!("mtu={size}")));
+        said = vec![fits, larger];
+        is
+    };
+    assert!(eventually(is), "{size}: {said:?}");
+}
+
+#[test]
+fn a_narrow_network_carries_both_ways_and_the_switch_between_them() {
+    let more = "routing: {mode: auto}\ntunnel: {protocol: vxlan, port: 8472}\n";
+    let tunnels = Tunnels::up_over(1_400, more, true);
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    tunnels.wait_probed();
+    let (client, server) = (mesh.node("west-worker-client"), mesh.node("east-worker-webpod"));
+    wait_size(&client, 1_400);
+    let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
+    let mut stream = stream(mesh);
+    wait_progress(&mut stream, "natively");
+
+    tunnels.cut();
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "tunnel");
+    tunnels.wait_mode("east-worker", "10.0.1.0/24", "tunnel");
+    wait_progress(&mut stream, "through the tunnel");
+    wait_size(&client, 1_350);
+    let counted = traffic.finish().expect("counted");
+    assert!(counted.longest_gap < DEADLINE, "{counted:?}");
+
+    let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
+    tunnels.heal();
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "native");
+    tunnels.wait_mode("east-worker", "10.0.1.0/24", "native");
+    wait_progress(&mut stream, "natively again");
+    wait_size(&client, 1_400);
+    let counted = traffic.finish().expect("counted");
+    assert_eq!(counted.lost(), 0, "{counted:?}");
+    let figures = stream.finish().expect("the connection holds");
+    assert!(figures.longest_pause < STREAM_DEADLINE, "{figures:?}");
+    mesh.wait_healthy(&NODES);
     tunnels.mesh.finish();
 }
 
