@@ -13,6 +13,7 @@ use meshd_steps::{
 use super::{
     Decision, Send,
     connect::{self, Beginning},
+    past,
 };
 use crate::maps::{self, Tables};
 
@@ -37,7 +38,7 @@ pub fn serve<A: Tables>(
                 let event = connect::touch(connection, packet, now);
                 return Decision::Send(Send {
                     tuple: &connection.tuple,
-                    next_hop: backend.next_hop,
+                    next_hop: past::next_hop(connection, backend.next_hop),
                     local: connection.flags & connection_flags::LOCAL != 0,
                     direct: direct(connection),
                     reason: Reason::ToBackend,
@@ -145,6 +146,15 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
         reply_flags |= connection_flags::SNAT;
     }
     beginning.next_hop = backend.next_hop;
+    // What gets a source of ours finds its way back to these programs only.
+    if flags & (connection_flags::SNAT | connection_flags::DSR) == 0 {
+        let way = past::flag(backend.next_hop, beginning.reply_hop);
+        flags |= way;
+        reply_flags |= way;
+        if way != 0 {
+            beginning.next_hop = 0;
+        }
+    }
     beginning.plan(&tuple, index, beginning.service.id, flags, reply_flags);
     beginning.connect(settings)
 }
