@@ -5,13 +5,14 @@
 # looks at the code calls ./setup and .ci/NAME.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kernels bench full-table lint fuzz explore
+.PHONY: help setup demo test kernels hostile bench full-table lint fuzz explore
 
 help:
 	@echo 'make setup    install what building and testing needs (runs by itself where needed)'
 	@echo 'make demo     build, bring two clusters up in network namespaces, and show them joined'
 	@echo 'make test     everything CI runs'
 	@echo 'make kernels  the kernel side on Linux 6.1 and 6.12 in QEMU; KERNELS=6.1 for one of them'
+	@echo 'make hostile  ten million packets of anything through every program of the kernel; PACKETS=1000000 SEED=7'
 	@echo 'make lint     formatting, clippy, and the rules of the repository'
 	@echo 'make bench    measure; BENCH=routes, mesh, bgp or datapath for one of them; results in target/bench/'
 	@echo 'make full-table  a million BGP prefixes from BIRD through us to BIRD, compared octet by octet'
@@ -29,6 +30,9 @@ test: setup
 
 kernels: setup
 	@.ci/kernels
+
+hostile: setup
+	@.ci/hostile
 
 bench: setup
 	@.ci/bench $(BENCH)

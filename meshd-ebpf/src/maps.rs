@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment,
-    FragmentKey, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
+    FragmentKey, Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
 };
 use meshd_steps::header::Family;
 
@@ -53,6 +53,8 @@ static MEMBERS: Array<u32, 262_144> = Array::new();
 static MAGLEV: ArrayOfMaps<Chunk, 4_096> = ArrayOfMaps::new();
 #[btf_map]
 static NEXT_HOPS: Array<NextHop, 4_096> = Array::new();
+#[btf_map]
+static LINKS: Array<Link, { LINK_ROOM as usize }> = Array::new();
 #[btf_map]
 static EVENTS: RingBuf<FlowEvent, 1_048_576> = RingBuf::new();
 
@@ -142,6 +144,12 @@ pub fn next_hop(index: u32) -> Option<&'static NextHop> {
         return None;
     }
     NEXT_HOPS.get(index).filter(|hop| hop.link != 0)
+}
+
+/// A link that XDP runs on; `None` when there is nothing known of it.
+#[inline(always)]
+pub fn link(index: u32) -> Option<&'static Link> {
+    LINKS.get(index & (LINK_ROOM - 1)).filter(|link| link.index == index)
 }
 
 /// This CPU's question to the routing table: it is too big for the stack beside the rest.

@@ -1,12 +1,8 @@
 //! TC program `uplink_egress`: what leaves this node. Answers of services that came through the stack get the address that was
 //! asked, and what workloads send to the world gets the node's.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
-};
-use meshd_abi::{Address, Reason, V4, V6, event_place};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
+use meshd_abi::{Address, Reason, V4, V6, event_place, mark};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
@@ -23,15 +19,17 @@ use crate::{
 /// Decides about one packet.
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
-    if is_of_vlan(&ctx) {
-        return TC_ACT_UNSPEC;
+    // SAFETY: the context is valid while the program runs.
+    let is_past = unsafe { (*ctx.skb.skb).mark & mark::PAST == mark::PAST };
+    if is_past || is_of_vlan(&ctx) {
+        return deliver::tc_unread(&ctx);
     }
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(uplink_egress4(ctx.skb.skb), &ctx, UPLINK_EGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(uplink_egress6(ctx.skb.skb), &ctx, UPLINK_EGRESS),
-        _ => TC_ACT_UNSPEC,
+        _ => deliver::tc_unread(&ctx),
     }
 }
 

@@ -1,10 +1,6 @@
 //! TC program `uplink_ingress`: what XDP left to it, with everything that is unusual, and workloads that are addressed directly.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use meshd_abi::{Address, Reason, Scope, V4, V6, event_place};
 use meshd_steps::{
     Skip,
@@ -16,8 +12,7 @@ use crate::{
     maps::{self, Tables},
     steps::{
         self, Decision,
-        answer::answer,
-        deliver, dsr, event, fragment, masquerade,
+        deliver, dsr, event, fragment, masquerade, past,
         related::{UPLINK_INGRESS, or_related},
         serve::serve,
     },
@@ -31,7 +26,7 @@ pub const HEADERS: u32 = 128;
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     if is_for_another_host(&ctx) || is_of_vlan(&ctx) {
-        return TC_ACT_UNSPEC;
+        return deliver::tc_unread(&ctx);
     }
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
@@ -42,7 +37,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
         Some(V6::ETHERTYPE) => {
             or_related::<V6>(dsr::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx), &ctx, UPLINK_INGRESS)
         }
-        _ => TC_ACT_UNSPEC,
+        _ => deliver::tc_unread(&ctx),
     }
 }
 
@@ -63,7 +58,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     let now = steps::ticks();
     let addressee = addressee(&packet.key, settings);
-    let mut decision = if addressee == Addressee::Other { Decision::Pass } else { answer(&packet, now) };
+    let mut decision = past::at_uplink(&packet, addressee == Addressee::Other, now);
     if addressee != Addressee::Port && matches!(decision, Decision::Pass) {
         decision = serve(&packet, Scope::External, || sender(ctx, frame), || now);
     }
@@ -90,5 +85,5 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
         }
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
     };
-    outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::FROM_NETWORK))
+    outcome.unwrap_or_else(|reason| deliver::tc_refuse(ctx, &packet, reason, event_place::FROM_NETWORK))
 }

@@ -1,11 +1,7 @@
 //! TC program `workload_egress`: what the stack hands to a workload. Answers of the services it asked come from the backend and
 //! get the service's address here, after netfilter has seen them as what they are.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use meshd_abi::{Address, Reason, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
@@ -29,7 +25,7 @@ pub fn workload_egress(ctx: TcContext) -> i32 {
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(workload_egress4(ctx.skb.skb), &ctx, WORKLOAD_EGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(workload_egress6(ctx.skb.skb), &ctx, WORKLOAD_EGRESS),
-        _ => TC_ACT_UNSPEC,
+        _ => deliver::tc_unread(&ctx),
     }
 }
 

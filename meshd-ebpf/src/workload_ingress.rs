@@ -1,11 +1,7 @@
 //! TC program `workload_ingress`: what a workload sends. Services it asks are translated, and what it answers for a service gets
 //! the address that was asked.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use meshd_abi::{Address, Reason, Scope, V4, V6, event_place};
 use meshd_steps::header::{ETHERNET, ethertype, parse};
 
@@ -14,8 +10,7 @@ use crate::{
     maps::Tables,
     steps::{
         self, Decision,
-        answer::answer,
-        deliver, event, fragment,
+        deliver, dsr, event, fragment, past,
         related::{WORKLOAD_INGRESS, or_related},
         serve::serve,
     },
@@ -29,9 +24,15 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     match ethertype(&frame) {
-        Some(V4::ETHERTYPE) => or_related::<V4>(workload_ingress4(ctx.skb.skb), &ctx, WORKLOAD_INGRESS),
-        Some(V6::ETHERTYPE) => or_related::<V6>(workload_ingress6(ctx.skb.skb), &ctx, WORKLOAD_INGRESS),
-        _ => TC_ACT_UNSPEC,
+        Some(V4::ETHERTYPE) => {
+            let verdict = dsr::told::<V4>(workload_ingress4(ctx.skb.skb), &ctx, event_place::FROM_WORKLOAD);
+            or_related::<V4>(verdict, &ctx, WORKLOAD_INGRESS)
+        }
+        Some(V6::ETHERTYPE) => {
+            let verdict = dsr::told::<V6>(workload_ingress6(ctx.skb.skb), &ctx, event_place::FROM_WORKLOAD);
+            or_related::<V6>(verdict, &ctx, WORKLOAD_INGRESS)
+        }
+        _ => deliver::tc_unread(&ctx),
     }
 }
 
@@ -51,7 +52,7 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     let now = steps::ticks();
     let mut decision = serve(&packet, Scope::Internal, || sender(ctx, frame), || now);
     if matches!(decision, Decision::Pass) {
-        decision = answer(&packet, now);
+        decision = past::from_workload(&packet, now);
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_WORKLOAD);
     let outcome = match decision {
@@ -59,5 +60,5 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
         Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
     };
-    outcome.unwrap_or_else(|reason| deliver::tc_drop(ctx, &packet, reason, event_place::FROM_WORKLOAD))
+    outcome.unwrap_or_else(|reason| deliver::tc_refuse(ctx, &packet, reason, event_place::FROM_WORKLOAD))
 }

@@ -4,7 +4,7 @@
 //! long, neighbors that are not resolved) to `uplink_ingress`, which finds it unchanged.
 
 use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
-use meshd_abi::{Address, ConnectionKey, NeighborKey, Reason, Scope, Settings, V4, V6, event_place};
+use meshd_abi::{Address, ConnectionKey, Link, NeighborKey, Reason, Scope, Settings, V4, V6, event_place};
 use meshd_steps::{
     Frame, Packet,
     header::{ETHERNET, ethertype, parse, protocol},
@@ -13,7 +13,7 @@ use meshd_steps::{
 use crate::{
     context::Context,
     maps::{self, Tables},
-    steps::{self, Decision, answer::sure_answer, deliver, dsr, event, serve::serve},
+    steps::{self, Decision, answer::answer, deliver, dsr, event, serve::serve},
 };
 
 /// Decides about one frame.
@@ -32,9 +32,12 @@ families!(xdp_uplink4, xdp_uplink6, uplink, xdp_md, XdpContext, u32);
 #[inline(always)]
 fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
     let frame = &ctx.frame();
+    let length = ctx.length();
+    let Some(link) = maps::link(ctx.link()).filter(|link| is_to(frame, link)) else {
+        return deliver::xdp_pass(Reason::Passed, length);
+    };
     let Ok(packet) = parse::<A, false>(frame, ETHERNET) else { return dsr::XDP_UNUSUAL };
     let Some(settings) = maps::settings() else { return dsr::XDP_UNUSUAL };
-    let length = ctx.length();
     let decision = decide(ctx, frame, &packet, settings);
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
@@ -46,7 +49,7 @@ fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
         {
             Ok(dsr::XDP_DIRECT)
         }
-        Decision::Send(send) => deliver::xdp(ctx, frame, &packet, &send),
+        Decision::Send(send) => deliver::xdp(ctx, frame, &packet, &send, link),
     };
     outcome.unwrap_or_else(|reason| deliver::xdp_drop(ctx, &packet, reason))
 }
@@ -54,7 +57,7 @@ fn uplink<A: Tables>(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn decide<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, settings: &Settings) -> Decision<A> {
     match addressee(&packet.key, settings) {
-        Addressee::Port => sure_answer(packet, steps::ticks()),
+        Addressee::Port => answer(packet, steps::ticks()),
         // Rare enough to be left to the TC program.
         Addressee::Node => Decision::Pass,
         Addressee::Other => serve(packet, Scope::External, || sender(ctx, frame), steps::ticks),
@@ -82,6 +85,15 @@ pub fn addressee<A: Tables>(key: &ConnectionKey<A>, settings: &Settings) -> Addr
         return Addressee::Other;
     }
     if is_sctp { Addressee::Node } else { Addressee::Port }
+}
+
+/// True for a frame to the link itself. One that listens to everything (a port of a bridge, a link that is watched) brings what is
+/// for other hosts as well, and there may be one among them that has the same services.
+#[inline(always)]
+fn is_to(frame: &Frame, link: &Link) -> bool {
+    let Some([a, b, c]) = frame.read::<[u16; 3]>(0) else { return false };
+    let word = |at: usize| u16::from_ne_bytes([link.address[at], link.address[at + 1]]);
+    (a ^ word(0)) | (b ^ word(2)) | (c ^ word(4)) == 0
 }
 
 /// The next hop that sent this frame: answers go back the way the question came.

@@ -13,6 +13,7 @@ mod netns {
     mod masquerade;
     mod mesh;
     mod meshes;
+    mod netfilter;
     mod netlink;
     mod observing;
     mod refusals;

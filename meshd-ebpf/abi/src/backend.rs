@@ -52,8 +52,14 @@ pub struct NextHop {
     pub destination: [u8; 6],
     /// The link's own.
     pub source: [u8; 6],
-    /// Not used.
-    pub reserved: u16,
+    /// Bits of [`hop_flags`].
+    pub flags: u16,
+}
+
+/// Bits of [`NextHop::flags`].
+pub mod hop_flags {
+    /// The link has another end that packets can be handed to at once (veth, netkit).
+    pub const PEER: u16 = 1 << 0;
 }
 
 const _: () = assert!(size_of::<NextHop>() == 20 && align_of::<NextHop>() == 4);

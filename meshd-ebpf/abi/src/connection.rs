@@ -42,6 +42,9 @@ pub mod connection_flags {
     pub const ANSWERED: u8 = 1 << 5;
     /// The destination is a workload of this node.
     pub const LOCAL: u8 = 1 << 6;
+    /// Both directions go through the stack, because one of them has no next hop to go past it: netfilter sees all of a connection or
+    /// nothing. Its answers are translated where they leave the stack.
+    pub const STACK: u8 = 1 << 7;
 }
 
 /// The tuple of a packet as it leaves.

@@ -20,6 +20,7 @@
 //! | `0x0010` | [`mark::DECAPSULATED`] | arrived in a tunnel of ours and passed the check of the outer address |
 //! | `0x0020` | [`mark::KEEP_SOURCE`] | stays inside the mesh: masquerade leaves the source address alone |
 //! | `0x0040` | [`mark::TRANSLATED`] | a service program already chose the backend |
+//! | `0x0060` | [`mark::PAST`] | a program sends it past the stack: nothing is left to be done on its way out |
 //! | `0x0080` | reserved | always written as zero |
 //!
 //! The neighbours' bits are elsewhere: kube-proxy uses `0x4000` and `0x8000`, Cilium `0x0f00` and the upper half, Calico
@@ -36,12 +37,13 @@ mod event;
 mod family;
 mod fragment;
 mod identity;
+mod link;
 mod range;
 mod service;
 mod settings;
 mod socket;
 
-pub use backend::{Backend, BackendState, NeighborKey, NextHop};
+pub use backend::{Backend, BackendState, NeighborKey, NextHop, hop_flags};
 pub use connection::{Connection, ConnectionKey, Tuple, connection_flags};
 pub use counter::{Counter, Reason};
 pub use direct::{Direct, ReceiverKey};
@@ -49,6 +51,7 @@ pub use event::{FlowEvent, event_kind, event_place};
 pub use family::{Address, V4, V6};
 pub use fragment::{Fragment, FragmentKey};
 pub use identity::{CidrKey, Identity, identity_flags, mesh_flags};
+pub use link::{LINKS, Link, link_flags};
 pub use range::RangeKey;
 pub use service::{
     AffinityKey, AffinityValue, MAGLEV_CHUNK, MAGLEV_CHUNK_BITS, NO_TABLE, Scope, Service, ServiceKey, service_flags,
@@ -72,6 +75,9 @@ pub mod mark {
     pub const KEEP_SOURCE: u32 = 0x0020;
     /// Went through service translation.
     pub const TRANSLATED: u32 = 0x0040;
+
+    /// Both: nothing is left to be done.
+    pub const PAST: u32 = KEEP_SOURCE | TRANSLATED;
 
     const _: () = assert!((DECAPSULATED | KEEP_SOURCE | TRANSLATED) & !MASK == 0);
     const _: () = assert!(DECAPSULATED & KEEP_SOURCE == 0);

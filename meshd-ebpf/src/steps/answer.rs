@@ -6,30 +6,23 @@ use meshd_steps::Packet;
 use super::{Decision, Send, connect, serve::is_common};
 use crate::maps::{Tables, recent};
 
-/// Decides about a packet that may be an answer.
+/// Decides about a packet that can only be an answer, or is for nobody.
 #[inline(always)]
 pub fn answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
-    match A::connection(&packet.key) {
-        Some(connection) => back(connection, packet, now),
-        None => Decision::Pass,
-    }
-}
-
-/// The same of a packet that is surely one, or for nobody.
-#[inline(always)]
-pub fn sure_answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
-    if A::mask() == 0 || !is_common(packet) {
-        return answer(packet, now);
-    }
-    if let Some(connection) = recent::recall(&packet.key, now) {
-        return back(connection, packet, now);
+    let is_common = is_common(packet);
+    if is_common {
+        if let Some(connection) = recent::recall(&packet.key, now) {
+            return back(connection, packet, now);
+        }
     }
     let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
-    recent::remember(&packet.key, connection, now);
+    if is_common {
+        recent::remember(&packet.key, connection, now);
+    }
     back(connection, packet, now)
 }
 
-/// The same with the packet's connection, which need not be one of answers.
+/// Decides about a packet of a known connection, which need not be one of answers.
 #[inline(always)]
 pub fn back<A: Tables>(connection: &'static mut Connection<A>, packet: &Packet<A>, now: u32) -> Decision<A> {
     if connection.flags & connection_flags::REPLY == 0 {

@@ -4,14 +4,17 @@
 //! asked, which costs as much as all the rest.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::{TcContext, XdpContext},
 };
-use meshd_abi::{NextHop, Reason, event_kind, event_place};
-use meshd_steps::{Frame, Packet, Skip, header::ETHERNET};
+use meshd_abi::{Link, NextHop, Reason, event_kind, event_place, hop_flags, link_flags, mark};
+use meshd_steps::{
+    Frame, Packet, Skip,
+    header::{ETHERNET, protocol},
+};
 
-use super::{Send, event, related::IS_ICMP_ERROR};
+use super::{Send, dsr, event, related::IS_ICMP_ERROR};
 use crate::{
     context::Context,
     maps::{self, Route, Tables},
@@ -21,15 +24,27 @@ use crate::{
 const FOUND: i64 = 0;
 /// `BPF_FIB_LKUP_RET_NO_NEIGH`: there is a route, and the neighbor is not resolved.
 const NO_NEIGHBOR: i64 = 7;
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: there is a route, and the packet is too long for it.
+const TOO_LONG: i64 = 8;
 
-/// Sends from XDP.
+/// Sends from XDP what arrived at a link.
 ///
 /// # Errors
 /// The reason to drop the packet for.
 #[inline(always)]
-pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send: &Send<A>) -> Result<u32, Reason> {
+pub fn xdp<A: Tables>(
+    ctx: &XdpContext,
+    frame: &Frame,
+    packet: &Packet<A>,
+    send: &Send<A>,
+    at: &Link,
+) -> Result<u32, Reason> {
     let length = ctx.length();
     let mut link = 0;
+    if send.local && send.next_hop != 0 && !matches!(send.reason, Reason::MasqueradeReply) {
+        // Answers go past the stack, and so must this, which only TC can do: it finds the connection known.
+        return Ok(xdp_pass(Reason::Passed, length));
+    }
     if !send.local {
         if packet.ttl <= 1 {
             return Err(Reason::TtlExpired);
@@ -57,6 +72,9 @@ pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send:
                 packed(&route.destination_mac, &route.source_mac)
             }
         };
+        if !may_send(at, link) {
+            return Ok(xdp_pass(Reason::Passed, length));
+        }
         if !frame.write(0, addresses) {
             return Err(Reason::RewriteFailed);
         }
@@ -74,6 +92,25 @@ pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send:
     }
     // SAFETY: the helper takes numbers.
     Ok(unsafe { bpf_redirect(link, 0) as u32 })
+}
+
+/// True when what XDP sends from a link by another one, or back, arrives. Otherwise the TC program does it.
+#[inline(always)]
+pub fn may_send(at: &Link, link: u32) -> bool {
+    xdp_may_send(at.index, at.flags.into(), link) != 0
+}
+
+/// The same as a function of its own, so that the verifier need not follow each of its answers to the end of the packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xdp_may_send(at: u32, flags: u32, link: u32) -> u32 {
+    if flags & u32::from(link_flags::GENERIC) != 0 {
+        return 1;
+    }
+    if link == at {
+        return flags & u32::from(link_flags::RETURNS);
+    }
+    maps::link(link).map_or(0, |link| u32::from(link.flags & link_flags::TRANSMITS))
 }
 
 /// Counts and passes.
@@ -134,7 +171,9 @@ pub fn tc_by<A: Tables, W: Write>(
     way: &W,
 ) -> Result<i32, Reason> {
     let length = ctx.length();
-    if let Some(hop) = maps::next_hop(send.next_hop).filter(|hop| fits(ctx, hop)) {
+    let hop = maps::next_hop(send.next_hop);
+    let single = if hop.is_some() || !may_use_stack(packet, send) { longest(ctx, packet) } else { 0 };
+    if let Some(hop) = hop.filter(|hop| single <= u32::from(hop.mtu)) {
         if packet.ttl <= 1 {
             return Err(Reason::TtlExpired);
         }
@@ -143,12 +182,16 @@ pub fn tc_by<A: Tables, W: Write>(
             return Err(Reason::RewriteFailed);
         }
         maps::count(send.reason, length);
+        if !send.local {
+            // SAFETY: the context is valid while the program runs.
+            let skb = unsafe { &mut *ctx.skb.skb };
+            skb.mark = skb.mark & !mark::MASK | mark::PAST;
+        }
+        let has_peer = send.local && hop.flags & hop_flags::PEER != 0;
         // SAFETY: the helpers take numbers.
-        return Ok(
-            unsafe { if send.local { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32
-        );
+        return Ok(unsafe { if has_peer { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32);
     }
-    if send.local || send.tuple.source == packet.key.source {
+    if may_use_stack(packet, send) {
         return match way.write(false) {
             Some(()) => Ok(tc_pass(send.reason, length)),
             None => Err(Reason::RewriteFailed),
@@ -158,9 +201,12 @@ pub fn tc_by<A: Tables, W: Write>(
     if packet.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let Some(route) = route(packet, send, ctx.link(), 0) else { return Err(Reason::NoRoute) };
+    let Some(route) = route(packet, send, ctx.link(), single as u16) else { return Err(Reason::NoRoute) };
     // SAFETY: the context is valid and the structure is as long as the kernel is told.
     let found = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) };
+    if found == TOO_LONG && dsr::lay_down_long(packet, send, route.length.into()) {
+        return Err(Reason::TooBig);
+    }
     if found != FOUND && found != NO_NEIGHBOR {
         return Err(Reason::NoRoute);
     }
@@ -172,12 +218,36 @@ pub fn tc_by<A: Tables, W: Write>(
     Ok(unsafe { bpf_redirect_neigh(route.link, core::ptr::null_mut(), 0, 0) as i32 })
 }
 
-/// True when the packet may go to a link past the stack. A segment that the device cuts into packets counts by those.
+/// True when the stack would take the packet: to a workload of this node, or with the source it has. One with a source of our own it
+/// takes for forged.
 #[inline(always)]
-fn fits(ctx: &TcContext, hop: &NextHop) -> bool {
+fn may_use_stack<A: Tables>(packet: &Packet<A>, send: &Send<A>) -> bool {
+    send.local || send.tuple.source == packet.key.source
+}
+
+/// Length of the network packet, of the longest one where it is a segment that the device cuts into packets.
+#[inline(always)]
+fn longest<A: Tables>(ctx: &TcContext, packet: &Packet<A>) -> u32 {
     // SAFETY: the context is valid while the program runs.
     let segment = unsafe { (*ctx.skb.skb).gso_size };
-    segment != 0 || ctx.length() <= u64::from(hop.mtu) + ETHERNET as u64
+    if segment == 0 {
+        return ctx.len() - ETHERNET as u32;
+    }
+    segment + tc_headers(ctx.skb.skb, packet.l4 as u32, packet.key.protocol.into())
+}
+
+/// Octets of the headers behind the link-layer header in a segment: a function of its own, as [`xdp_may_send`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_headers(ctx: *mut __sk_buff, l4: u32, number: u32) -> u32 {
+    let frame = TcContext::new(ctx).frame();
+    let l4 = l4 & 0x1ff;
+    let header = if number == u32::from(protocol::TCP) {
+        frame.read::<[u8; 2]>(l4 as usize + 12).map_or(0, |octets| u32::from(octets[0] >> 4) * 4)
+    } else {
+        8
+    };
+    header + l4 - ETHERNET as u32
 }
 
 /// Counts and goes on.
@@ -185,6 +255,13 @@ fn fits(ctx: &TcContext, hop: &NextHop) -> bool {
 pub fn tc_pass(reason: Reason, length: u64) -> i32 {
     maps::count(reason, length);
     TC_ACT_OK as i32
+}
+
+/// Counts what no program looks into (ARP, frames of a VLAN or for another host) as XDP does, and leaves it to whoever is next.
+#[inline(always)]
+pub fn tc_unread(ctx: &TcContext) -> i32 {
+    maps::count(Reason::Passed, ctx.length());
+    TC_ACT_UNSPEC
 }
 
 /// Counts what is none of ours and goes on. ICMP errors are left to [`super::related`], which counts them.
@@ -204,6 +281,12 @@ pub fn tc_drop<A: Tables>(ctx: &TcContext, packet: &Packet<A>, reason: Reason, p
     maps::count(reason, length);
     event::tell(ctx, packet, event_kind::DROP, reason, place);
     TC_ACT_SHOT as i32
+}
+
+/// The same for a program that goes on to [`dsr::told`]: who sent what is too long is told.
+#[inline(always)]
+pub fn tc_refuse<A: Tables>(ctx: &TcContext, packet: &Packet<A>, reason: Reason, place: u8) -> i32 {
+    if reason == Reason::TooBig { dsr::TC_TOO_LONG } else { tc_drop(ctx, packet, reason, place) }
 }
 
 /// Counts and drops what was sent, or is to be sent, inside of another packet. Nobody is told of it one by one.

@@ -10,6 +10,7 @@ pub mod dsr;
 pub mod event;
 pub mod fragment;
 pub mod masquerade;
+pub mod past;
 pub mod related;
 pub mod serve;
 pub mod socket;

@@ -16,7 +16,7 @@ use meshd_steps::{
     icmp::{self, IcmpError},
 };
 
-use super::{Send, deliver};
+use super::{Send, deliver, past};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
@@ -184,7 +184,7 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     let next_hop = if connection.flags & connection_flags::REPLY != 0 {
         connection.to
     } else {
-        A::backend(connection.to).map_or(0, |backend| backend.next_hop)
+        A::backend(connection.to).map_or(0, |backend| past::next_hop(connection, backend.next_hop))
     };
     let local = connection.flags & connection_flags::LOCAL != 0;
     let work: &'static Relating<A> = work;
@@ -209,10 +209,11 @@ fn may_tell<A: Tables>(connection: &Connection<A>, key: &ConnectionKey<A>, place
             Some(Addressee::Port) => is_reply,
             Some(Addressee::Node) => is_reply || !is_masquerade,
             // What is translated back at the workload's link only is left to it: netfilter has to see it as it is.
-            Some(Addressee::Other) | None => !is_reply && !is_masquerade,
+            Some(Addressee::Other) | None => !is_masquerade && (!is_reply || past::is_past(connection.flags)),
         },
         UPLINK_EGRESS => is_reply || is_masquerade,
-        WORKLOAD_INGRESS => is_reply || !is_masquerade,
+        WORKLOAD_INGRESS if is_reply => connection.flags & connection_flags::STACK == 0,
+        WORKLOAD_INGRESS => !is_masquerade,
         _ => is_reply,
     }
 }

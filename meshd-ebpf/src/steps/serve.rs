@@ -13,6 +13,7 @@ use meshd_steps::{
 use super::{
     Decision, Send,
     connect::{self, Beginning},
+    past,
 };
 use crate::maps::{self, Tables, recent};
 
@@ -38,7 +39,7 @@ pub fn serve<A: Tables>(
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {
                 let event = connect::touch(connection, packet, now);
-                if is_common(packet) && A::mask() != 0 {
+                if is_common(packet) {
                     recent::remember(&packet.key, connection, now);
                 }
                 return Decision::Send(to_backend(connection, backend, event));
@@ -92,7 +93,7 @@ pub fn is_common<A: Tables>(packet: &Packet<A>) -> bool {
 fn to_backend<A: Tables>(connection: &'static Connection<A>, backend: &Backend<A>, event: u8) -> Send<A> {
     Send {
         tuple: &connection.tuple,
-        next_hop: backend.next_hop,
+        next_hop: past::next_hop(connection, backend.next_hop),
         local: connection.flags & connection_flags::LOCAL != 0,
         direct: direct(connection),
         reason: Reason::ToBackend,
@@ -174,6 +175,15 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
         reply_flags |= connection_flags::SNAT;
     }
     beginning.next_hop = backend.next_hop;
+    // What gets a source of ours finds its way back to these programs only.
+    if flags & (connection_flags::SNAT | connection_flags::DSR) == 0 {
+        let way = past::flag(backend.next_hop, beginning.reply_hop);
+        flags |= way;
+        reply_flags |= way;
+        if way != 0 {
+            beginning.next_hop = 0;
+        }
+    }
     beginning.plan(&tuple, index, beginning.service.id, flags, reply_flags);
     beginning.connect(settings)
 }

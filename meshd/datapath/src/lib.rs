@@ -12,6 +12,7 @@
 //! holds (`takeover.rs`), and the attachments with it. And the name of an attachment's pin
 //! holds the index of the link, not its name: bpffs refuses dots, and names of VLAN links have them.
 
+mod driver;
 mod error;
 mod events;
 mod features;

@@ -19,8 +19,8 @@ use aya::{
 };
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings, SocketClient,
-    SocketKey, SocketValue, V4, V6,
+    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings,
+    SocketClient, SocketKey, SocketValue, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
@@ -90,6 +90,8 @@ pub enum Attached {
     Classifier,
     /// On a control group.
     Group,
+    /// Not at all, because the driver has no XDP: TC programs do all of it.
+    Left,
     /// The attachment of an earlier process was kept and runs this program now, in the mode it had.
     Adopted,
 }
@@ -104,6 +106,7 @@ impl Attached {
             Self::Tcx => "tcx",
             Self::Classifier => "clsact",
             Self::Group => "cgroup",
+            Self::Left => "left to tc",
             Self::Adopted => "adopted",
         }
     }
@@ -147,6 +150,8 @@ pub struct Maps {
     pub next_hops: Table<u32, NextHop>,
     /// Indexes of neighbors by their link-layer address.
     pub neighbors: Table<NeighborKey, u32>,
+    /// Links that XDP runs on, by their index modulo the room.
+    pub links: Table<u32, Link>,
     /// Indexes of backends, a range of them for each service.
     pub members: Table<u32, u32>,
     /// Backends that the sockets of a network namespace had last.
@@ -207,6 +212,7 @@ impl Maps {
             counters: CpuArray::new("COUNTERS", open(&folder.join("COUNTERS"), "COUNTERS")?, cpus),
             next_hops: table(&folder.join("NEXT_HOPS"), "NEXT_HOPS")?,
             neighbors: table(&folder.join("NEIGHBORS"), "NEIGHBORS")?,
+            links: table(&folder.join("LINKS"), "LINKS")?,
             members: table(&folder.join("MEMBERS"), "MEMBERS")?,
             socket_affinity: table(&folder.join("SOCKET_AFFINITY"), "SOCKET_AFFINITY")?,
             epoch: table(&folder.join("EPOCH"), "EPOCH")?,
@@ -403,6 +409,34 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
+        self.put(program, link, true)
+    }
+
+    /// The same, but XDP only where the driver has it: in the stack it saves TC nothing, and meets frames whose sums a device has yet to
+    /// compute.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_where_it_pays(&mut self, program: Program, link: IfIndex) -> Result<Attached, DatapathError> {
+        let attached = self.put(program, link, false)?;
+        if attached == Attached::Adopted && self.mode(program, link)? == Attached::Generic {
+            self.detach(program, link)?;
+            return Ok(Attached::Left);
+        }
+        Ok(attached)
+    }
+
+    /// True when the link's driver sends what XDP gives it. Kernels before 6.3 do not tell, which counts as no.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn transmits(&self, link: IfIndex) -> Result<bool, DatapathError> {
+        let error =
+            |source| DatapathError::Filter { operation: "look at", program: Program::XdpUplink.name(), link, source };
+        crate::driver::transmits(link).map_err(error)
+    }
+
+    fn put(&mut self, program: Program, link: IfIndex, in_stack: bool) -> Result<Attached, DatapathError> {
         if !std::mem::replace(&mut self.caught_up, true)
             && let Some(last) = self.older.last()
         {
@@ -421,7 +455,10 @@ impl Programs {
             pins::remove(&pin)?;
         }
         let (attachment, attached) = match program.direction() {
-            None => attach_xdp(&mut self.ebpf, program, link)?,
+            None => match attach_xdp(&mut self.ebpf, program, link, in_stack)? {
+                Some(attachment) => attachment,
+                None => return Ok(Attached::Left),
+            },
             Some(direction) => attach_classifier(&mut self.ebpf, program, direction, link)?,
         };
         attachment.pin(&pin).map_err(|source| DatapathError::Pin { path: pin, source })?;
@@ -601,12 +638,21 @@ fn detach_filter(
 /// not with the link's MTU, queues or offloads (`EINVAL`, `ERANGE`). If it is refused for another reason, so is the second try.
 const NO_DRIVER: [i32; 4] = [libc::EOPNOTSUPP, sys::ENOTSUPP, libc::EINVAL, libc::ERANGE];
 
-fn attach_xdp(ebpf: &mut Ebpf, program: Program, link: IfIndex) -> Result<(FdLink, Attached), DatapathError> {
+/// Puts an XDP program into the link's driver, or with `in_stack` into the stack where the driver has none; `None`: nowhere.
+fn attach_xdp(
+    ebpf: &mut Ebpf,
+    program: Program,
+    link: IfIndex,
+    in_stack: bool,
+) -> Result<Option<(FdLink, Attached)>, DatapathError> {
     let error = |source| attach_error("attach", program, link, source);
     let xdp = xdp(ebpf, program)?;
     let (id, attached) = match xdp.attach_to_if_index(link.0, XdpMode::Driver) {
         Ok(id) => (id, Attached::Native),
         Err(refusal) if errno(&refusal).is_some_and(|errno| NO_DRIVER.contains(&errno)) => {
+            if !in_stack {
+                return Ok(None);
+            }
             (xdp.attach_to_if_index(link.0, XdpMode::Skb).map_err(error)?, Attached::Generic)
         }
         Err(source) => return Err(error(source)),
@@ -614,7 +660,7 @@ fn attach_xdp(ebpf: &mut Ebpf, program: Program, link: IfIndex) -> Result<(FdLin
     let attachment = xdp.take_link(id).map_err(error)?;
     let attachment = FdLink::try_from(attachment)
         .map_err(|source| DatapathError::Attachment { path: program.name().into(), source })?;
-    Ok((attachment, attached))
+    Ok(Some((attachment, attached)))
 }
 
 fn attach_classifier(

@@ -5,8 +5,8 @@ use std::fmt;
 use aya::maps::MapType;
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings, SocketClient,
-    SocketKey, SocketValue, V4, V6,
+    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings,
+    SocketClient, SocketKey, SocketValue, V4, V6,
 };
 
 /// Kind and sizes of a map.
@@ -139,6 +139,7 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<u32, u32>("MEMBERS", Array, sizes.members),
         spec::<u32, u32>("MAGLEV", ArrayOfMaps, sizes.maglev),
         spec::<u32, NextHop>("NEXT_HOPS", Array, sizes.next_hops),
+        spec::<u32, Link>("LINKS", Array, LINKS),
         spec::<(), ()>("EVENTS", RingBuf, sizes.events),
         spec::<ServiceKey<V4>, Service>("SERVICES4", Hash, sizes.services),
         spec::<ServiceKey<V6>, Service>("SERVICES6", Hash, sizes.services),

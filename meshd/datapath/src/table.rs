@@ -290,4 +290,40 @@ impl<V: Copy + Default> CpuArray<V> {
             .map(|copy| unsafe { copy.as_ptr().cast::<V>().read_unaligned() })
             .collect())
     }
+
+    /// The copies of the first `count` elements, added up by `plus`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sums(&self, count: u32, plus: impl Fn(V, V) -> V) -> Result<Vec<V>, DatapathError> {
+        let stride = size_of::<V>().next_multiple_of(8);
+        let mut keys = vec![0u32; count as usize];
+        let mut room = vec![0u8; stride * self.cpus * count as usize];
+        let mut next: Cursor = [0; 64];
+        // SAFETY: there is room for that many keys, and for the copies of all possible CPUs of as many elements.
+        let (_, answer) = unsafe {
+            sys::batch(
+                Batch::Lookup,
+                self.table.map.as_fd(),
+                keys.as_mut_ptr().cast(),
+                room.as_mut_ptr(),
+                count,
+                (None, Some(&mut next)),
+            )
+        };
+        match answer {
+            Ok(()) => {}
+            // The array ends here.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(self.table.error("read", error)),
+        }
+        let sum = |copies: &[u8]| {
+            copies
+                .chunks_exact(stride)
+                // SAFETY: the kernel has written a value to the beginning of each chunk.
+                .map(|copy| unsafe { copy.as_ptr().cast::<V>().read_unaligned() })
+                .fold(V::default(), &plus)
+        };
+        Ok(room.chunks_exact(stride * self.cpus).map(sum).collect())
+    }
 }

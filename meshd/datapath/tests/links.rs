@@ -213,6 +213,30 @@ fn packets_are_counted_across_a_restart_until_the_program_is_detached() {
     });
 }
 
+#[test]
+fn xdp_is_left_to_tc_where_the_driver_has_none() {
+    in_namespaces(|pair| {
+        let mut programs = pair.load();
+        pair.own("ip link add name plain index 99 type bridge && ip link set plain up");
+        let plain = IfIndex(99);
+        assert_eq!(programs.attach_where_it_pays(Program::XdpUplink, plain).expect("left"), Attached::Left);
+        assert!(programs.attached().expect("list").is_empty());
+        // Who wants it there gets it, until nobody wants it any more.
+        assert_eq!(programs.attach(Program::XdpUplink, plain).expect("attach"), Attached::Generic);
+        assert_eq!(programs.attach_where_it_pays(Program::XdpUplink, plain).expect("left"), Attached::Left);
+        assert!(!pair.own("ip -d link show plain").contains("xdp"));
+        // What a driver does with frames of XDP is the kernel's answer: a veth sends them when its other end waits for them.
+        pair.own("ip link add name near index 91 type veth peer name far index 92 && ip link set near up && ip link set far up");
+        let (near, far) = (IfIndex(91), IfIndex(92));
+        assert!(!programs.transmits(far).expect("an answer") && !programs.transmits(plain).expect("an answer"));
+        assert_eq!(programs.attach_where_it_pays(Program::XdpUplink, near).expect("attach"), Attached::Native);
+        // The kernels that tell are older than TCX by three releases.
+        assert_eq!(programs.transmits(far).expect("an answer"), Features::probe().expect("probe").tcx);
+        assert!(!programs.transmits(IfIndex(93)).expect("an answer"), "there is no such link");
+        programs.remove().expect("remove");
+    });
+}
+
 /// The four programs of TC.
 const TC: [Program; 4] =
     [Program::UplinkIngress, Program::UplinkEgress, Program::WorkloadIngress, Program::WorkloadEgress];
@@ -442,7 +466,7 @@ const FRONTEND: ServiceKey<V4> =
     ServiceKey { address: V4::from_octets([10, 96, 0, 10]), port: 80u16.to_be(), protocol: 6, scope: 1 };
 const SERVICE: Service = Service { id: 7, table: 3, slots: 16_381, members: 40, affinity: 9, count: 2, flags: 0 };
 const IDENTITY: Identity = Identity { identity: 300, way: 0, flags: 1, cluster: 2 };
-const NEXT_HOP: NextHop = NextHop { link: 77, mtu: 1_500, destination: [2; 6], source: [4; 6], reserved: 0 };
+const NEXT_HOP: NextHop = NextHop { link: 77, mtu: 1_500, destination: [2; 6], source: [4; 6], flags: 0 };
 const BACKEND: Backend<V4> = Backend {
     address: V4::from_octets([10, 1, 0, 9]),
     next_hop: 2,

@@ -29,6 +29,8 @@ mod icmp;
 mod loading;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
+#[path = "packets/random.rs"]
+mod random;
 #[path = "packets/ranges.rs"]
 mod ranges;
 #[path = "packets/scene.rs"]

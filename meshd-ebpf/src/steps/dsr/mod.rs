@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use meshd_abi::{
-    ConnectionKey, Direct, Reason, ReceiverKey, Settings, Tuple, V4, V6, connection_flags, settings_flags,
+    ConnectionKey, Direct, Reason, ReceiverKey, Settings, Tuple, V4, V6, connection_flags, event_place, settings_flags,
 };
 use meshd_steps::{
     Frame, Packet,
@@ -42,6 +42,8 @@ pub const XDP_UNUSUAL: u32 = u32::MAX - 2;
 pub const TC_DIRECT: i32 = i32::MIN + 1;
 /// The same for [`receive`].
 pub const TC_WRAPPED: i32 = i32::MIN + 2;
+/// The same for what is longer than its way takes.
+pub const TC_TOO_LONG: i32 = i32::MIN + 3;
 
 /// Octets of a packet that may hold headers: those of Geneve around those of IPv6 with extensions and TCP.
 const HEADERS: u32 = 256;
@@ -147,6 +149,16 @@ pub fn lay_down<A: Tables>(packet: &Packet<A>, way: &Send<A>) -> bool {
     true
 }
 
+/// Lays down a packet that is longer than its way takes.
+#[inline(always)]
+pub fn lay_down_long<A: Tables>(packet: &Packet<A>, way: &Send<A>, mtu: u32) -> bool {
+    let Some(work) = A::directing() else { return false };
+    work.packet = *packet;
+    work.to = way.direct;
+    work.next_hop = mtu;
+    true
+}
+
 /// True for a packet that may have a note in an option.
 #[inline(always)]
 pub fn may_have_option<A: Tables>(frame: &Frame, packet: &Packet<A>, settings: &Settings) -> bool {
@@ -212,13 +224,21 @@ pub fn xdp<A: Tables>(verdict: u32, ctx: &XdpContext) -> u32 {
 /// The same for a TC program.
 #[inline(always)]
 pub fn tc<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
-    match (verdict, A::IS_V4) {
-        (TC_DIRECT, true) => send::or_too_long::<A>(send::tc_send4(ctx.skb.skb), ctx),
-        (TC_DIRECT, false) => send::or_too_long::<A>(send::tc_send6(ctx.skb.skb), ctx),
+    let verdict = match (verdict, A::IS_V4) {
+        (TC_DIRECT, true) => send::tc_send4(ctx.skb.skb),
+        (TC_DIRECT, false) => send::tc_send6(ctx.skb.skb),
         (TC_WRAPPED, true) => receive::tc_receive4(ctx.skb.skb),
         (TC_WRAPPED, false) => receive::tc_receive6(ctx.skb.skb),
         (verdict, _) => verdict,
-    }
+    };
+    told::<A>(verdict, ctx, event_place::FROM_NETWORK)
+}
+
+/// The verdict about a packet, or about one that is longer than its way takes: who sent it is told when it must not be fragmented, and
+/// it ends here.
+#[inline(always)]
+pub fn told<A: Tables>(verdict: i32, ctx: &TcContext, place: u8) -> i32 {
+    if verdict == TC_TOO_LONG { send::too_long::<A>(ctx, place) } else { verdict }
 }
 
 /// Gives a frame other room at its beginning: `octets` more, or less. Its bounds must be read again after it, and what was at its

@@ -17,7 +17,7 @@ use meshd_steps::{
     header::ETHERNET,
 };
 
-use super::{Directing, HEADERS, form, make_room, shift};
+use super::{Directing, HEADERS, TC_TOO_LONG, form, make_room, shift};
 use crate::{
     context::{Context, linear},
     maps::{self, Route, Tables},
@@ -61,6 +61,9 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
         return deliver::xdp_pass(Reason::Passed, length);
     };
     if total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
+        return deliver::xdp_pass(Reason::Passed, length);
+    }
+    if !maps::link(ctx.link()).is_some_and(|at| deliver::may_send(at, hop.link)) {
         return deliver::xdp_pass(Reason::Passed, length);
     }
     if work.packet.ttl <= 1 {
@@ -133,7 +136,7 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
     }
     if mtu != 0 {
         work.next_hop = mtu.saturating_sub(overhead);
-        return IS_TOO_LONG;
+        return TC_TOO_LONG;
     }
     if work.packet.ttl <= 1 {
         return drop_tc(ctx, &work.packet, Reason::TtlExpired);
@@ -229,19 +232,12 @@ fn ask<A: Tables>(route: &mut Route, work: &Directing<A>, form: Form, ends: &End
     route.vlan = 0;
 }
 
-/// What the function answers that leaves a packet to [`or_too_long`]; no verdict of TC.
-const IS_TOO_LONG: i32 = i32::MIN;
-
-/// The verdict about a packet, or about one that is longer than what fits: who sent it is told when it must not be fragmented, and it
-/// ends here.
+/// What is laid down is longer than its way takes: who sent it is told when it must not be fragmented, and it ends here.
 #[inline(always)]
-pub fn or_too_long<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
-    if verdict != IS_TOO_LONG {
-        return verdict;
-    }
+pub fn too_long<A: Tables>(ctx: &TcContext, place: u8) -> i32 {
     let length = ctx.length();
     if let Some(work) = A::directing() {
-        event::tell(ctx, &work.packet, event_kind::DROP, Reason::TooBig, event_place::FROM_NETWORK);
+        event::tell(ctx, &work.packet, event_kind::DROP, Reason::TooBig, place);
     }
     if (if A::IS_V4 { tc_too_long4(ctx.skb.skb) } else { tc_too_long6(ctx.skb.skb) }) == 0 {
         return deliver::tc_shot(Reason::TooBig, length);

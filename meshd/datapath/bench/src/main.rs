@@ -7,8 +7,8 @@
 mod cases;
 mod driver;
 mod fill;
+mod netns;
 #[path = "../../../../tests/src/bin/bench/report.rs"]
-#[expect(dead_code, reason = "the benchmarks share it, and no figure here is a rate")]
 mod report;
 mod world;
 
@@ -81,6 +81,7 @@ fn measure(only: Option<&str>) -> anyhow::Result<Report> {
         report.0.push(fill::service(&programs, &machine)?);
     }
     programs.remove()?;
+    report.0.extend(netns::measure(only, &machine)?);
     nix::mount::umount2(folder.path(), nix::mount::MntFlags::MNT_DETACH)?;
     Ok(report)
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 use meshd_abi::{
-    Address, Backend, BackendState, Connection, ConnectionKey, NeighborKey, NextHop, Service, ServiceKey, Settings,
-    Tuple, V4, V6, connection_flags, settings_flags,
+    Address, Backend, BackendState, Connection, ConnectionKey, LINKS, Link, NeighborKey, NextHop, Service, ServiceKey,
+    Settings, Tuple, V4, V6, connection_flags, link_flags, settings_flags,
 };
 use meshd_core::maglev::{Maglev, Slots};
 use meshd_datapath::{FamilyMaps, Maps};
@@ -165,8 +165,12 @@ pub(crate) fn prepare(maps: &Maps, link: u32, events: u32) -> anyhow::Result<()>
         events_per_tick: events,
     };
     maps.settings.put(&0, &settings)?;
-    let hop = NextHop { link, mtu: 1_500, destination: [2, 0, 0, 0, 0, 5], source: [2, 0, 0, 0, 0, 6], reserved: 0 };
+    let hop = NextHop { link, mtu: 1_500, destination: [2, 0, 0, 0, 0, 5], source: [2, 0, 0, 0, 0, 6], flags: 0 };
     maps.next_hops.put(&1, &hop)?;
+    for index in [ARRIVAL, link] {
+        let link = Link { index, address: [2, 0, 0, 0, 0, 1], flags: link_flags::RETURNS | link_flags::TRANSMITS };
+        maps.links.put(&(index % LINKS), &link)?;
+    }
     maps.neighbors.put(&NeighborKey { link: ARRIVAL, address: SENDER, reserved: 0 }, &1)?;
     let mut maglev = Maglev::new(Slots::Normal, 7_606);
     for member in 0..BACKENDS {
@@ -188,7 +192,8 @@ fn prepare_family<A: Side>(maps: &Maps) -> anyhow::Result<()> {
     for index in 1..=ROUTED {
         let backend = Backend {
             address: A::of(BACKEND + index),
-            next_hop: if index == ROUTED { 0 } else { 1 },
+            // What XDP hands to a workload of this node goes through the stack.
+            next_hop: u32::from(index <= u32::from(BACKENDS)),
             port: BACKEND_PORT.to_be(),
             state: BackendState::Active as u8,
             local: u8::from((101..ROUTED).contains(&index)),

@@ -178,12 +178,9 @@ impl Machine {
         Scene { maps: &self.programs.maps }
     }
 
-    fn counters(&self) -> Vec<meshd_abi::Counter> {
-        let sum = |reason: &Reason| {
-            let copies = self.programs.maps.counters.get(*reason as u32).expect("a counter");
-            copies.into_iter().fold(meshd_abi::Counter::default(), meshd_abi::Counter::plus)
-        };
-        Reason::ALL.iter().map(sum).collect()
+    /// All counters, in the order of their reasons.
+    pub(crate) fn counters(&self) -> Vec<meshd_abi::Counter> {
+        self.programs.maps.counters.sums(Reason::COUNT, meshd_abi::Counter::plus).expect("the counters")
     }
 
     /// Runs a program on bytes.

@@ -25,17 +25,17 @@ const PROGRAMS: [Program; 2] = [XdpUplink, UplinkIngress];
 
 /// How a note travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub(crate) enum Form {
     Option,
     Ipip,
     Geneve,
 }
 use Form::{Geneve, Ipip};
 
-const FORMS: [Form; 3] = [Form::Option, Ipip, Geneve];
+pub(crate) const FORMS: [Form; 3] = [Form::Option, Ipip, Geneve];
 
 impl Form {
-    const fn flag(self) -> u32 {
+    pub(crate) const fn flag(self) -> u32 {
         match self {
             Self::Option => 0,
             Ipip => settings_flags::DSR_IPIP,
@@ -76,7 +76,7 @@ fn with_option(frame: &Frame, frontend: SocketAddr) -> Frame {
 }
 
 /// A frame with an IP header of ours around octets.
-fn outer(from: IpAddr, to: IpAddr, link: (Mac, Mac), protocol: u8, inside: &[u8]) -> Vec<u8> {
+pub(crate) fn outer(from: IpAddr, to: IpAddr, link: (Mac, Mac), protocol: u8, inside: &[u8]) -> Vec<u8> {
     let (mut header, ethertype) = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let length = (20 + inside.len() as u16).to_be_bytes();
@@ -98,7 +98,7 @@ fn outer(from: IpAddr, to: IpAddr, link: (Mac, Mac), protocol: u8, inside: &[u8]
 }
 
 /// The octets of a frame that carries a note; outer headers are from one node to another. `port` is the source port of Geneve.
-fn noted(form: Form, frame: &Frame, frontend: SocketAddr, nodes: (IpAddr, IpAddr), port: u16) -> Vec<u8> {
+pub(crate) fn noted(form: Form, frame: &Frame, frontend: SocketAddr, nodes: (IpAddr, IpAddr), port: u16) -> Vec<u8> {
     let link = (frame.to, frame.from);
     let is_v4 = frontend.is_ipv4();
     match form {

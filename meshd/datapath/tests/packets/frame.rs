@@ -368,7 +368,7 @@ fn verify_packet(packet: &[u8]) -> Result<(), String> {
     if packet.first().ok_or_else(short)? >> 4 == 4 {
         let (header, rest) = Ipv4Header::from_slice(packet).map_err(|error| error.to_string())?;
         equal("IPv4 header", header.header_checksum, header.calc_header_checksum())?;
-        let length = usize::from(header.total_len) - header.header_len();
+        let length = usize::from(header.total_len).checked_sub(header.header_len()).ok_or_else(short)?;
         if header.is_fragmenting_payload() || rest.len() < length {
             return Ok(());
         }

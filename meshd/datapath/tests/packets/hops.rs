@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use meshd_abi::Reason;
+use meshd_abi::{Reason, link_flags};
 use meshd_datapath::Program::{UplinkEgress, UplinkIngress, WorkloadEgress, WorkloadIngress, XdpUplink};
 
 use crate::{
@@ -11,8 +11,9 @@ use crate::{
         Verdict::{Back, Pass, Redirect},
         case, run,
     },
-    frame::{Frame, GATEWAY, Mac, OWN, TCP, UDP, packet, syn, tcp, udp},
-    scene::{BACKEND_PORT, KERNEL, Kind, NETS, OTHER, POD, UPLINK, backend, hop},
+    dsr::outer,
+    frame::{Body, Frame, GATEWAY, Mac, OWN, TCP, UDP, between, packet, syn, tcp, udp},
+    scene::{BACKEND_PORT, KERNEL, Kind, LINK, NETS, OTHER, POD, UPLINK, backend, hop},
 };
 
 #[test]
@@ -75,6 +76,65 @@ pub(crate) fn hop_limits() -> Vec<Case> {
                     .drops(UplinkIngress, &answer, Reason::TtlExpired),
             );
         }
+    }
+    cases
+}
+
+#[test]
+fn xdp_sends_only_where_it_arrives() {
+    run(by_xdp);
+}
+
+/// What XDP may not send is left to TC as it came.
+pub(crate) fn by_xdp() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        for (index, to, may, back) in [
+            (backend::REMOTE, GATEWAY, link_flags::RETURNS, true),
+            (backend::OTHER, OTHER, link_flags::TRANSMITS, false),
+        ] {
+            let asked = syn(net.client(), net.frontend(Kind::NodePort, index));
+            let sent = syn(net.node(), net.backend(index)).sent(to, OWN);
+            let verdict = if back { Back } else { Redirect };
+            let all = link_flags::RETURNS | link_flags::TRANSMITS;
+            let (at, other) = if back { (LINK, UPLINK) } else { (UPLINK, LINK) };
+            let row = |what: &str| case(format!("{} backend {index}, {what}", net.word));
+            cases.push(
+                row("the link does not take it")
+                    .given(move |scene| scene.put_link(at, all & !may))
+                    .passes(XdpUplink, &asked)
+                    .becomes(UplinkIngress, &asked, Redirect, &sent, Reason::ToBackend),
+            );
+            cases.push(
+                row("the link takes it, and what others take does not matter")
+                    .given(move |scene| {
+                        scene.put_link(other, 0);
+                        scene.put_link(at, may);
+                    })
+                    .becomes(XdpUplink, &asked, verdict, &sent, Reason::NewConnection),
+            );
+            cases.push(
+                row("XDP in the stack")
+                    .given(|scene| {
+                        scene.put_link(UPLINK, 0);
+                        scene.put_link(LINK, link_flags::GENERIC);
+                    })
+                    .becomes(XdpUplink, &asked, verdict, &sent, Reason::NewConnection),
+            );
+            cases.push(
+                row("nothing known of the link it arrived at")
+                    .given(|scene| scene.forget_link(LINK))
+                    .passes(XdpUplink, &asked)
+                    .given(|scene| assert_eq!(scene.connections(), 0)),
+            );
+        }
+        // By the kernel's route, too.
+        let asked = syn(net.client(), net.frontend(Kind::LoadBalancer, backend::FAR));
+        cases.push(
+            case(format!("{} by a route to a link that does not take it", net.word))
+                .given(|scene| scene.put_link(UPLINK, link_flags::RETURNS))
+                .passes(XdpUplink, &asked),
+        );
     }
     cases
 }
@@ -215,6 +275,37 @@ pub(crate) fn narrow() -> Vec<Case> {
                 .becomes(XdpUplink, &long(1_400), Redirect, &sent, Reason::NewConnection)
                 .passes(XdpUplink, &long(1_401)),
         );
+        // Who sent what must not be fragmented is told, from the address it was sent to; whatever is not told ends all the same.
+        let whole = long(1_401).whole();
+        let told = too_big(&whole, 1_400);
+        cases.push(row("one octet more by the kernel's route, not to be fragmented").becomes_bytes(
+            UplinkIngress,
+            &whole.bytes(),
+            Redirect,
+            &told,
+            Reason::TooBig,
+        ));
+        if net.is_v4() {
+            cases.push(row("one octet more, may be fragmented").drops(UplinkIngress, &long(1_401), Reason::TooBig));
+        }
     }
     cases
+}
+
+/// The error about a frame that is too long, as it goes back to who sent that.
+fn too_big(about: &Frame, mtu: u16) -> Vec<u8> {
+    let is_v4 = about.source.is_ipv4();
+    let (kind, code) = if is_v4 { (3, 4) } else { (2, 0) };
+    let mut quoted = about.packet();
+    // What errors made here quote.
+    quoted.truncate(64);
+    let body = Body::Error { kind, code, word: mtu.into(), quoted };
+    let mut error = between(about.destination, about.source, body);
+    (error.to, error.from) = (about.from, about.to);
+    let bytes = error.bytes();
+    if is_v4 {
+        // Ours has no identification, and is not to be fragmented.
+        return outer(about.destination, about.source, (about.from, about.to), 1, &bytes[34..]);
+    }
+    bytes
 }

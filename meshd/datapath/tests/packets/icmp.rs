@@ -199,15 +199,13 @@ fn local_backends(
         let told = error(local.ip(), client.ip(), port_unreachable(net), &about, quote).by(POD);
         let out = error(frontend.ip(), client.ip(), port_unreachable(net), &packet(protocol, client, frontend), quote);
         let sent = out.clone().sent(GATEWAY, OWN);
-        cases.push(
-            begun("by the workload").becomes(WorkloadIngress, &told, Redirect, &sent, Reason::IcmpError).becomes(
-                UplinkEgress,
-                &told,
-                Pass,
-                &out.by(POD),
-                Reason::IcmpError,
-            ),
-        );
+        let row = begun("by the workload");
+        let row = if index == backend::LOCAL {
+            row.passes(WorkloadIngress, &told)
+        } else {
+            row.becomes(WorkloadIngress, &told, Redirect, &sent, Reason::IcmpError)
+        };
+        cases.push(row.becomes(UplinkEgress, &told, Pass, &out.by(POD), Reason::IcmpError));
         let told = error(net.node_ip(), client.ip(), too_big(net), &about, quote);
         let out = error(frontend.ip(), client.ip(), too_big(net), &packet(protocol, client, frontend), quote);
         cases.push(begun("by this node").becomes(UplinkEgress, &told, Pass, &out, Reason::IcmpError));

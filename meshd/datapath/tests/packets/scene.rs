@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendState, CidrKey, Connection, ConnectionKey, Direct, Identity,
-    NO_TABLE, NeighborKey, NextHop, ReceiverKey, Scope, Service, ServiceKey, Settings, Tuple, V4, V6, connection_flags,
-    identity_flags, mesh_flags, service_flags, settings_flags,
+    LINKS, Link, NO_TABLE, NeighborKey, NextHop, ReceiverKey, Scope, Service, ServiceKey, Settings, Tuple, V4, V6,
+    connection_flags, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
 };
 use meshd_datapath::{FamilyMaps, Maps};
 
@@ -252,7 +252,7 @@ pub(crate) fn settings() -> Settings {
 }
 
 pub(crate) fn next_hop(link: u32, mtu: u16, destination: Mac) -> NextHop {
-    NextHop { link, mtu, destination, source: OWN, reserved: 0 }
+    NextHop { link, mtu, destination, source: OWN, flags: 0 }
 }
 
 /// Time as the programs count it.
@@ -272,6 +272,9 @@ impl Scene<'_> {
     /// What does not change from case to case unless a case changes it; connections, affinity and fragments are gone after it.
     pub(crate) fn reset(&self) {
         self.maps.settings.put(&0, &settings()).expect("settings");
+        for index in [LINK, UPLINK] {
+            self.put_link(index, link_flags::RETURNS | link_flags::TRANSMITS);
+        }
         for (index, hop) in [
             (hop::GATEWAY, next_hop(LINK, 1_500, GATEWAY)),
             (hop::OTHER, next_hop(UPLINK, 1_500, OTHER)),
@@ -405,6 +408,16 @@ impl Scene<'_> {
     pub(crate) fn put_next_hop_mtu(&self, index: u32, mtu: u16) {
         let old = self.maps.next_hops.get(&index).expect("read").expect("an element");
         self.maps.next_hops.put(&index, &NextHop { mtu, ..old }).expect("a next hop");
+    }
+
+    /// Tells XDP what a link takes, bits of `link_flags`.
+    pub(crate) fn put_link(&self, index: u32, flags: u16) {
+        self.maps.links.put(&(index % LINKS), &Link { index, address: OWN, flags }).expect("a link");
+    }
+
+    /// Tells XDP nothing of a link.
+    pub(crate) fn forget_link(&self, index: u32) {
+        self.maps.links.put(&(index % LINKS), &Link::default()).expect("no link");
     }
 
     pub(crate) fn put_settings(&self, change: impl FnOnce(&mut Settings)) {

@@ -26,7 +26,7 @@ fn port_of(protocol: u8, address: SocketAddr, other: SocketAddr) -> SocketAddr {
 fn way_from_outside(program: Program, frame: Frame, index: u32) -> (Verdict, Frame) {
     match (program, index) {
         // The stack brings it, and counts the hop.
-        (_, backend::LOCAL) | (XdpUplink, backend::POD) => (Pass, frame),
+        (_, backend::LOCAL) => (Pass, frame),
         (_, backend::POD) => (Redirect, frame.sent(POD, OWN)),
         (XdpUplink, backend::REMOTE) => (Back, frame.sent(GATEWAY, OWN)),
         (_, backend::REMOTE) => (Redirect, frame.sent(GATEWAY, OWN)),
@@ -69,21 +69,34 @@ fn outside_row(name: String, net: Net, protocol: u8, kind: Kind, index: u32, pro
     if program == XdpUplink && protocol == SCTP && kind == Kind::NodePort {
         return case(name).passes(program, &opening(protocol, client, frontend));
     }
-    let row = case(name)
-        .becomes(program, &opening(protocol, client, frontend), verdict, &first, Reason::NewConnection)
-        .becomes(program, &packet(protocol, client, frontend), verdict, &second, Reason::ToBackend);
+    let (asks, goes_on) = (opening(protocol, client, frontend), packet(protocol, client, frontend));
+    let row = if program == XdpUplink && index == backend::POD {
+        // Past the stack to a workload is for TC, which finds the connection known.
+        case(name)
+            .passes(XdpUplink, &asks)
+            .becomes(UplinkIngress, &asks, verdict, &first, Reason::ToBackend)
+            .passes(XdpUplink, &goes_on)
+            .becomes(UplinkIngress, &goes_on, verdict, &second, Reason::ToBackend)
+    } else {
+        case(name).becomes(program, &asks, verdict, &first, Reason::NewConnection).becomes(
+            program,
+            &goes_on,
+            verdict,
+            &second,
+            Reason::ToBackend,
+        )
+    };
     let answer = packet(protocol, destination, source);
     let answered = packet(protocol, frontend, client);
     if is_local {
-        // Straight from the workload's link to the neighbor that the question came from, or by the stack.
-        let sent = answered.clone().sent(GATEWAY, OWN);
-        return row.becomes(WorkloadIngress, &answer.clone().by(POD), Redirect, &sent, Reason::Reply).becomes(
-            UplinkEgress,
-            &answer,
-            Pass,
-            &answered,
-            Reason::Reply,
-        );
+        // By the stack as the question came, or straight from the workload's link to the neighbor that the question came from.
+        let (from_workload, sent) = (answer.clone().by(POD), answered.clone().sent(GATEWAY, OWN));
+        let row = if index == backend::LOCAL {
+            row.passes(WorkloadIngress, &from_workload)
+        } else {
+            row.becomes(WorkloadIngress, &from_workload, Redirect, &sent, Reason::Reply)
+        };
+        return row.becomes(UplinkEgress, &answer, Pass, &answered, Reason::Reply);
     }
     if program == XdpUplink && protocol == SCTP {
         let sent = answered.sent(GATEWAY, OWN);
@@ -136,18 +149,22 @@ fn workload_row(name: String, net: Net, protocol: u8, kind: Kind, index: u32) ->
         .becomes(WorkloadIngress, &packet(protocol, workload, frontend).by(POD), verdict, &second, Reason::ToBackend);
     let answer = packet(protocol, destination, workload);
     let answered = packet(protocol, frontend, workload);
-    if matches!(index, backend::LOCAL | backend::POD) {
-        let sent = answered.clone().sent(POD, OWN);
-        return row.becomes(WorkloadIngress, &answer, Redirect, &sent, Reason::Reply);
+    let sent = answered.clone().sent(POD, OWN);
+    match index {
+        backend::POD => row.becomes(WorkloadIngress, &answer, Redirect, &sent, Reason::Reply),
+        backend::REMOTE | backend::OTHER => {
+            row.passes(XdpUplink, &answer).becomes(UplinkIngress, &answer, Redirect, &sent, Reason::Reply)
+        }
+        // The question went through the stack. So does the answer, as what it is, and gets the service's address behind it.
+        _ => {
+            let row = if index == backend::LOCAL {
+                row.passes(WorkloadIngress, &answer)
+            } else {
+                row.passes(XdpUplink, &answer).passes(UplinkIngress, &answer)
+            };
+            row.becomes(WorkloadEgress, &answer, Pass, &answered, Reason::Reply)
+        }
     }
-    // It goes up the stack as what it is, and gets the service's address at the workload's link.
-    row.passes(XdpUplink, &answer).passes(UplinkIngress, &answer).becomes(
-        WorkloadEgress,
-        &answer,
-        Pass,
-        &answered,
-        Reason::Reply,
-    )
 }
 
 #[test]

@@ -237,6 +237,7 @@ impl ConnectionView {
                     (connection_flags::MASQUERADE.into(), "masquerade"),
                     (connection_flags::DSR.into(), "dsr"),
                     (connection_flags::LOCAL.into(), "local"),
+                    (connection_flags::STACK.into(), "stack"),
                     (connection_flags::ANSWERED.into(), "answered"),
                     (connection_flags::CLOSING.into(), "closing"),
                 ],

@@ -68,8 +68,6 @@ pub struct ServiceMaps {
     pub backends: u32,
     /// Connections through services.
     pub connections: u32,
-    /// Source ports in use.
-    pub translations: u32,
     /// Clients that keep their backend.
     pub affinity: u32,
     /// Addresses and the identity behind them.
@@ -84,7 +82,6 @@ impl Default for ServiceMaps {
             services: 65_536,
             backends: 65_536,
             connections: 524_288,
-            translations: 524_288,
             affinity: 65_536,
             identities: 524_288,
             sockets: 65_536,

@@ -96,7 +96,9 @@ choice! {
     XdpUse {
         /// In the driver where the uplink is a device of its own and its driver can, otherwise in the stack.
         Auto = "auto",
-        /// Before the stack on every uplink, in the driver where it can.
+        /// Before the stack on every uplink, in the driver where it can. Frames of other programs on the same machine (veth, tap) may
+        /// carry checksums that nobody has computed yet, which cannot be seen there: who sends them has to compute them
+        /// (`ethtool -K LINK tx off`).
         On = "on",
         /// In the stack.
         Off = "off",
@@ -274,8 +276,6 @@ section! {
         /// Connections through services. Half as many that were active within the last second, 1048576 at most, are also kept where a packet finds them
         /// faster.
         connections: Option<u32> = "524288",
-        /// Source ports in use by `snat`.
-        translations: Option<u32> = "524288",
         /// Clients that keep their backend.
         affinity: Option<u32> = "65536",
         /// Addresses and the identity behind them.

@@ -5,12 +5,13 @@ use std::{
     sync::Arc,
 };
 
+use meshd_abi::{LINKS, Link, link_flags};
 use meshd_core::{
     derive::LocalNode,
     id::IfIndex,
     observed::{LinkRow, RouteKind},
 };
-use meshd_datapath::{Attached, Program, Programs};
+use meshd_datapath::{Attached, DatapathError, Program, Programs};
 use tracing::{info, warn};
 
 use super::error_chain;
@@ -44,6 +45,8 @@ pub(super) struct Attachment {
 pub(super) struct Links {
     pub(super) attached: BTreeMap<(Program, IfIndex), Attachment>,
     known: bool,
+    /// What XDP programs were told of their links; `None`: not known yet.
+    told: Option<BTreeMap<u32, Link>>,
 }
 
 impl Links {
@@ -94,9 +97,12 @@ impl Links {
             let mut outcome = match self.missing(program, link) {
                 // Half of a link would translate one direction and not the other.
                 Some(missing) => Err(format!("{} is not on the link", missing.name())),
-                None => programs.attach(program, link).map_err(|error| error_chain(&error)),
+                None => attach(plan, program, link, programs).map_err(|error| error_chain(&error)),
             };
             match &outcome {
+                Ok(Attached::Left) => {
+                    info!(link = %name, program = program.name(), "the driver has no XDP: TC programs do all of it");
+                }
                 Ok(attached) => {
                     info!(link = %name, program = program.name(), ?attached, "attached");
                     if *attached != Attached::Adopted {
@@ -110,7 +116,46 @@ impl Links {
             self.attached.insert((program, link), Attachment { name, outcome });
         }
         self.take_back(&fresh, programs);
+        if let Err(error) = self.tell(snapshot, programs) {
+            refusals.push(format!("XDP does nothing: {}", error_chain(&error)));
+        }
         refusals
+    }
+
+    /// Tells XDP programs what their links are. Without that a program leaves everything to TC.
+    fn tell(&mut self, snapshot: &Snapshot, programs: &Programs) -> Result<(), DatapathError> {
+        if self.told.is_none() {
+            let all = programs.maps.links.all()?;
+            self.told = Some(all.into_iter().filter(|(_, link)| link.index != 0).collect());
+        }
+        let Some(told) = self.told.as_mut() else { return Ok(()) };
+        let mut wanted = BTreeMap::new();
+        for ((_, link), attachment) in self.attached.iter().filter(|((program, _), _)| *program == Program::XdpUplink) {
+            let Some(row) = snapshot.observed.links.get(link) else { continue };
+            let (Some(address), Ok(mode)) = (row.mac, &attachment.outcome) else { continue };
+            let index = link.0 % LINKS;
+            let known = told.get(&index).filter(|known| known.index == link.0);
+            let flags = match (known, mode) {
+                (_, Attached::Left) => continue,
+                (Some(known), _) => known.flags,
+                (None, Attached::Native) if row.kind.as_deref() == Some("veth") => 0,
+                (None, Attached::Native) if programs.transmits(*link)? => link_flags::RETURNS | link_flags::TRANSMITS,
+                (None, Attached::Native) => link_flags::RETURNS,
+                (None, _) => link_flags::GENERIC,
+            };
+            wanted.entry(index).or_insert(Link { index: link.0, address, flags });
+        }
+        for index in told.keys().filter(|index| !wanted.contains_key(index)).copied().collect::<Vec<_>>() {
+            programs.maps.links.put(&index, &Link::default())?;
+            told.remove(&index);
+        }
+        for (index, link) in wanted {
+            if told.get(&index) != Some(&link) {
+                programs.maps.links.put(&index, &link)?;
+                told.insert(index, link);
+            }
+        }
+        Ok(())
     }
 
     /// Takes programs off again that were put onto links in this round of which another one was refused. What was there before
@@ -157,6 +202,19 @@ fn in_order(wanted: BTreeMap<(Program, IfIndex), Arc<str>>) -> Vec<(Program, IfI
     let mut ordered: Vec<_> = wanted.into_iter().map(|((program, link), name)| (program, link, name)).collect();
     ordered.sort_by_key(|(program, link, _)| (needs(*program).len(), *link));
     ordered
+}
+
+/// XDP in the stack is for who asks for it.
+fn attach(
+    plan: &LinkPlan,
+    program: Program,
+    link: IfIndex,
+    programs: &mut Programs,
+) -> Result<Attached, DatapathError> {
+    match plan.xdp {
+        XdpUse::On => programs.attach(program, link),
+        XdpUse::Auto | XdpUse::Off => programs.attach_where_it_pays(program, link),
+    }
 }
 
 fn detach(programs: &mut Programs, program: Program, link: IfIndex) {

@@ -456,9 +456,10 @@ impl State {
         let mut put = |hops: &mut HopPlanner, key: &NeighborKey, row: Option<&NeighborRow>| {
             let mac = row.filter(|row| !row.failed).and_then(|row| row.mac);
             let link = new.observed.links.get(&key.link);
-            let hop = mac
-                .zip(link.filter(|link| link.up && !link.loopback))
-                .and_then(|(destination, link)| Some(Hop { destination, source: link.mac?, mtu: link.mtu }));
+            let hop = mac.zip(link.filter(|link| link.up && !link.loopback)).and_then(|(destination, link)| {
+                let has_peer = matches!(link.kind.as_deref(), Some("veth" | "netkit"));
+                Some(Hop { destination, source: link.mac?, mtu: link.mtu, has_peer })
+            });
             let planned = hops.put(key.link, key.address, hop);
             changed.insert((key.link, key.address));
             writes.extend(planned);

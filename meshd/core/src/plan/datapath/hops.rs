@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
 };
 
-use meshd_abi::{NeighborKey, NextHop};
+use meshd_abi::{NeighborKey, NextHop, hop_flags};
 
 use super::{Write, space::Space};
 use crate::id::IfIndex;
@@ -22,6 +22,8 @@ pub struct Hop {
     pub source: [u8; 6],
     /// MTU of the link.
     pub mtu: u32,
+    /// The link has another end that takes packets at once.
+    pub has_peer: bool,
 }
 
 #[derive(Debug)]
@@ -172,5 +174,6 @@ fn neighbor_key(link: IfIndex, address: [u8; 6]) -> NeighborKey {
 
 fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
     let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
-    Write::NextHop(index, NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, reserved: 0 })
+    let flags = if hop.has_peer { hop_flags::PEER } else { 0 };
+    Write::NextHop(index, NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, flags })
 }

@@ -122,7 +122,6 @@ impl Validator<'_> {
             ("services", raw.services, &mut maps.services),
             ("backends", raw.backends, &mut maps.backends),
             ("connections", raw.connections, &mut maps.connections),
-            ("translations", raw.translations, &mut maps.translations),
             ("affinity", raw.affinity, &mut maps.affinity),
             ("identities", raw.identities, &mut maps.identities),
             ("sockets", raw.sockets, &mut maps.sockets),
