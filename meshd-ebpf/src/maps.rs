@@ -17,7 +17,8 @@ use aya_ebpf::{
 };
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment,
-    FragmentKey, Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4, V6,
+    FragmentKey, Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey,
+    Settings, V4, V6,
 };
 use meshd_steps::header::Family;
 

@@ -11,8 +11,7 @@ use crate::{
     context::{Context, is_for_another_host, is_of_vlan, linear},
     maps::{self, Tables},
     steps::{
-        self, Decision,
-        deliver, dsr, event, fragment, masquerade, past,
+        self, Decision, deliver, dsr, event, fragment, masquerade, past,
         related::{UPLINK_INGRESS, or_related},
         serve::serve,
     },

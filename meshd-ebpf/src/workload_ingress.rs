@@ -9,8 +9,7 @@ use crate::{
     context::{Context, linear},
     maps::Tables,
     steps::{
-        self, Decision,
-        deliver, dsr, event, fragment, past,
+        self, Decision, deliver, dsr, event, fragment, past,
         related::{WORKLOAD_INGRESS, or_related},
         serve::serve,
     },
