@@ -86,19 +86,19 @@ impl ServiceDeriver {
             let tables = observed.clusters.get(cluster);
             if *cluster == self.local.cluster {
                 self.workloads.update(tables, &mut concerned);
-                if self.zones.update(tables) {
-                    // Nodes do not move between zones, so this is when the first ones are told.
-                    concerned.extend(self.own.iter().map(|(name, _)| name.clone()));
-                }
             } else {
                 self.remotes.update(cluster, tables, &mut concerned);
             }
+        }
+        let own = observed.clusters.get(&self.local.cluster);
+        if touched.nodes.iter().any(|(cluster, _)| *cluster == self.local.cluster) && self.zones.update(own) {
+            // Nodes do not move between zones, so this is when one comes or goes that is in any.
+            concerned.extend(self.own.iter().map(|(name, _)| name.clone()));
         }
         self.remotes.age(now, &mut concerned);
         for name in concerned {
             self.derive(&name, desired);
         }
-        let own = observed.clusters.get(&self.local.cluster);
         let is_told = |kind| own.is_some_and(|tables| tables.is_initialized(kind));
         desired.exports.complete =
             observed.are_own_services_told() && is_told(Kind::Endpoints) && is_told(Kind::Identities);
