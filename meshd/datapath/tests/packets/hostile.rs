@@ -166,6 +166,7 @@ fn the_tables_have_two_hundred_cases_and_more() {
         headers::not_read,
         headers::unusual,
         hops::by_kernel,
+        hops::by_xdp,
         hops::hop_limits,
         hops::narrow,
         icmp::forms,
