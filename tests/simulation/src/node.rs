@@ -176,6 +176,7 @@ impl Node {
             name: self.name.clone(),
             addresses: self.addresses.clone(),
             pod_cidrs: self.known_pod_cidrs(sabotage),
+            zone: None,
         };
         let mut observed = Observed::default();
         for cluster in &self.configured {

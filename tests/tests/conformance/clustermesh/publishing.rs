@@ -113,7 +113,7 @@ fn sharing(services: &[(&str, &[&str])]) -> Arc<Snapshot> {
         Arc::new(ExportedService {
             cluster_ips,
             selector: BTreeMap::new(),
-            topology: Topology::None,
+            topology: meshd_core::observed::Topology::None,
             ports: [port].into(),
         })
     };
