@@ -52,8 +52,8 @@ pub struct NextHop {
     pub destination: [u8; 6],
     /// The link's own.
     pub source: [u8; 6],
-    /// Not used.
-    pub reserved: u16,
+    /// With a far end of the tunnel as neighbor its element in `tunnels`; 0: none.
+    pub tunnel: u16,
 }
 
 const _: () = assert!(size_of::<NextHop>() == 20 && align_of::<NextHop>() == 4);

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use meshd_abi::{NextHop, Reason, event_kind, event_place};
 use meshd_steps::{Frame, Packet, Skip, header::ETHERNET};
 
-use super::{Send, event, related::IS_ICMP_ERROR};
+use super::{Send, dsr, event, related::IS_ICMP_ERROR, tunnel};
 use crate::{
     context::Context,
     maps::{self, Route, Tables},
@@ -35,11 +35,11 @@ pub fn xdp<A: Tables>(ctx: &XdpContext, frame: &Frame, packet: &Packet<A>, send:
             return Err(Reason::TtlExpired);
         }
         let addresses = match maps::next_hop(send.next_hop) {
-            Some(hop) if length <= u64::from(hop.mtu) + ETHERNET as u64 => {
+            Some(hop) if hop.tunnel == 0 && length <= u64::from(hop.mtu) + ETHERNET as u64 => {
                 link = hop.link;
                 addresses(hop)
             }
-            // The TC program can wait for a neighbor and tell the sender that a packet is too long; it finds the connection
+            // The TC program can put it into a tunnel, wait for a neighbor and tell the sender that a packet is too long; it finds the connection
             // known.
             Some(_) => return Ok(xdp_pass(Reason::Passed, length)),
             None => {
@@ -139,6 +139,9 @@ pub fn tc_by<A: Tables, W: Write>(
             return Err(Reason::TtlExpired);
         }
         // Addresses first: the translation ends with helpers, after which the frame must not be touched.
+        if hop.tunnel != 0 && !tunnel::aim(ctx, hop.tunnel) {
+            return Err(Reason::NoRoute);
+        }
         if !frame.write(0, addresses(hop)) || way.write(true).is_none() {
             return Err(Reason::RewriteFailed);
         }
@@ -147,6 +150,13 @@ pub fn tc_by<A: Tables, W: Write>(
         return Ok(
             unsafe { if send.local { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32
         );
+    }
+    // With a source of ours it cannot go up the stack, which would tell its sender that it is too long for the tunnel.
+    let is_too_long = |hop: &NextHop| hop.tunnel != 0 && !fits(ctx, hop);
+    if send.tuple.source != packet.key.source {
+        if let Some(hop) = maps::next_hop(send.next_hop).filter(|hop| is_too_long(hop)) {
+            return if dsr::too_long(packet, u32::from(hop.mtu)) { Ok(dsr::TC_TOO_LONG) } else { Err(Reason::TooBig) };
+        }
     }
     if send.local || send.tuple.source == packet.key.source {
         return match way.write(false) {

@@ -13,6 +13,7 @@ pub mod masquerade;
 pub mod related;
 pub mod serve;
 pub mod socket;
+pub mod tunnel;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use meshd_abi::{Address, Reason, Tuple};

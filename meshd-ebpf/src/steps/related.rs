@@ -16,7 +16,7 @@ use meshd_steps::{
     icmp::{self, IcmpError},
 };
 
-use super::{Send, deliver};
+use super::{Send, deliver, dsr};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
@@ -54,12 +54,14 @@ pub struct Relating<A> {
 /// programs and filters of others after ours would not see the packet.
 #[inline(always)]
 pub fn or_related<A: Tables>(verdict: i32, ctx: &TcContext, place: u32) -> i32 {
-    let verdict = if verdict != IS_ICMP_ERROR {
+    let verdict = if verdict == dsr::TC_TOO_LONG {
+        dsr::send::or_too_long::<A>(verdict, ctx)
+    } else if verdict != IS_ICMP_ERROR {
         verdict
-    } else if A::IS_V4 {
-        tc_related4(ctx.skb.skb, place)
     } else {
-        tc_related6(ctx.skb.skb, place)
+        let told = if A::IS_V4 { tc_related4(ctx.skb.skb, place) } else { tc_related6(ctx.skb.skb, place) };
+        // Of errors nobody is told (RFC 1122 section 3.2.2).
+        if told == dsr::TC_TOO_LONG { deliver::tc_shot(Reason::TooBig, ctx.length()) } else { told }
     };
     if verdict == TC_ACT_OK as i32 { TC_ACT_UNSPEC } else { verdict }
 }

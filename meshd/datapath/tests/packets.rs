@@ -35,3 +35,5 @@ mod ranges;
 mod scene;
 #[path = "packets/services.rs"]
 mod services;
+#[path = "packets/tunnels.rs"]
+mod tunnels;

@@ -43,6 +43,9 @@ pub const TC_DIRECT: i32 = i32::MIN + 1;
 /// The same for [`receive`].
 pub const TC_WRAPPED: i32 = i32::MIN + 2;
 
+/// The same for a packet that is too long for where it is to go, which its sender is told.
+pub const TC_TOO_LONG: i32 = send::IS_TOO_LONG;
+
 /// Octets of a packet that may hold headers: those of Geneve around those of IPv6 with extensions and TCP.
 const HEADERS: u32 = 256;
 
@@ -144,6 +147,15 @@ pub fn lay_down<A: Tables>(packet: &Packet<A>, way: &Send<A>) -> bool {
     work.reason = way.reason;
     work.note.frontend = packet.key.destination;
     work.note.port = packet.key.destination_port;
+    true
+}
+
+/// Lays down a packet that is longer than `mtu`. False: there is no room for it.
+#[inline(always)]
+pub fn too_long<A: Tables>(packet: &Packet<A>, mtu: u32) -> bool {
+    let Some(work) = A::directing() else { return false };
+    work.packet = *packet;
+    work.next_hop = mtu;
     true
 }
 

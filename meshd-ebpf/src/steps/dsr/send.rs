@@ -23,7 +23,7 @@ use crate::{
     maps::{self, Route, Tables},
     steps::{
         deliver::{self, addresses},
-        event,
+        event, tunnel,
     },
 };
 
@@ -60,7 +60,7 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
     let (Some(hop), Some(total)) = (maps::next_hop(index), dsr::ip_length::<A>(frame, ETHERNET)) else {
         return deliver::xdp_pass(Reason::Passed, length);
     };
-    if total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
+    if hop.tunnel != 0 || total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
         return deliver::xdp_pass(Reason::Passed, length);
     }
     if work.packet.ttl <= 1 {
@@ -149,6 +149,9 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
             return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
         }
     }
+    if hop.is_some_and(|hop| hop.tunnel != 0 && !tunnel::aim(ctx, hop.tunnel)) {
+        return drop_tc(ctx, &work.packet, Reason::NoRoute);
+    }
     maps::count(work.reason, length);
     // SAFETY: the helpers take numbers and no parameters.
     unsafe {
@@ -230,7 +233,7 @@ fn ask<A: Tables>(route: &mut Route, work: &Directing<A>, form: Form, ends: &End
 }
 
 /// What the function answers that leaves a packet to [`or_too_long`]; no verdict of TC.
-const IS_TOO_LONG: i32 = i32::MIN;
+pub const IS_TOO_LONG: i32 = i32::MIN + 4;
 
 /// The verdict about a packet, or about one that is longer than what fits: who sent it is told when it must not be fragmented, and it
 /// ends here.

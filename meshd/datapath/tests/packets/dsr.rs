@@ -76,7 +76,7 @@ fn with_option(frame: &Frame, frontend: SocketAddr) -> Frame {
 }
 
 /// A frame with an IP header of ours around octets.
-fn outer(from: IpAddr, to: IpAddr, link: (Mac, Mac), protocol: u8, inside: &[u8]) -> Vec<u8> {
+pub(crate) fn outer(from: IpAddr, to: IpAddr, link: (Mac, Mac), protocol: u8, inside: &[u8]) -> Vec<u8> {
     let (mut header, ethertype) = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let length = (20 + inside.len() as u16).to_be_bytes();

@@ -22,6 +22,8 @@ pub struct Hop {
     pub source: [u8; 6],
     /// MTU of the link.
     pub mtu: u32,
+    /// With a far end of the tunnel its element in `TUNNELS`; 0: none.
+    pub tunnel: u16,
 }
 
 #[derive(Debug)]
@@ -172,5 +174,6 @@ fn neighbor_key(link: IfIndex, address: [u8; 6]) -> NeighborKey {
 
 fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
     let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
-    Write::NextHop(index, NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, reserved: 0 })
+    let Hop { destination, source, tunnel, .. } = *hop;
+    Write::NextHop(index, NextHop { link: link.0, mtu, destination, source, tunnel })
 }
