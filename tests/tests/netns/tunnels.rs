@@ -174,6 +174,12 @@ fn counted(mesh: &Mesh, node: &str, reason: &str) -> u64 {
     mesh.ask(node, &["status"])["datapath"]["packets"][reason].as_u64().unwrap_or(0)
 }
 
+/// Waits until the programs of a node are seen to have written and read frames.
+fn wait_counted(mesh: &Mesh, node: &str) {
+    let works = || ["encapsulated", "decapsulated"].iter().all(|reason| counted(mesh, node, reason) > 10);
+    assert!(eventually(works), "{}", mesh.ask(node, &["status"]));
+}
+
 /// What the programs of a node write, once they do.
 fn wait_written(mesh: &Mesh, node: &str, protocol: &str) {
     let writes = || mesh.ask(node, &["status"])["datapath"]["tunnel"] == protocol;
@@ -304,7 +310,7 @@ fn programs_write_the_identity_of_workloads_into_frames() {
         drop(capture);
         assert_carried(mesh);
         for node in ["west-worker", "east-worker"] {
-            assert!(counted(mesh, node, "encapsulated") > 10 && counted(mesh, node, "decapsulated") > 10);
+            wait_counted(mesh, node);
             for reason in ["tunnel_refused", "identity_mismatch", "no_route"] {
                 assert_eq!(counted(mesh, node, reason), 0, "{reason} on {node}");
             }
@@ -331,7 +337,7 @@ fn nodes_with_programs_and_nodes_with_the_device_alone_understand_each_other() {
     wait_written(mesh, "west-worker", "vxlan");
     assert_eq!(mesh.ask("east-worker", &["status"])["datapath"]["enabled"], false);
     assert_carried(mesh);
-    assert!(counted(mesh, "west-worker", "encapsulated") > 10 && counted(mesh, "west-worker", "decapsulated") > 10);
+    wait_counted(mesh, "west-worker");
     tunnels.mesh.finish();
 }
 
