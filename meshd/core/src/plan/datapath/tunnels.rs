@@ -151,7 +151,7 @@ mod tests {
     }
 
     fn far(last: u8) -> IpAddr {
-        if last % 2 == 0 { [192, 0, 2, last].into() } else { std::net::Ipv6Addr::from([last; 16]).into() }
+        if last.is_multiple_of(2) { [192, 0, 2, last].into() } else { std::net::Ipv6Addr::from([last; 16]).into() }
     }
 
     /// What the maps hold after writes.
