@@ -134,7 +134,7 @@ mod tests {
         let ends = Ends { from: V4::from_octets([192, 0, 2, 1]), to: V4::from_octets([192, 0, 2, 2]) };
         let link = [0x0102_u16.to_be(); 6];
         put(&frame(&mut octets), 14, &ends, &WRAP, link).expect("there is room");
-        assert_eq!(octets[14..26], [0x45, 1, 0, 150, 0, 0, 0x40, 0, 64, 17, 0xb6, 0x54]);
+        assert_eq!(octets[14..26], [0x45, 1, 0, 150, 0, 0, 0x40, 0, 64, 17, 0xb6, 0x52]);
         assert_eq!(octets[34..42], [0xd2, 0x34, 0x21, 0x18, 0, 130, 0, 0]);
         assert_eq!(octets[42..50], [8, 0, 0, 0, 1, 2, 3, 0]);
         assert_eq!(octets[50..64], [1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 8, 0]);
