@@ -43,6 +43,8 @@ mod socket_peer;
 mod socket_receive;
 mod socket_send;
 mod steps;
+mod tunnel_egress;
+mod tunnel_ingress;
 mod uplink_egress;
 mod uplink_ingress;
 mod workload_egress;

@@ -25,7 +25,7 @@ use meshd_steps::header::Family;
 use self::ranges::Ranges;
 use crate::{
     context::Rewriting,
-    steps::{connect::Beginning, dsr, related::Relating},
+    steps::{connect::Beginning, dsr, related::Relating, tunnel},
 };
 
 /// Memory is taken when entries come: a node with ten services should not pay for 65,536.
@@ -225,7 +225,7 @@ const fn pair(first: u64, second: u64, bits: u32) -> u64 {
 }
 
 /// The tables of one family.
-pub trait Tables: Family + Ranges + recent::Elements + dsr::Maps {
+pub trait Tables: Family + Ranges + recent::Elements + dsr::Maps + tunnel::Arrived {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
     /// This CPU's room for an ICMP error under way.

@@ -14,6 +14,7 @@ use crate::{
         self, Decision, deliver, dsr, event, fragment, masquerade, past,
         related::{UPLINK_INGRESS, or_related},
         serve::serve,
+        tunnel::receive,
     },
     xdp_uplink::{Addressee, addressee, sender},
 };
@@ -31,10 +32,12 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let frame = ctx.frame();
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => {
-            or_related::<V4>(dsr::tc::<V4>(uplink_ingress4(ctx.skb.skb), &ctx), &ctx, UPLINK_INGRESS)
+            let verdict = receive::tc::<V4>(uplink_ingress4(ctx.skb.skb), &ctx);
+            or_related::<V4>(dsr::tc::<V4>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
         Some(V6::ETHERTYPE) => {
-            or_related::<V6>(dsr::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx), &ctx, UPLINK_INGRESS)
+            let verdict = receive::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx);
+            or_related::<V6>(dsr::tc::<V6>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
         _ => deliver::tc_unread(&ctx),
     }
@@ -63,6 +66,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
+        Decision::Pass if receive::may_be(&packet, settings) => Ok(receive::TC_TUNNELLED),
         Decision::Pass if dsr::may_have_option(frame, &packet, settings) || dsr::may_be_geneve(&packet, settings) => {
             Ok(dsr::TC_WRAPPED)
         }

@@ -235,14 +235,14 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     tasks.spawn("probes", probes.run());
     let tunnels = TunnelInputs {
         local: local.clone(),
-        policies: policies_rx,
+        policies: policies_rx.clone(),
         snapshots: snapshots_rx.clone(),
         routes: routes_handle.clone(),
         touched: Arc::default(),
         problems: problems.clone(),
     };
     let tunnels = start_tunnels(tunnels, &mut tasks);
-    let datapath = start_datapath(&config, &local, snapshots_rx.clone(), &problems, &mut tasks);
+    let datapath = start_datapath(&config, &local, (snapshots_rx.clone(), policies_rx), &problems, &mut tasks);
     let programs = datapath.as_ref().map(|(handle, _)| handle.masquerades.clone());
     let masquerade = start_masquerade(snapshots_rx.clone(), programs, &problems, &mut tasks);
     let role = if own_store.is_embedded() { WriterRole::Host } else { WriterRole::Elected };
@@ -518,7 +518,7 @@ fn start_speaker(
 fn start_datapath(
     config: &Config,
     local: &Arc<LocalNode>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    (snapshots, policies): (watch::Receiver<Arc<Snapshot>>, watch::Receiver<Arc<PathPolicy>>),
     problems: &Problems,
     tasks: &mut Tasks,
 ) -> Option<(DatapathHandle, Option<FlowsHandle>)> {
@@ -533,7 +533,7 @@ fn start_datapath(
     }
     let options = datapath::Options::new(config, local, folder);
     let flow_snapshots = snapshots.clone();
-    match datapath::start(options, snapshots, problems.clone()) {
+    match datapath::start(options, snapshots, policies, problems.clone()) {
         Ok((task, handle)) => {
             tasks.spawn("datapath", task);
             let inputs = flows::Inputs {

@@ -54,6 +54,10 @@ pub struct NextHop {
     pub source: [u8; 6],
     /// Bits of [`hop_flags`].
     pub flags: u16,
+    /// With a far end of the tunnel as neighbor its element in `tunnels`; 0: none.
+    pub tunnel: u16,
+    /// Zero.
+    pub reserved: u16,
 }
 
 /// Bits of [`NextHop::flags`].
@@ -62,7 +66,7 @@ pub mod hop_flags {
     pub const PEER: u16 = 1 << 0;
 }
 
-const _: () = assert!(size_of::<NextHop>() == 20 && align_of::<NextHop>() == 4);
+const _: () = assert!(size_of::<NextHop>() == 24 && align_of::<NextHop>() == 4);
 
 /// Key of `neighbors`: a link-layer address on a link. The value is the neighbor's element in `next_hops`.
 #[repr(C)]

@@ -105,6 +105,14 @@ reasons! {
     SocketTranslated = "socket_translated", false;
     /// A socket named a service that has no backend, and its call was refused. No packet: the bytes stay zero.
     SocketRefused = "socket_refused", true;
+    /// Sent to another node inside of a tunnel's frame that a program wrote.
+    Encapsulated = "encapsulated", false;
+    /// Taken out of a tunnel's frame by a program.
+    Decapsulated = "decapsulated", false;
+    /// A frame of the tunnel from somebody who is no node of the mesh, or with the address of a workload of this node inside.
+    TunnelRefused = "tunnel_refused", true;
+    /// The number in a tunnel's header is another identity than the one that is known of the source, which counts.
+    IdentityMismatch = "identity_mismatch", false;
 }
 
 #[cfg(test)]

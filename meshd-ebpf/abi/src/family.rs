@@ -57,6 +57,23 @@ impl V6 {
     }
 }
 
+impl V6 {
+    /// An IPv4 address as one of IPv6 (RFC 4291 section 2.5.5.2): where both families are in one table.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mapped(address: V4) -> Self {
+        Self([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address.0])
+    }
+
+    /// The IPv4 address of [`V6::mapped`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn unmapped(self) -> Option<V4> {
+        let [a, b, c, d] = self.0;
+        if a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff]) { Some(V4(d)) } else { None }
+    }
+}
+
 /// An address of either family.
 pub trait Address: Copy + PartialEq + Default + Sized + 'static {
     /// True for IPv4.

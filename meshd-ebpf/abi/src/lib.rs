@@ -42,6 +42,7 @@ mod range;
 mod service;
 mod settings;
 mod socket;
+mod tunnel;
 
 pub use backend::{Backend, BackendState, NeighborKey, NextHop, hop_flags};
 pub use connection::{Connection, ConnectionKey, Tuple, connection_flags};
@@ -58,6 +59,7 @@ pub use service::{
 };
 pub use settings::{Settings, settings_flags};
 pub use socket::{SocketClient, SocketKey, SocketValue};
+pub use tunnel::{REMOTE_NODE, Tunnel, VNI_MAX};
 
 /// Folder below which everything that meshd pins lives; what is outside of it is foreign.
 pub const BPFFS_FOLDER: &str = "/sys/fs/bpf/meshd";

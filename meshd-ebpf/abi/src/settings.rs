@@ -19,6 +19,10 @@ pub mod settings_flags {
     pub const DSR_IPIP: u32 = 1 << 17;
     /// By Geneve around the packet.
     pub const DSR_GENEVE: u32 = 1 << 18;
+    /// Frames of tunnels are written as Geneve, otherwise as VXLAN.
+    pub const TUNNEL_GENEVE: u32 = 1 << 24;
+    /// Frames of a tunnel from others than nodes of the mesh end here.
+    pub const TUNNEL_FILTER: u32 = 1 << 25;
 }
 
 /// The one element of `settings`.
@@ -43,6 +47,14 @@ pub struct Settings {
     pub loopback6: V6,
     /// Flow events of a kind that may be written in one tick on one CPU.
     pub events_per_tick: u32,
+    /// The tunnel's link; 0: there is none, and frames of tunnels are none of ours.
+    pub tunnel_link: u32,
+    /// Number in the header of what nobody has an identity for.
+    pub tunnel_vni: u32,
+    /// UDP port of the tunnel, host byte order.
+    pub tunnel_port: u16,
+    /// Link-layer address of the tunnel's link.
+    pub tunnel_mac: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Settings>() == 56);
+const _: () = assert!(size_of::<Settings>() == 72);

@@ -14,7 +14,7 @@ use meshd_steps::{
     header::{ETHERNET, protocol},
 };
 
-use super::{Send, dsr, event, related::IS_ICMP_ERROR};
+use super::{Send, dsr, event, related::IS_ICMP_ERROR, tunnel};
 use crate::{
     context::Context,
     maps::{self, Route, Tables},
@@ -50,11 +50,11 @@ pub fn xdp<A: Tables>(
             return Err(Reason::TtlExpired);
         }
         let addresses = match maps::next_hop(send.next_hop) {
-            Some(hop) if length <= u64::from(hop.mtu) + ETHERNET as u64 => {
+            Some(hop) if hop.tunnel == 0 && length <= u64::from(hop.mtu) + ETHERNET as u64 => {
                 link = hop.link;
                 addresses(hop)
             }
-            // The TC program can wait for a neighbor and tell the sender that a packet is too long; it finds the connection
+            // The TC program can put it into a tunnel, wait for a neighbor and tell the sender that a packet is too long; it finds the connection
             // known.
             Some(_) => return Ok(xdp_pass(Reason::Passed, length)),
             None => {
@@ -178,6 +178,9 @@ pub fn tc_by<A: Tables, W: Write>(
             return Err(Reason::TtlExpired);
         }
         // Addresses first: the translation ends with helpers, after which the frame must not be touched.
+        if hop.tunnel != 0 && !tunnel::aim(ctx, hop.tunnel) {
+            return Err(Reason::NoRoute);
+        }
         if !frame.write(0, addresses(hop)) || way.write(true).is_none() {
             return Err(Reason::RewriteFailed);
         }
@@ -190,6 +193,12 @@ pub fn tc_by<A: Tables, W: Write>(
         let has_peer = send.local && hop.flags & hop_flags::PEER != 0;
         // SAFETY: the helpers take numbers.
         return Ok(unsafe { if has_peer { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32);
+    }
+    // The tunnel takes less than it would say of itself.
+    if let Some(hop) = hop.filter(|hop| hop.tunnel != 0 && !may_use_stack(packet, send)) {
+        if dsr::lay_down_long(packet, send, hop.mtu.into()) {
+            return Err(Reason::TooBig);
+        }
     }
     if may_use_stack(packet, send) {
         return match way.write(false) {

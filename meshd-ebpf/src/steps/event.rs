@@ -130,7 +130,8 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
         }
     }
     let source = A::identity(&key.source);
-    event.source_identity = source.map_or(0, |identity| identity.identity);
+    // Of whom nobody knows anything, the tunnel may have said something.
+    event.source_identity = source.map_or_else(|| A::arrived(&key.source), |identity| identity.identity);
     event.source_cluster = source.map_or(0, |identity| identity.cluster);
     let destination = A::identity(&A::from_words(event.new_destination));
     event.destination_identity = destination.map_or(0, |identity| identity.identity);

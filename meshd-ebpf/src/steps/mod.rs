@@ -14,6 +14,7 @@ pub mod past;
 pub mod related;
 pub mod serve;
 pub mod socket;
+pub mod tunnel;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use meshd_abi::{Address, Reason, Tuple};

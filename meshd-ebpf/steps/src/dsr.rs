@@ -77,7 +77,7 @@ const GENEVE_OPTION: [u8; 3] = [0x01, 0x4b, 0x81];
 /// The flag of Geneve which says that there is an option that must be understood.
 const GENEVE_CRITICAL: u8 = 0x40;
 /// Ethernet inside of Geneve.
-const ETHERNET_INSIDE: u16 = 0x6558;
+pub(crate) const ETHERNET_INSIDE: u16 = 0x6558;
 /// TTL of an outer header.
 const OUTER_TTL: u8 = 64;
 
@@ -236,11 +236,18 @@ pub fn put_header<A: Family>(frame: &Frame, l3: usize, header: &Header) -> Optio
 
 /// Writes an IP header at `l3` around `length` octets of a protocol.
 #[inline(always)]
-fn put_outer<A: Family>(frame: &Frame, l3: usize, length: u32, protocol: u8, ends: &Ends<A>) -> Option<()> {
+pub(crate) fn put_outer<A: Family>(
+    frame: &Frame,
+    l3: usize,
+    length: u32,
+    protocol: u8,
+    ends: &Ends<A>,
+    service: u8,
+) -> Option<()> {
     if A::IS_V4 {
         let [_, _, high, low] = (length + IPV4 as u32).to_be_bytes();
         let [source, destination] = [ends.from.words()[0], ends.to.words()[0]];
-        let first = u32::from_ne_bytes([0x45, 0, high, low]);
+        let first = u32::from_ne_bytes([0x45, service, high, low]);
         // No identification is needed for what must not be taken apart (RFC 6864).
         let second = u32::from_ne_bytes([0, 0, 0x40, 0]);
         let third = u32::from_ne_bytes([OUTER_TTL, protocol, 0, 0]);
@@ -255,7 +262,7 @@ fn put_outer<A: Family>(frame: &Frame, l3: usize, length: u32, protocol: u8, end
         return written(frame.write(l3 + 12, [source, destination]));
     }
     let [_, _, high, low] = length.to_be_bytes();
-    written(frame.write(l3, [0x60u8, 0, 0, 0, high, low, protocol, OUTER_TTL]))?;
+    written(frame.write(l3, [0x60 | service >> 4, service << 4, 0, 0, high, low, protocol, OUTER_TTL]))?;
     written(frame.write(l3 + 8, ends.from.words()))?;
     written(frame.write(l3 + 24, ends.to.words()))
 }
@@ -264,7 +271,7 @@ fn put_outer<A: Family>(frame: &Frame, l3: usize, length: u32, protocol: u8, end
 #[must_use]
 #[inline(always)]
 pub fn put_ipip<A: Family>(frame: &Frame, l3: usize, length: u32, ends: &Ends<A>) -> Option<()> {
-    put_outer(frame, l3, length, inside::<A>(), ends)
+    put_outer(frame, l3, length, inside::<A>(), ends, 0)
 }
 
 /// Writes everything of Geneve at `l3`, around an IP packet of `length` octets. `entropy` becomes the source port, by which networks and
@@ -282,7 +289,7 @@ pub fn put_geneve<A: Family>(
     entropy: u32,
 ) -> Option<()> {
     let behind = (UDP_GENEVE + geneve_option::<A>() + ETHERNET) as u32;
-    put_outer(frame, l3, length + behind, protocol::UDP, ends)?;
+    put_outer(frame, l3, length + behind, protocol::UDP, ends, 0)?;
     let udp = l3 + A::HEADER;
     let [_, _, high, low] = (length + behind).to_be_bytes();
     let [pa, pb] = (entropy as u16 | 0xc000).to_be_bytes();
@@ -392,7 +399,7 @@ pub fn put_too_big<A: Family>(frame: &Frame, l3: usize, mtu: u32) -> Option<()> 
     };
     let length = (ICMP + QUOTE) as u32;
     let number = if A::IS_V4 { protocol::ICMP } else { protocol::ICMPV6 };
-    put_outer(frame, l3, length, number, &ends)?;
+    put_outer(frame, l3, length, number, &ends, 0)?;
     // One comparison for all of it: of several the compiler keeps those that the verifier does not understand.
     let quote: [u64; QUOTE / 8] = frame.read(quoted)?;
     // Without loops: some of those that the compiler makes of them are none to Linux 6.1, which wants them entered at their head.

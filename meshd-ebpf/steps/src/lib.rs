@@ -13,6 +13,7 @@ pub mod frame;
 pub mod header;
 pub mod icmp;
 pub mod rewrite;
+pub mod tunnel;
 
 pub use frame::Frame;
 pub use header::{Packet, Part, Skip, parse};

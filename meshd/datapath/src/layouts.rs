@@ -3,7 +3,7 @@
 //! | layout | what changed |
 //! |---|---|
 //! | 2 | first one that was released for trial |
-//! | 3 | a backend names the service it serves; tables of source ranges and of sockets |
+//! | 3 | a backend names the service it serves; tables of source ranges, of sockets and of far ends of tunnels |
 
 use std::collections::HashMap;
 

@@ -19,8 +19,7 @@ use aya::{
 };
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings,
-    SocketClient, SocketKey, SocketValue, V4, V6,
+    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
@@ -48,12 +47,23 @@ pub enum Program {
     WorkloadIngress,
     /// Packets for a workload, at the node's end of its link.
     WorkloadEgress,
+    /// Packets that came out of the tunnel.
+    TunnelIngress,
+    /// Packets that leave through the tunnel.
+    TunnelEgress,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 5] =
-        [Self::XdpUplink, Self::UplinkIngress, Self::UplinkEgress, Self::WorkloadIngress, Self::WorkloadEgress];
+    pub const ALL: [Self; 7] = [
+        Self::XdpUplink,
+        Self::UplinkIngress,
+        Self::UplinkEgress,
+        Self::WorkloadIngress,
+        Self::WorkloadEgress,
+        Self::TunnelIngress,
+        Self::TunnelEgress,
+    ];
 
     /// Its name in the object.
     #[must_use]
@@ -64,6 +74,8 @@ impl Program {
             Self::UplinkEgress => "uplink_egress",
             Self::WorkloadIngress => "workload_ingress",
             Self::WorkloadEgress => "workload_egress",
+            Self::TunnelIngress => "tunnel_ingress",
+            Self::TunnelEgress => "tunnel_egress",
         }
     }
 
@@ -71,8 +83,8 @@ impl Program {
     pub(crate) const fn direction(self) -> Option<TcAttachType> {
         match self {
             Self::XdpUplink => None,
-            Self::UplinkIngress | Self::WorkloadIngress => Some(TcAttachType::Ingress),
-            Self::UplinkEgress | Self::WorkloadEgress => Some(TcAttachType::Egress),
+            Self::UplinkIngress | Self::WorkloadIngress | Self::TunnelIngress => Some(TcAttachType::Ingress),
+            Self::UplinkEgress | Self::WorkloadEgress | Self::TunnelEgress => Some(TcAttachType::Egress),
         }
     }
 }
@@ -152,6 +164,10 @@ pub struct Maps {
     pub neighbors: Table<NeighborKey, u32>,
     /// Links that XDP runs on, by their index modulo the room.
     pub links: Table<u32, Link>,
+    /// Far ends of the tunnel by index.
+    pub tunnels: Table<u32, Tunnel>,
+    /// Indexes of far ends by their address, one of IPv4 in the form of `V6::mapped`.
+    pub far_ends: Table<V6, u32>,
     /// Indexes of backends, a range of them for each service.
     pub members: Table<u32, u32>,
     /// Backends that the sockets of a network namespace had last.
@@ -213,6 +229,8 @@ impl Maps {
             next_hops: table(&folder.join("NEXT_HOPS"), "NEXT_HOPS")?,
             neighbors: table(&folder.join("NEIGHBORS"), "NEIGHBORS")?,
             links: table(&folder.join("LINKS"), "LINKS")?,
+            tunnels: table(&folder.join("TUNNELS"), "TUNNELS")?,
+            far_ends: table(&folder.join("FAR_ENDS"), "FAR_ENDS")?,
             members: table(&folder.join("MEMBERS"), "MEMBERS")?,
             socket_affinity: table(&folder.join("SOCKET_AFFINITY"), "SOCKET_AFFINITY")?,
             epoch: table(&folder.join("EPOCH"), "EPOCH")?,

@@ -5,8 +5,7 @@ use std::fmt;
 use aya::maps::MapType;
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings,
-    SocketClient, SocketKey, SocketValue, V4, V6,
+    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 
 /// Kind and sizes of a map.
@@ -68,7 +67,7 @@ pub struct Sizes {
     pub ranges: u32,
     /// Sockets that asked for a service, and backend each got, per family.
     pub sockets: u32,
-    /// Neighbors.
+    /// Neighbors, with the far ends of tunnels.
     pub next_hops: u32,
     /// Octets of the ring of flow events, a power of two of pages.
     pub events: u32,
@@ -140,6 +139,8 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<u32, u32>("MAGLEV", ArrayOfMaps, sizes.maglev),
         spec::<u32, NextHop>("NEXT_HOPS", Array, sizes.next_hops),
         spec::<u32, Link>("LINKS", Array, LINKS),
+        spec::<u32, Tunnel>("TUNNELS", Array, sizes.next_hops),
+        spec::<V6, u32>("FAR_ENDS", Hash, sizes.next_hops),
         spec::<(), ()>("EVENTS", RingBuf, sizes.events),
         spec::<ServiceKey<V4>, Service>("SERVICES4", Hash, sizes.services),
         spec::<ServiceKey<V6>, Service>("SERVICES6", Hash, sizes.services),

@@ -17,8 +17,7 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, ConnectionKey, Direct, Identity, RangeKey, ReceiverKey,
-    Service, ServiceKey, SocketClient, SocketKey, SocketValue,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, ConnectionKey, Direct, Identity, RangeKey, ReceiverKey, Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
 };
 use tracing::{info, warn};
 
@@ -102,6 +101,11 @@ pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation, shared: 
         let neighbors = old.all()?.into_iter().filter(|(_, index): &(_, u32)| *index < sizes.next_hops);
         taken.put(neighbors.collect(), &maps.neighbors);
     }
+    let tunnels: Vec<(u32, Tunnel)> = all(path, "TUNNELS")?;
+    let used = tunnels.into_iter().filter(|(index, tunnel)| *index < sizes.next_hops && *tunnel != Tunnel::default());
+    taken.put(used.collect(), &maps.tunnels);
+    let far_ends: Vec<(V6, u32)> = all(path, "FAR_ENDS")?;
+    taken.put(far_ends.into_iter().filter(|(_, index)| *index < sizes.next_hops).collect(), &maps.far_ends);
     taken.indexed(pinned(path, "MEMBERS")?, &maps.members, sizes.members)?;
     if let Some(old) = pinned::<u32, u32>(path, "MAGLEV")? {
         for (index, id) in old.all()?.into_iter().filter(|(index, _)| *index < sizes.maglev) {

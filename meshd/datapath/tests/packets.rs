@@ -37,3 +37,5 @@ mod ranges;
 mod scene;
 #[path = "packets/services.rs"]
 mod services;
+#[path = "packets/tunnels.rs"]
+mod tunnels;

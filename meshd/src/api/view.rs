@@ -220,6 +220,10 @@ pub struct DatapathView {
     /// return; otherwise those backends get translated sources.
     #[serde(default)]
     pub direct_return: Option<String>,
+    /// What the programs write around packets that go through the tunnel (`vxlan`, `geneve`); `null` where the kernel's device does
+    /// it, or there is no tunnel.
+    #[serde(default)]
+    pub tunnel: Option<String>,
     /// What the kernel lacks, with what follows from it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lacking: BTreeMap<String, String>,

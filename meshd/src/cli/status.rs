@@ -84,7 +84,9 @@ fn page(view: &StatusView, wide: bool) -> String {
         if datapath.enabled { list(datapath.programs.iter().map(program).collect()) } else { "off".to_owned() };
     let direct = view.datapath.direct_return.as_ref();
     let direct = direct.map_or_else(String::new, |form| format!("; direct server return by {form}"));
-    let _ = writeln!(page, "Datapath:   {programs}{direct}");
+    let tunnel =
+        view.datapath.tunnel.as_ref().map_or_else(String::new, |form| format!("; tunnel by programs ({form})"));
+    let _ = writeln!(page, "Datapath:   {programs}{direct}{tunnel}");
     for (feature, consequence) in &datapath.lacking {
         let _ = writeln!(page, "            this kernel lacks {feature}: {consequence}");
     }

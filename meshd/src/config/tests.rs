@@ -223,7 +223,7 @@ fn every_kind_of_mistake_is_named_with_line_key_and_hint() {
         ),
         (
             format!("{BASE}tunnel: {{protocol: geneve}}\n"),
-            vec!["tunnel.protocol: geneve is not supported", "write vxlan"],
+            vec!["tunnel.protocol: geneve is written by the kernel's programs", "services: {enabled: true}"],
         ),
         (format!("{BASE}tunnel: {{vni: 0}}\n"), vec!["tunnel.vni: 0 is not possible", "1 to 16777215"]),
         (

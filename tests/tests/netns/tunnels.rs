@@ -27,11 +27,11 @@ struct Tunnels {
 
 impl Tunnels {
     fn up(more: &str, native: bool) -> Self {
-        Self::up_over(1_500, more, native)
+        Self::up_with(1_500, native, |_, text| format!("{text}{more}"))
     }
 
-    /// The same over links that take packets of this size.
-    fn up_over(mtu: u32, more: &str, native: bool) -> Self {
+    /// The lab over links that take packets of this size, with configurations that are changed by node.
+    fn up_with(mtu: u32, native: bool, change: impl Fn(&str, &str) -> String) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/topologies");
         let topology = folder.path().join("west-east.clab.yml");
@@ -45,7 +45,7 @@ impl Tunnels {
                 fs::read_to_string(source.join("west-east").join(node).join("meshd.yaml")).expect("a configuration");
             let to = folder.path().join("west-east").join(node);
             fs::create_dir_all(&to).expect("a folder");
-            fs::write(to.join("meshd.yaml"), format!("{text}{more}")).expect("written");
+            fs::write(to.join("meshd.yaml"), change(node, &text)).expect("written");
         }
         let path = topology.to_str().expect("a plain path");
         // Through the tunnel routes have no gateway.
@@ -120,6 +120,23 @@ fn wait_progress(load: &mut Load, when: &str) {
     load.wait_progress(1).unwrap_or_else(|error| panic!("{when}: {error:#}"));
 }
 
+/// Packets of a reason that the programs of a node have counted.
+fn counted(mesh: &Mesh, node: &str, reason: &str) -> u64 {
+    mesh.ask(node, &["status"])["datapath"]["packets"][reason].as_u64().unwrap_or(0)
+}
+
+/// Waits until the programs of a node are seen to have written and read frames.
+fn wait_counted(mesh: &Mesh, node: &str) {
+    let works = || ["encapsulated", "decapsulated"].iter().all(|reason| counted(mesh, node, reason) > 10);
+    assert!(eventually(works), "{}", mesh.ask(node, &["status"]));
+}
+
+/// What the programs of a node write, once they do.
+fn wait_written(mesh: &Mesh, node: &str, protocol: &str) {
+    let writes = || mesh.ask(node, &["status"])["datapath"]["tunnel"] == protocol;
+    assert!(eventually(writes), "{}; {}", mesh.ask(node, &["status"]), mesh.log(node));
+}
+
 fn is_degraded_by(status: &Value, component: &str) -> bool {
     rows(&status["problems"]).iter().any(|problem| problem["component"] == component)
 }
@@ -164,6 +181,114 @@ fn a_mesh_can_be_reached_through_the_tunnel_alone() {
     mesh.ask("west-worker", &["drain"]);
     assert!(!tunnels.run("west-worker", "ip link").contains("meshd_vxlan"));
     assert!(!tunnels.run("west-worker", "nft list ruleset").contains("pkttype"));
+    tunnels.mesh.finish();
+}
+
+/// Pings, a stream and connections through a service between workers, of which those of west have programs.
+fn assert_carried(mesh: &Mesh) {
+    let (client, server) = (mesh.node("west-worker-webpod"), mesh.node("east-worker-webpod"));
+    assert_eq!(ping(&client, "10.1.1.10"), TTL);
+    assert_eq!(ping(&server, "10.0.1.10"), TTL);
+    let stream = Stream::start(&client, &server, "10.1.1.10");
+    stream.wait_progress();
+    stream.finish();
+    // The service of the own cluster has the other one's backends, too.
+    let listeners: Vec<TcpListener> = [
+        ("west-control-plane-webpod", "10.0.0.10"),
+        ("west-worker-webpod", "10.0.1.10"),
+        ("east-control-plane-webpod", "10.1.0.10"),
+        ("east-worker-webpod", "10.1.1.10"),
+    ]
+    .into_iter()
+    .map(|(pod, address)| {
+        mesh.node(pod).within(|| TcpListener::bind((address, 80))).expect("the pod runs").expect("a listener")
+    })
+    .collect();
+    let to = "10.2.0.80:80".parse().expect("an address");
+    let asks = mesh.node("west-worker-client");
+    for _ in 0..40 {
+        let connected = asks.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(5))).expect("the pod runs");
+        connected.expect("a backend answers");
+    }
+    drop(listeners);
+}
+
+#[test]
+fn programs_write_the_identity_of_workloads_into_frames() {
+    for (protocol, more) in [
+        ("vxlan", "routing: {mode: tunnel, mss_clamp: true}\ntunnel: {protocol: vxlan}\n"),
+        ("geneve", "routing: {mode: tunnel}\ntunnel: {protocol: geneve}\n"),
+    ] {
+        let tunnels = Tunnels::up(more, false);
+        let mesh = &tunnels.mesh;
+        mesh.wait_healthy(&NODES);
+        for node in NODES {
+            wait_written(mesh, node, protocol);
+        }
+        assert_eq!(
+            tunnels.run("west-worker", "nft list ruleset").contains("maxseg size set rt mtu"),
+            protocol == "vxlan"
+        );
+        let identities = mesh.ask("east-worker", &["get", "endpoints"]);
+        let row =
+            rows(&identities).iter().find(|row| row["address"].as_str().is_some_and(|ip| ip.starts_with("10.0.1.10")));
+        let identity = row.and_then(|row| row["identity"].as_u64()).unwrap_or_else(|| panic!("{identities}"));
+        let file = tunnels._folder.path().join("frames.pcap");
+        let file = file.to_str().expect("a plain path");
+        let capture = mesh.node("east-worker").spawn(&[
+            "tcpdump",
+            "-Z",
+            "root",
+            "-i",
+            "eth0",
+            "-U",
+            "-w",
+            file,
+            "udp",
+            "and",
+            "src",
+            "172.18.0.5",
+        ]);
+        let capture = capture.expect("tcpdump runs");
+        let is_seen = || {
+            assert_eq!(ping(&mesh.node("west-worker-webpod"), "10.1.1.10"), TTL);
+            let field = format!("{protocol}.vni");
+            let decode = if protocol == "vxlan" { "udp.port==8472,vxlan" } else { "udp.port==6081,geneve" };
+            let read = format!("tshark -r {file} -d {decode} -Y icmp -T fields -e {field} 2>/dev/null || true");
+            tunnels.run("east-worker", &read).lines().any(|line| parse_number(line) == Some(identity))
+        };
+        assert!(eventually(is_seen), "no frame says {identity}");
+        drop(capture);
+        assert_carried(mesh);
+        for node in ["west-worker", "east-worker"] {
+            wait_counted(mesh, node);
+            for reason in ["tunnel_refused", "identity_mismatch", "no_route"] {
+                assert_eq!(counted(mesh, node, reason), 0, "{reason} on {node}");
+            }
+        }
+        tunnels.mesh.finish();
+    }
+}
+
+/// A number as `tshark` prints it.
+fn parse_number(text: &str) -> Option<u64> {
+    let text = text.split(',').next()?.trim();
+    text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |digits| u64::from_str_radix(digits, 16).ok())
+}
+
+#[test]
+fn nodes_with_programs_and_nodes_with_the_device_alone_understand_each_other() {
+    let tunnels = Tunnels::up_with(1_500, false, |node, text| {
+        let text =
+            if node.starts_with("east") { text.replace("enabled: true", "enabled: false") } else { text.to_owned() };
+        format!("{text}routing: {{mode: tunnel}}\ntunnel: {{protocol: vxlan}}\n")
+    });
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    wait_written(mesh, "west-worker", "vxlan");
+    assert_eq!(mesh.ask("east-worker", &["status"])["datapath"]["enabled"], false);
+    assert_carried(mesh);
+    wait_counted(mesh, "west-worker");
     tunnels.mesh.finish();
 }
 
@@ -266,7 +391,7 @@ fn wait_size(client: &Node, size: u32) {
 #[test]
 fn a_narrow_network_carries_both_ways_and_the_switch_between_them() {
     let more = "routing: {mode: auto}\ntunnel: {protocol: vxlan, port: 8472}\n";
-    let tunnels = Tunnels::up_over(1_400, more, true);
+    let tunnels = Tunnels::up_with(1_400, true, |_, text| format!("{text}{more}"));
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
     tunnels.wait_probed();

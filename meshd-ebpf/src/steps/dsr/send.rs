@@ -23,7 +23,7 @@ use crate::{
     maps::{self, Route, Tables},
     steps::{
         deliver::{self, addresses},
-        event,
+        event, tunnel,
     },
 };
 
@@ -60,7 +60,7 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
     let (Some(hop), Some(total)) = (maps::next_hop(index), dsr::ip_length::<A>(frame, ETHERNET)) else {
         return deliver::xdp_pass(Reason::Passed, length);
     };
-    if total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
+    if hop.tunnel != 0 || total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
         return deliver::xdp_pass(Reason::Passed, length);
     }
     if !maps::link(ctx.link()).is_some_and(|at| deliver::may_send(at, hop.link)) {
@@ -151,6 +151,9 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
         if !ctx.frame().write(0, addresses(hop)) {
             return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
         }
+    }
+    if hop.is_some_and(|hop| hop.tunnel != 0 && !tunnel::aim(ctx, hop.tunnel)) {
+        return drop_tc(ctx, &work.packet, Reason::NoRoute);
     }
     maps::count(work.reason, length);
     // SAFETY: the helpers take numbers and no parameters.

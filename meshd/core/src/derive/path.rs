@@ -36,8 +36,12 @@ pub enum PathMode {
 pub struct TunnelSettings {
     /// UDP port of both ends.
     pub port: u16,
-    /// Number in the header of packets that the kernel encapsulates.
+    /// Number in the header of packets whose source has no identity, and of those that the kernel's device encapsulates.
     pub vni: u32,
+    /// Frames are written as Geneve, otherwise as VXLAN.
+    pub geneve: bool,
+    /// Frames are taken from everybody, and not only from nodes of the mesh.
+    pub any_source: bool,
 }
 
 /// How each node is to be reached.
@@ -53,6 +57,8 @@ pub struct PathPolicy {
     pub native_cidrs: Vec<IpNet>,
     /// The tunnel, if one is allowed.
     pub tunnel: Option<TunnelSettings>,
+    /// Segments of TCP that are forwarded are made to fit their route.
+    pub mss_clamp: bool,
 }
 
 impl PathPolicy {
@@ -102,7 +108,8 @@ mod tests {
             clusters: BTreeMap::from([(east.clone(), PathMode::Native)]),
             nodes: BTreeMap::from([((east.clone(), a), PathMode::Auto)]),
             native_cidrs: vec!["10.2.0.0/16".parse().unwrap()],
-            tunnel: Some(TunnelSettings { port: 8472, vni: 2 }),
+            tunnel: Some(TunnelSettings { port: 8472, vni: 2, geneve: false, any_source: false }),
+            mss_clamp: false,
         };
         let mode = |policy: &PathPolicy, cluster: &str, node: &str, cidrs: &[&str]| {
             policy.mode_of(&cluster.parse().unwrap(), &node.parse().unwrap(), &row(cidrs))
@@ -118,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_tunnel_is_needed_when_somebody_may_use_it() {
-        let tunnel = Some(TunnelSettings { port: 8472, vni: 2 });
+        let tunnel = Some(TunnelSettings { port: 8472, vni: 2, geneve: false, any_source: false });
         let native = PathPolicy { tunnel, ..PathPolicy::default() };
         assert_eq!(native.needs_tunnel(), None);
         assert_eq!(PathPolicy { mode: PathMode::Auto, ..native.clone() }.needs_tunnel(), tunnel);

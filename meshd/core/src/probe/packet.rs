@@ -7,6 +7,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::derive::TunnelSettings;
+
 const MAGIC: [u8; 4] = *b"MSHP";
 const VERSION: u8 = 1;
 const ANSWER: u8 = 3;
@@ -18,6 +20,10 @@ const V4_LEN: usize = 20;
 const V6_LEN: usize = 40;
 /// Octets of VXLAN and Ethernet headers in front of the packet.
 const VXLAN_LEN: usize = 8 + 14;
+/// How a VXLAN header with a VNI begins (RFC 7348).
+const VXLAN_HEAD: [u8; 4] = [0x08, 0, 0, 0];
+/// How a Geneve header around Ethernet begins that has no options (RFC 8926).
+const GENEVE_HEAD: [u8; 4] = [0, 0, 0x65, 0x58];
 /// Link-layer addresses inside the tunnel: local ones that no link has.
 const FRAME: [u8; 12] = [0x02, b'm', b'e', b's', b'h', 2, 0x02, b'm', b'e', b's', b'h', 1];
 
@@ -126,10 +132,10 @@ impl Question {
 
 /// A packet in a tunnel's header, as it stands in a datagram to the other end.
 #[must_use]
-pub fn encapsulate(vni: u32, packet: &[u8]) -> Vec<u8> {
+pub fn encapsulate(tunnel: TunnelSettings, packet: &[u8]) -> Vec<u8> {
     let mut datagram = Vec::with_capacity(VXLAN_LEN + packet.len());
-    datagram.extend([0x08, 0, 0, 0]);
-    datagram.extend((vni << 8).to_be_bytes());
+    datagram.extend(if tunnel.geneve { GENEVE_HEAD } else { VXLAN_HEAD });
+    datagram.extend((tunnel.vni << 8).to_be_bytes());
     datagram.extend(FRAME);
     let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
     datagram.extend(if is_v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
@@ -237,8 +243,12 @@ mod tests {
     #[test]
     fn a_tunnel_header_is_the_one_of_rfc_7348() {
         let packet = question(true).encode(0).unwrap();
-        let datagram = encapsulate(0x01_02_03, &packet);
+        let tunnel = TunnelSettings { port: 8472, vni: 0x01_02_03, geneve: false, any_source: false };
+        let geneve = encapsulate(TunnelSettings { geneve: true, ..tunnel }, &packet);
+        let datagram = encapsulate(tunnel, &packet);
         assert_eq!(datagram[..8], [0x08, 0, 0, 0, 1, 2, 3, 0]);
+        assert_eq!(geneve[..8], [0, 0, 0x65, 0x58, 1, 2, 3, 0]);
+        assert_eq!(geneve[8..], datagram[8..]);
         assert_eq!(datagram[20..22], [0x08, 0x00]);
         assert_eq!(datagram[22..], packet);
     }

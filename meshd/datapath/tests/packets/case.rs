@@ -310,7 +310,7 @@ impl Expected {
             (has_ended, event_kind::CLOSE),
             // A connection may begin with a packet that then cannot go its way.
             // What a stranger says of itself in a note is told to nobody.
-            (reason.is_drop() && reason != Reason::DsrRefused, event_kind::DROP),
+            (reason.is_drop() && !matches!(reason, Reason::DsrRefused | Reason::TunnelRefused), event_kind::DROP),
         ];
         rows.into_iter().filter(|(is_told, _)| *is_told).map(|(_, kind)| kind).collect()
     }

@@ -248,11 +248,12 @@ pub(crate) fn settings() -> Settings {
         loopback4: V4::of(NET4.loopback_ip()),
         loopback6: V6::of(NET6.loopback_ip()),
         events_per_tick: 1_000_000,
+        ..Settings::default()
     }
 }
 
 pub(crate) fn next_hop(link: u32, mtu: u16, destination: Mac) -> NextHop {
-    NextHop { link, mtu, destination, source: OWN, flags: 0 }
+    NextHop { link, mtu, destination, source: OWN, flags: 0, tunnel: 0, reserved: 0 }
 }
 
 /// Time as the programs count it.

@@ -29,6 +29,8 @@ pub struct RoutingConfig {
     pub probe: ProbeSettings,
     /// The tunnel, if one is allowed.
     pub tunnel: Option<TunnelSettings>,
+    /// Segments of TCP that are forwarded are made to fit their route.
+    pub mss_clamp: bool,
 }
 
 impl Config {
@@ -42,6 +44,7 @@ impl Config {
             nodes: self.routing.nodes.iter().map(|(node, mode)| (node.clone(), path_mode(*mode))).collect(),
             native_cidrs: self.routing.native_cidrs.clone(),
             tunnel: self.routing.tunnel,
+            mss_clamp: self.routing.mss_clamp,
         }
     }
 }

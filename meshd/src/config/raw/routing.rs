@@ -31,6 +31,9 @@ section! {
         nexthop_objects: Option<bool> = "true",
         /// Metric of the routes.
         metric: Option<u32> = "77",
+        /// Lower the largest segment that TCP connections agree on to what the route takes, for all that this node forwards: for paths on
+        /// which senders do not hear that a packet is too long. Needs the program `nft`.
+        mss_clamp: Option<bool> = "false",
         /// Path probes. They are sent to nodes with mode `auto`, when there is a tunnel.
         probe: RawProbe = "",
     }
@@ -86,15 +89,29 @@ choice! {
     }
 }
 
+choice! {
+    /// Whose frames are taken.
+    TunnelSources {
+        /// Those of nodes of the mesh, once every cluster has been heard.
+        Nodes = "nodes",
+        /// Everybody's.
+        Any = "any",
+    }
+}
+
 section! {
     /// Encapsulation, by the link `meshd_vxlan`. Needs the program `nft`.
     RawTunnel {
-        /// `vxlan`. `geneve` is not supported by this version.
+        /// `vxlan` or `geneve`, the same on every node. Geneve is written and read by the kernel's programs, so it needs
+        /// `services.enabled`.
         protocol: Option<TunnelProtocol> = "vxlan",
-        /// UDP port of both ends.
+        /// UDP port of both ends. 6081 with `geneve`.
         port: Option<u16> = "8472",
-        /// The number in the header (VNI), 1 to 16777215. To Cilium it is the identity of the sender: 2 stands for "anybody", so
-        /// that its policies let in no more than what they allow to everybody.
+        /// The number in the header (VNI), 1 to 16777215, of packets whose source has no identity. To Cilium it is the identity of the
+        /// sender: 2 stands for "anybody", so that its policies let in no more than what they allow to everybody. The kernel's
+        /// programs (`services.enabled`) write the identity of a workload of this node in its place.
         vni: Option<u32> = "2",
+        /// Whose frames are taken. `nodes` needs the kernel's programs (`services.enabled`); without them a firewall has to do it.
+        sources: Option<TunnelSources> = "nodes",
     }
 }

@@ -58,7 +58,7 @@ impl<'a> Validator<'a> {
         let services = self.services(raw.services);
         let rules = ServiceRules { node: &node, node_ports: &services.node_port_range };
         let own_services = self.own_services(raw.workloads.services, &rules);
-        let routing = self.routing(raw.routing, raw.tunnel, &peers);
+        let routing = self.routing(raw.routing, raw.tunnel, &peers, services.enabled);
         let masquerade = self.masquerade(raw.masquerade, &node);
         let bgp = self.bgp(raw.bgp, &node);
         let metrics = self.metrics(raw.api.metrics.as_ref());

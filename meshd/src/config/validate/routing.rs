@@ -11,10 +11,12 @@ use meshd_core::{
 use super::Validator;
 use crate::config::model::{Peer, RoutingConfig};
 use crate::config::raw::RoutingMode;
-use crate::config::raw::routing::{RawNodeRouting, RawProbe, RawRouting, RawTunnel, TunnelProtocol};
+use crate::config::raw::routing::{RawNodeRouting, RawProbe, RawRouting, RawTunnel, TunnelProtocol, TunnelSources};
 
 /// Port of VXLAN unless `tunnel.port` says otherwise: the one that Cilium and the Linux kernel use.
 const TUNNEL_PORT: u16 = 8472;
+/// The same of Geneve (RFC 8926).
+const GENEVE_PORT: u16 = 6081;
 /// VNI unless `tunnel.vni` says otherwise: what Cilium calls `world`.
 const TUNNEL_VNI: u32 = 2;
 /// A VNI has 24 bits, and 0 is nobody.
@@ -23,7 +25,14 @@ const VNIS: RangeInclusive<u32> = 1..=0x00ff_ffff;
 const PROBE_PORT: u16 = 7747;
 
 impl Validator<'_> {
-    pub(super) fn routing(&mut self, raw: RawRouting, tunnel: Option<RawTunnel>, peers: &[Peer]) -> RoutingConfig {
+    /// `services`: the kernel's programs are wanted.
+    pub(super) fn routing(
+        &mut self,
+        raw: RawRouting,
+        tunnel: Option<RawTunnel>,
+        peers: &[Peer],
+        services: bool,
+    ) -> RoutingConfig {
         let mode = raw.mode.unwrap_or(RoutingMode::Auto);
         let metric = raw.metric.unwrap_or(ROUTE_METRIC);
         if metric == 0 {
@@ -31,7 +40,7 @@ impl Validator<'_> {
             self.error("routing.metric", "metric 0 is not possible", "write 1 or more; the default is 77");
         }
         let has_tunnel = tunnel.is_some();
-        let tunnel = tunnel.map(|tunnel| self.tunnel(&tunnel));
+        let tunnel = tunnel.map(|tunnel| self.tunnel(&tunnel, services));
         let nodes = self.node_modes(&raw.nodes);
         if !has_tunnel {
             let hint = "add the section tunnel, for instance tunnel: {protocol: vxlan}";
@@ -58,24 +67,26 @@ impl Validator<'_> {
             metric: Metric(metric),
             probe,
             tunnel,
+            mss_clamp: raw.mss_clamp.unwrap_or(false),
         }
     }
 
-    fn tunnel(&mut self, raw: &RawTunnel) -> TunnelSettings {
-        if raw.protocol == Some(TunnelProtocol::Geneve) {
-            let hint =
-                "write vxlan; the kernel encapsulates VXLAN everywhere, and Geneve only with a driver that many lack";
-            self.error("tunnel.protocol", "geneve is not supported by this version", hint);
+    fn tunnel(&mut self, raw: &RawTunnel, services: bool) -> TunnelSettings {
+        let geneve = raw.protocol == Some(TunnelProtocol::Geneve);
+        if geneve && !services {
+            let hint = "write services: {enabled: true} on every node, or protocol: vxlan";
+            self.error("tunnel.protocol", "geneve is written by the kernel's programs, which are switched off", hint);
         }
-        let port = raw.port.unwrap_or(TUNNEL_PORT);
+        let port = raw.port.unwrap_or(if geneve { GENEVE_PORT } else { TUNNEL_PORT });
         if port == 0 {
-            self.error("tunnel.port", "port 0 is not possible", "write 8472, or the port the other nodes use");
+            let hint = "write 8472, 6081 for geneve, or the port the other nodes use";
+            self.error("tunnel.port", "port 0 is not possible", hint);
         }
         let vni = raw.vni.unwrap_or(TUNNEL_VNI);
         if !VNIS.contains(&vni) {
             self.error("tunnel.vni", format!("{vni} is not possible"), "write 1 to 16777215; the default is 2");
         }
-        TunnelSettings { port, vni }
+        TunnelSettings { port, vni, geneve, any_source: raw.sources == Some(TunnelSources::Any) }
     }
 
     fn node_modes(&mut self, raw: &[RawNodeRouting]) -> BTreeMap<(ClusterName, NodeName), RoutingMode> {

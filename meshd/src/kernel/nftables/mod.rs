@@ -15,6 +15,7 @@
 //! processor, and reading the table 70 ms. Whoever calls here coalesces.
 
 pub mod arrivals;
+pub mod clamp;
 pub mod document;
 pub mod listing;
 pub mod watch;

@@ -8,7 +8,7 @@ use std::{
 use meshd_abi::{LINKS, Link, link_flags};
 use meshd_core::{
     derive::LocalNode,
-    id::IfIndex,
+    id::{IfIndex, TUNNEL_LINK},
     observed::{LinkRow, RouteKind},
 };
 use meshd_datapath::{Attached, DatapathError, Program, Programs};
@@ -55,6 +55,11 @@ impl Links {
         self.attached
             .iter()
             .any(|((on, _), attachment)| *on == program && &*attachment.name == link && attachment.outcome.is_ok())
+    }
+
+    /// True when a program is attached to a link.
+    pub(super) fn is_at(&self, program: Program, link: IfIndex) -> bool {
+        self.attached.get(&(program, link)).is_some_and(|attachment| attachment.outcome.is_ok())
     }
 
     /// Attaches and detaches until the programs are where they belong; returns what the kernel refused. A refusal is tried again
@@ -190,7 +195,8 @@ impl Links {
 /// What must be on a link before a program is: what sends answers back comes before what lets questions in.
 const fn needs(program: Program) -> &'static [Program] {
     match program {
-        Program::UplinkEgress | Program::WorkloadEgress => &[],
+        Program::UplinkEgress | Program::WorkloadEgress | Program::TunnelEgress => &[],
+        Program::TunnelIngress => &[Program::TunnelEgress],
         Program::UplinkIngress => &[Program::UplinkEgress],
         Program::WorkloadIngress => &[Program::WorkloadEgress],
         Program::XdpUplink => &[Program::UplinkEgress, Program::UplinkIngress],
@@ -230,7 +236,10 @@ fn wanted(plan: &LinkPlan, local: &LocalNode, snapshot: &Snapshot) -> BTreeMap<(
     let mut wanted = BTreeMap::new();
     for (link, row) in snapshot.observed.links.iter().filter(|(_, row)| !row.loopback && row.mac.is_some()) {
         let mut want = |program| drop(wanted.insert((program, *link), row.name.clone()));
-        if is_uplink(plan, local, snapshot, *link, row) {
+        if &*row.name == TUNNEL_LINK {
+            want(Program::TunnelIngress);
+            want(Program::TunnelEgress);
+        } else if is_uplink(plan, local, snapshot, *link, row) {
             want(Program::UplinkIngress);
             want(Program::UplinkEgress);
             // A virtual link has to make a frame of what is a segment of many, which costs more than the stack.

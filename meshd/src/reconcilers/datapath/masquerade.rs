@@ -6,6 +6,7 @@ use meshd_abi::settings_flags;
 use meshd_core::{
     derive::LocalNode,
     desired::{self, MasqueradeWish},
+    id::TUNNEL_LINK,
     plan::datapath::{ExclusionPlanner, prefix4, prefix6},
 };
 use meshd_datapath::{DatapathError, Maps, Program};
@@ -78,7 +79,12 @@ impl Masquerade {
 pub(super) fn can(desired: &desired::Masquerade, local: &LocalNode, links: &Links) -> bool {
     let MasqueradeWish::On(rules) = &desired.wish else { return false };
     let is_seen = |uplink: &str| {
-        [Program::UplinkIngress, Program::UplinkEgress].iter().all(|program| links.is_on(*program, uplink))
+        let both = if uplink == TUNNEL_LINK {
+            [Program::TunnelIngress, Program::TunnelEgress]
+        } else {
+            [Program::UplinkIngress, Program::UplinkEgress]
+        };
+        both.iter().all(|program| links.is_on(*program, uplink))
     };
     let own = |is_ipv4| local.addresses.iter().find(|address| address.is_ipv4() == is_ipv4);
     let has_source = |is_ipv4: bool| {

@@ -15,6 +15,7 @@
 //! the daemon does not wait for it.
 
 mod actual;
+mod far_ends;
 mod links;
 mod masquerade;
 mod ops;
@@ -36,9 +37,9 @@ use std::{
 
 use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags, settings_flags};
 use meshd_core::{
-    derive::LocalNode,
+    derive::{LocalNode, PathPolicy},
     desired::Service,
-    id::{ClusterId, ClusterName, NumericIdentity},
+    id::{ClusterId, ClusterName, NumericIdentity, TUNNEL_LINK},
     maglev::Slots,
     observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
     plan::datapath::{
@@ -57,6 +58,7 @@ use tracing::{debug, info, warn};
 
 use self::{
     actual::Lifetimes,
+    far_ends::FarEnds,
     links::{LinkPlan, Links},
     masquerade::Masquerade,
     ops::Refused,
@@ -200,6 +202,7 @@ impl DatapathHandle {
 pub fn start(
     options: Options,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    policies: watch::Receiver<Arc<PathPolicy>>,
     problems: Problems,
 ) -> Result<(impl Future<Output = ()> + Send + 'static, DatapathHandle), DatapathError> {
     let begin = Instant::now();
@@ -208,7 +211,9 @@ pub fn start(
     let maps = &programs.maps;
     let neighbors = maps.neighbors.all()?;
     let named = actual::named_hops(maps)?;
-    let was_on = maps.settings.get(&0)?.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
+    let tunnels = far_ends::existing(maps.tunnels.all()?);
+    let inherited = maps.settings.get(&0)?;
+    let was_on = inherited.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
     let sockets = Sockets::new(options.group.clone(), &existing);
     let (status, status_rx) = watch::channel(DatapathStatus::default());
     let (withdraw, withdrawals) = mpsc::channel(1);
@@ -220,6 +225,7 @@ pub fn start(
         masquerade: Masquerade::new(maps, was_on)?,
         ways: Ways::default(),
         links: Links::default(),
+        far_ends: FarEnds::new(options.sizes.next_hops, &tunnels, inherited, policies),
         sockets,
         last: Arc::default(),
         finished: false,
@@ -321,6 +327,7 @@ struct State {
     masquerade: Masquerade,
     ways: Ways,
     links: Links,
+    far_ends: FarEnds,
     sockets: Sockets,
     last: Arc<Snapshot>,
     /// What an earlier process left has been swept.
@@ -367,6 +374,7 @@ impl State {
                 IpAddr::V6(address) => settings.source6 = V6::from_octets(address.octets()),
             }
         }
+        self.far_ends.write(&mut settings);
         self.programs.maps.settings.put(&0, &settings)
     }
 
@@ -375,7 +383,9 @@ impl State {
         let last = std::mem::replace(&mut self.last, snapshot.clone());
         self.services.begin_round();
         let mut writes = Vec::new();
-        let moved = self.neighbors(&last, &snapshot, &mut writes);
+        let mut moved = self.neighbors(&last, &snapshot, &mut writes);
+        moved.extend(self.moved_ways(&last, &snapshot));
+        self.follow_far_ends(&last, &snapshot, &mut moved, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
         writes.extend(self.masquerade.exclusions.update(&snapshot.desired.masquerade));
         let count = writes.len();
@@ -383,7 +393,7 @@ impl State {
         if count > 0 {
             debug!(writes = count, "changed neighbors and identities");
         }
-        self.plan_services(&last, &snapshot, moved);
+        self.plan_services(&last, &snapshot, &moved);
         if snapshot.complete && snapshot.local_known && !self.finished {
             self.finished = true;
             self.finish(&snapshot);
@@ -392,6 +402,8 @@ impl State {
         let ended = self.sockets.end(&self.programs.maps);
         // Links last: a program that is attached finds its tables filled.
         self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
+        let untold = self.tell_tunnel();
+        self.link_problems.extend(untold);
         if let Err(error) = ended {
             self.link_problems.push(format!("sockets of removed backends are still there: {}", error_chain(&error)));
         }
@@ -437,6 +449,7 @@ impl State {
         let (plan, held) = self.services.finish();
         let mut writes = plan.writes;
         self.sockets.note(&writes);
+        self.finish_far_ends(snapshot, &mut writes);
         writes.extend(self.hops.finish());
         writes.extend(self.identities.finish());
         writes.extend(self.masquerade.exclusions.finish());
@@ -458,7 +471,7 @@ impl State {
             let link = new.observed.links.get(&key.link);
             let hop = mac.zip(link.filter(|link| link.up && !link.loopback)).and_then(|(destination, link)| {
                 let has_peer = matches!(link.kind.as_deref(), Some("veth" | "netkit"));
-                Some(Hop { destination, source: link.mac?, mtu: link.mtu, has_peer })
+                Some(Hop { destination, source: link.mac?, mtu: link.mtu, has_peer, tunnel: 0 })
             });
             let planned = hops.put(key.link, key.address, hop);
             changed.insert((key.link, key.address));
@@ -565,14 +578,16 @@ impl State {
         Identity { identity: identity.0, way: 0, flags, cluster }
     }
 
-    fn plan_services(&mut self, last: &Snapshot, new: &Snapshot, mut moved: BTreeSet<IpAddr>) {
+    /// Addresses whose way is another one because routes are.
+    fn moved_ways(&mut self, last: &Snapshot, new: &Snapshot) -> BTreeSet<IpAddr> {
         let routes_changed = new.desired.routes.revision() != last.desired.routes.revision()
             || new.desired.bgp.revision() != last.desired.bgp.revision()
             || new.desired.targets.revision() != last.desired.targets.revision()
             || new.observed.routes.revision() != last.observed.routes.revision();
-        if routes_changed {
-            moved.extend(self.ways.recheck(&new.observed, &new.desired));
-        }
+        if routes_changed { self.ways.recheck(&new.observed, &new.desired) } else { BTreeSet::new() }
+    }
+
+    fn plan_services(&mut self, last: &Snapshot, new: &Snapshot, moved: &BTreeSet<IpAddr>) {
         let changes: Vec<(ServiceName, _)> = new
             .desired
             .services
@@ -585,7 +600,7 @@ impl State {
         for (name, service) in changes {
             self.plan_service(&name, service.as_deref(), new);
         }
-        self.rehop(&moved, new);
+        self.rehop(moved, new);
     }
 
     /// Brings one service into the maps.
@@ -666,7 +681,7 @@ impl State {
         self.connections = sweep.left;
         self.busiest = sweep.busiest;
         let plan = self.services.release(|ipv4, index| sweep.used[usize::from(!ipv4)].contains(&index));
-        let wanted: BTreeSet<IpAddr> = self.services.addresses().collect();
+        let wanted: BTreeSet<IpAddr> = self.services.addresses().chain(self.far_ends.addresses()).collect();
         self.ways.retain(|address| wanted.contains(&address));
         self.refused.run(&self.programs.maps, plan.writes);
         self.hops.release(|index| sweep.hops.contains(&index));
@@ -715,8 +730,10 @@ const fn dsr_flags(kind: DsrKind, is_used: bool) -> u32 {
 fn next_hop(address: IpAddr, ways: &mut Ways, hops: &HopPlanner, snapshot: &Snapshot) -> u32 {
     let Some((link, via)) = ways.of(address, &snapshot.observed, &snapshot.desired) else { return 0 };
     // Only a link with a peer can hand a packet over to a workload; behind a bridge the stack has to find the port.
-    let kind = snapshot.observed.links.get(&link).and_then(|row| row.kind.as_deref());
-    let can = kind.is_none_or(|kind| matches!(kind, "veth" | "vlan" | "bond" | "macvlan"));
+    let row = snapshot.observed.links.get(&link);
+    let kind = row.and_then(|row| row.kind.as_deref());
+    let can = kind.is_none_or(|kind| matches!(kind, "veth" | "vlan" | "bond" | "macvlan"))
+        || row.is_some_and(|row| &*row.name == TUNNEL_LINK);
     if can { hops.find(link, via) } else { 0 }
 }
 

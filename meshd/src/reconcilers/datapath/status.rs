@@ -14,6 +14,8 @@ pub struct DatapathStatus {
     pub maps: Vec<MapStatus>,
     /// How notes of frontends travel, where a service uses direct server return.
     pub direct_return: Option<&'static str>,
+    /// What the programs write around packets that go through the tunnel; `None`: the kernel's device does it, or there is no tunnel.
+    pub tunnel: Option<&'static str>,
     /// What the kernel lacks, with what follows from it.
     pub lacking: Vec<(&'static str, &'static str)>,
     /// Packets by reason, since the maps were made; those without any are left out.
@@ -57,6 +59,7 @@ impl State {
             map("connections_ipv4", self.connections[0] as u64, sizes.connections),
             map("connections_ipv6", self.connections[1] as u64, sizes.connections.div_ceil(4)),
             map("snat_ports", self.busiest.map_or(0, |busiest| busiest.used.into()), self.options.ports.1.into()),
+            map("tunnels", self.far_ends.len() as u64, sizes.next_hops),
             map("identities", self.identities.len() as u64, sizes.identities),
         ];
         if self.sockets.is_wanted() {
@@ -86,6 +89,7 @@ impl State {
             DsrKind::Geneve => "geneve",
         });
         let lacking = self.programs.features().lacking();
-        DatapathStatus { programs, maps, direct_return, lacking, packets }
+        let tunnel = self.far_ends.protocol();
+        DatapathStatus { programs, maps, direct_return, tunnel, lacking, packets }
     }
 }

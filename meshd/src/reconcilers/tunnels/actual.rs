@@ -2,13 +2,15 @@
 
 use meshd_core::id::IfIndex;
 
-use crate::kernel::nftables::{NftError, arrivals};
+use crate::kernel::nftables::{NftError, arrivals, clamp};
 
 /// What is known of the table.
 #[derive(Debug, Default)]
 pub struct Actual {
     /// The link it was hooked to when it was written.
     hooked: Option<IfIndex>,
+    /// The table that clamps segments, as far as it is known.
+    clamps: Option<bool>,
 }
 
 impl Actual {
@@ -28,6 +30,26 @@ impl Actual {
             arrivals::put().await.map_err(explain)?;
         }
         self.hooked = Some(link);
+        Ok(())
+    }
+
+    /// Sees to it that segments are clamped, or are not.
+    ///
+    /// # Errors
+    /// Why they may not be, or may still be.
+    pub async fn keep_clamp(&mut self, wanted: bool) -> Result<(), String> {
+        let explain = |error: NftError| format!("segments of TCP are not clamped as `routing.mss_clamp` says: {error}");
+        if wanted {
+            if !clamp::look().await.map_err(explain)? {
+                clamp::put().await.map_err(explain)?;
+            }
+        } else if self.clamps != Some(false) {
+            // Without the program, or when it may not even look, there is nothing of an earlier process either.
+            if clamp::look().await.unwrap_or(false) {
+                clamp::remove().await.map_err(explain)?;
+            }
+        }
+        self.clamps = Some(wanted);
         Ok(())
     }
 

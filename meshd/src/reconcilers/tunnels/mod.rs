@@ -151,6 +151,10 @@ impl Tunnels {
             }
             None => self.remove(&snapshot).await,
         };
+        let mss_clamp = self.inputs.policies.borrow().mss_clamp;
+        let clamped = self.actual.keep_clamp(mss_clamp).await;
+        let result = if mss_clamp { result.map(|pause| pause.min(LOOK_INTERVAL)) } else { result };
+        let result = result.and_then(|pause| clamped.map(|()| pause));
         self.look_at = Some(Instant::now() + result.as_ref().copied().unwrap_or(RETRY));
         self.inputs.problems.report(COMPONENT, result.err());
     }
@@ -185,6 +189,7 @@ impl Tunnels {
     }
 
     async fn withdraw(&mut self) -> Result<(), String> {
+        self.actual.keep_clamp(false).await?;
         let held = ops::look().await?.held;
         for step in plan_tunnel(None, held) {
             ops::carry_out(step, 0, &[]).await?;

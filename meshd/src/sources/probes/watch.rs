@@ -331,7 +331,7 @@ impl Io {
             Way::Tunnel => {
                 let socket = if outgoing.outer.is_ipv4() { &self.tunnel_v4 } else { &self.tunnel_v6 };
                 if let Some(socket) = socket {
-                    let datagram = encapsulate(self.tunnel.vni, &packet);
+                    let datagram = encapsulate(self.tunnel, &packet);
                     let _lost = socket.try_send_to(&datagram, SocketAddr::new(outgoing.outer, self.tunnel.port));
                 }
             }

@@ -24,6 +24,8 @@ pub struct Hop {
     pub mtu: u32,
     /// The link has another end that takes packets at once.
     pub has_peer: bool,
+    /// With a far end of the tunnel its element in `TUNNELS`; 0: none.
+    pub tunnel: u16,
 }
 
 #[derive(Debug)]
@@ -175,5 +177,6 @@ fn neighbor_key(link: IfIndex, address: [u8; 6]) -> NeighborKey {
 fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
     let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
     let flags = if hop.has_peer { hop_flags::PEER } else { 0 };
-    Write::NextHop(index, NextHop { link: link.0, mtu, destination: hop.destination, source: hop.source, flags })
+    let Hop { destination, source, tunnel, .. } = *hop;
+    Write::NextHop(index, NextHop { link: link.0, mtu, destination, source, flags, tunnel, reserved: 0 })
 }

@@ -11,19 +11,21 @@ mod identities;
 mod ranges;
 mod services;
 mod space;
+mod tunnels;
 mod ways;
 
 pub use exclusions::{ExclusionPlanner, prefix4, prefix6};
 pub use hops::{Hop, HopPlanner};
 pub use identities::{IdentityPlanner, Standing};
 pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
+pub use tunnels::{TunnelPlan, TunnelPlanner};
 pub use ways::{Way, Ways};
 
 use std::net::IpAddr;
 
 use meshd_abi::{
     Address, Backend, CidrKey, Direct, Identity, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service,
-    ServiceKey, V4, V6,
+    ServiceKey, Tunnel, V4, V6,
 };
 
 /// A change to a map.
@@ -57,6 +59,10 @@ pub enum Write {
     NextHop(u32, NextHop),
     /// A neighbor by its link-layer address; `None` removes it.
     Neighbor(NeighborKey, Option<u32>),
+    /// A far end of the tunnel.
+    Tunnel(u32, Tunnel),
+    /// A far end by its address, in the form of [`V6::mapped`]; `None` removes it.
+    FarEnd(V6, Option<u32>),
     /// Who has an address of IPv4; `None` removes it.
     Identity4(V4, Option<Identity>),
     /// Who has an address of IPv6; `None` removes it.

@@ -16,7 +16,7 @@ use crate::{
     observed::{Observed, RouteKey, RouteKind},
 };
 
-/// A neighbor: a link and an address on it.
+/// A neighbor: a link and an address on it; at the tunnel's link the far end.
 pub type Way = (IfIndex, IpAddr);
 
 /// Ways of the addresses somebody asked for.
@@ -115,7 +115,7 @@ fn ours(prefix: IpNet, desired: &Desired) -> Option<Option<Way>> {
     let target = desired.target_of(&prefix)?;
     let target = desired.targets.get(&target)?;
     let way = match (&*target.hops, target.mode) {
-        ([hop], RouteMode::Native | RouteMode::Bgp) => Some((hop.dev, hop.via)),
+        ([hop], RouteMode::Native | RouteMode::Bgp | RouteMode::Tunnel) => Some((hop.dev, hop.via)),
         _ => None,
     };
     Some(way)

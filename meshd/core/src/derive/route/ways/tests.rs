@@ -12,7 +12,11 @@ fn tunnel(index: u32, up: bool) -> KernelChange {
 }
 
 fn policy(mode: PathMode) -> PathPolicy {
-    PathPolicy { mode, tunnel: Some(TunnelSettings { port: 8472, vni: 2 }), ..PathPolicy::default() }
+    PathPolicy {
+        mode,
+        tunnel: Some(TunnelSettings { port: 8472, vni: 2, geneve: false, any_source: false }),
+        ..PathPolicy::default()
+    }
 }
 
 fn found(row: Option<PathRow>) -> Change {

@@ -1,0 +1,244 @@
+//! A frame at the uplink: who sent it, whose packet is inside, and the packet to the tunnel's link.
+//!
+//! VXLAN is taken off here when the packet is for a workload of this node or for the node. The rest is left to the device, as with all
+//! that is unusual: what goes on to other nodes would keep marks of the frame on it that a network card could take for those of a
+//! tunnel. Geneve has no device here, so all of it is taken off.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_ecn_set_ce},
+    programs::TcContext,
+};
+use meshd_abi::{Address, Reason, Settings, Tunnel, V4, V6, identity_flags, settings_flags};
+use meshd_steps::{
+    Frame, Packet, Part,
+    dsr::plain_outer,
+    header::{ETHERNET, ethertype, protocol},
+    tunnel::{ECN_CE, Head, UDP_TUNNEL, head, overhead},
+};
+
+use super::{HEADERS, Key, address_of, far_end, fits, key_of, send::FIXED_SEGMENTS, tunnel_to};
+use crate::{
+    context::{Context, linear},
+    maps::{self, Tables},
+    steps::{deliver, dsr},
+};
+
+/// What the half of a program answers that leaves a packet to [`tc`]; no verdict of TC.
+pub const TC_TUNNELLED: i32 = i32::MIN + 4;
+/// `BPF_ADJ_ROOM_MAC`: room behind the link-layer header.
+const BEHIND_ETHERNET: u32 = 1;
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV4` (6.3 and newer): what is inside is IPv4, and what was outside is not.
+const INSIDE_IPV4: u64 = 1 << 7;
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`.
+const INSIDE_IPV6: u64 = 1 << 8;
+/// `BPF_F_INGRESS`.
+const INGRESS: u64 = 1;
+/// `PACKET_HOST`.
+const FOR_THIS_HOST: u32 = 0;
+
+/// True for a packet that may be a frame of the tunnel.
+#[inline(always)]
+pub fn may_be<A: Tables>(packet: &Packet<A>, settings: &Settings) -> bool {
+    settings.tunnel_link != 0
+        && packet.key.destination_port == settings.tunnel_port.to_be()
+        && packet.key.protocol == protocol::UDP
+        && matches!(packet.part, Part::Whole)
+}
+
+/// What a program says: the verdict of its half for this family, or the one about the frame that it left.
+#[inline(always)]
+pub fn tc<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
+    match (verdict, A::IS_V4) {
+        (TC_TUNNELLED, true) => tc_unwrap4(ctx.skb.skb),
+        (TC_TUNNELLED, false) => tc_unwrap6(ctx.skb.skb),
+        (verdict, _) => verdict,
+    }
+}
+
+families!(tc_unwrap4, tc_unwrap6, unwrap, __sk_buff, TcContext, i32);
+
+#[inline(always)]
+fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
+    linear(ctx, HEADERS);
+    let length = ctx.length();
+    let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
+    let frame = &ctx.frame();
+    let pass = || deliver::tc_pass(Reason::Passed, length);
+    let Some((ends, next)) = plain_outer::<A>(frame, ETHERNET) else { return pass() };
+    let udp = ETHERNET + A::HEADER;
+    let is_own = ends.to == A::own_source(settings) || has_flag(&ends.to, identity_flags::THIS_NODE);
+    if next != protocol::UDP || !is_own {
+        return pass();
+    }
+    let is_geneve = settings.flags & settings_flags::TUNNEL_GENEVE != 0;
+    let (vni, is_vxlan) = match head(frame, udp) {
+        Some(Head::Vxlan(vni)) => (vni, true),
+        Some(Head::Geneve(vni)) if is_geneve => (vni, false),
+        Some(Head::GeneveOptions) if is_geneve && settings.flags & settings_flags::DSR != 0 => return dsr::TC_WRAPPED,
+        _ => return pass(),
+    };
+    let from = A::identity(&ends.from).map_or(0, |from| from.flags);
+    if from & (identity_flags::NODE | identity_flags::THIS_NODE) != identity_flags::NODE {
+        if settings.flags & settings_flags::TUNNEL_FILTER != 0 {
+            return deliver::tc_shot(Reason::TunnelRefused, length);
+        }
+        return pass();
+    }
+    let inner = udp + UDP_TUNNEL;
+    let Some(kind) = frame.read::<u16>(inner + 12).map(u16::from_be) else { return pass() };
+    let judged = match kind {
+        V4::ETHERTYPE => judge::<V4>(frame, inner + ETHERNET, vni, settings),
+        V6::ETHERTYPE => judge::<V6>(frame, inner + ETHERNET, vni, settings),
+        _ => return pass(),
+    };
+    match judged {
+        Judged::Refused => return deliver::tc_shot(Reason::TunnelRefused, length),
+        Judged::Unknown => return pass(),
+        Judged::Transit if is_vxlan => return pass(),
+        Judged::Transit | Judged::Local => {}
+    }
+    let is_marked = service::<A>(frame).is_some_and(|service| service & ECN_CE == ECN_CE);
+    let inside = match (kind == V4::ETHERTYPE, A::IS_V4) {
+        (true, true) | (false, false) => 0,
+        (true, false) => INSIDE_IPV4,
+        (false, true) => INSIDE_IPV6,
+    };
+    let tunnel = tunnel_to(&far_end(&ends.from));
+    let room = -(overhead::<A>() as i32);
+    // SAFETY: the context is valid. What the kernel refuses is as it was, and the device takes it.
+    if unsafe { bpf_skb_adjust_room(ctx.skb.skb, room, BEHIND_ETHERNET, FIXED_SEGMENTS | inside) } != 0 {
+        return deliver::tc_pass(Reason::Passed, length);
+    }
+    let frame = &ctx.frame();
+    let own = settings.tunnel_mac;
+    if !frame.write(0, own) || !frame.write(6, Tunnel::link_address(tunnel)) || !frame.write(12, kind.to_be()) {
+        return deliver::tc_shot(Reason::RewriteFailed, length);
+    }
+    maps::count(Reason::Decapsulated, length);
+    if is_marked {
+        // SAFETY: the context is valid. A packet whose sender does not understand marks stays without one.
+        unsafe { bpf_skb_ecn_set_ce(ctx.skb.skb) };
+    }
+    // SAFETY: the helper takes numbers.
+    unsafe { bpf_redirect(settings.tunnel_link, INGRESS) as i32 }
+}
+
+/// What is thought of a packet inside of a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    /// It says to come from this node.
+    Refused,
+    /// It is for this node.
+    Local,
+    /// It goes on.
+    Transit,
+    /// Its headers are cut short.
+    Unknown,
+}
+
+/// Looks at the ends of a packet inside of a frame, and takes over who its source is.
+#[inline(always)]
+fn judge<A: Tables>(frame: &Frame, l3: usize, vni: u32, settings: &Settings) -> Judged {
+    let at = if A::IS_V4 { l3 + 12 } else { l3 + 8 };
+    let (source, destination): (A, A) = if A::IS_V4 {
+        let Some([source, destination]) = frame.read::<[u32; 2]>(at) else { return Judged::Unknown };
+        (A::from_words([source, 0, 0, 0]), A::from_words([destination, 0, 0, 0]))
+    } else {
+        let Some(source) = frame.read::<V6>(at) else { return Judged::Unknown };
+        let Some(destination) = frame.read::<V6>(at + 16) else { return Judged::Unknown };
+        (A::from_words(source.0), A::from_words(destination.0))
+    };
+    if !take_over(&source, vni, settings) {
+        return Judged::Refused;
+    }
+    if has_flag(&destination, identity_flags::LOCAL | identity_flags::THIS_NODE) {
+        Judged::Local
+    } else {
+        Judged::Transit
+    }
+}
+
+/// Takes over the identity of a source from a frame. What is known of it already counts more. False: it is one of this node.
+#[inline(always)]
+fn take_over<A: Tables>(source: &A, vni: u32, settings: &Settings) -> bool {
+    let is_said = vni != settings.tunnel_vni && fits(vni);
+    match A::identity(source) {
+        Some(known) if known.flags & (identity_flags::LOCAL | identity_flags::THIS_NODE) != 0 => return false,
+        Some(known) if is_said && known.identity != vni => maps::count(Reason::IdentityMismatch, 0),
+        Some(_) => {}
+        None if is_said && A::arrived(source) != vni => A::put_arrived(source, vni),
+        None => {}
+    }
+    true
+}
+
+/// True for an address with one of these flags.
+#[inline(always)]
+fn has_flag<A: Tables>(address: &A, flags: u16) -> bool {
+    A::identity(address).is_some_and(|known| known.flags & flags != 0)
+}
+
+/// The service octet of the outer header.
+#[inline(always)]
+fn service<A: Address>(frame: &Frame) -> Option<u8> {
+    let [first, second]: [u8; 2] = frame.read(ETHERNET)?;
+    Some(if A::IS_V4 { second } else { first << 4 | second >> 4 })
+}
+
+/// A packet that the device has taken out of a frame: the same checks, and marks as of one that was taken out here. False: it must be
+/// dropped.
+#[inline(always)]
+pub fn arrived(ctx: &TcContext) -> bool {
+    tc_arrived(ctx.skb.skb) == 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_arrived(ctx: *mut __sk_buff) -> u32 {
+    u32::from(!admit(&TcContext::new(ctx)))
+}
+
+#[inline(always)]
+fn admit(ctx: &TcContext) -> bool {
+    let Some(settings) = maps::settings() else { return true };
+    let mut key = Key::default();
+    let Some(is_v4) = key_of(ctx, &mut key) else { return true };
+    let far = address_of(key.remote, is_v4);
+    let from = match far.unmapped() {
+        Some(address) => V4::identity(&address),
+        None => V6::identity(&far),
+    };
+    let is_node = from
+        .is_some_and(|from| from.flags & (identity_flags::NODE | identity_flags::THIS_NODE) == identity_flags::NODE);
+    if !is_node && settings.flags & settings_flags::TUNNEL_FILTER != 0 {
+        return false;
+    }
+    let frame = &ctx.frame();
+    let judged = match ethertype(frame) {
+        Some(V4::ETHERTYPE) => judge::<V4>(frame, ETHERNET, key.vni, settings),
+        Some(V6::ETHERTYPE) => judge::<V6>(frame, ETHERNET, key.vni, settings),
+        _ => return true,
+    };
+    if judged == Judged::Refused {
+        return false;
+    }
+    let tunnel = tunnel_to(&far);
+    // A frame that is too short for addresses has no packet in it either.
+    let _marked = frame.write(6, Tunnel::link_address(tunnel));
+    // SAFETY: the context is valid. Whatever address the frame has, its packet is for this host.
+    unsafe { bpf_skb_change_type(ctx.skb.skb, FOR_THIS_HOST) };
+    true
+}
+
+/// The same verdict where frames inside of frames are left to the stack.
+#[inline(always)]
+pub fn innermost(verdict: i32, ctx: &TcContext) -> i32 {
+    if verdict == TC_TUNNELLED { deliver::tc_pass(Reason::Passed, ctx.length()) } else { verdict }
+}
+
+/// What a frame that is not admitted is counted as.
+#[inline(always)]
+pub fn refuse(ctx: &TcContext) -> i32 {
+    deliver::tc_shot(Reason::TunnelRefused, ctx.length())
+}

@@ -1,0 +1,36 @@
+//! TC program `tunnel_ingress`: what came out of the tunnel, whoever took it out of its frame. It is treated as at an uplink.
+
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use meshd_abi::{Address, V4, V6};
+use meshd_steps::header::ethertype;
+
+use crate::{
+    context::{Context, linear},
+    steps::{
+        dsr,
+        related::{UPLINK_INGRESS, or_related},
+        tunnel::receive,
+    },
+    uplink_ingress::{HEADERS, uplink_ingress4, uplink_ingress6},
+};
+
+/// Decides about one packet.
+#[classifier]
+pub fn tunnel_ingress(ctx: TcContext) -> i32 {
+    linear(&ctx, HEADERS);
+    if !receive::arrived(&ctx) {
+        return receive::refuse(&ctx);
+    }
+    let frame = ctx.frame();
+    match ethertype(&frame) {
+        Some(V4::ETHERTYPE) => {
+            let verdict = receive::innermost(uplink_ingress4(ctx.skb.skb), &ctx);
+            or_related::<V4>(dsr::tc::<V4>(verdict, &ctx), &ctx, UPLINK_INGRESS)
+        }
+        Some(V6::ETHERTYPE) => {
+            let verdict = receive::innermost(uplink_ingress6(ctx.skb.skb), &ctx);
+            or_related::<V6>(dsr::tc::<V6>(verdict, &ctx), &ctx, UPLINK_INGRESS)
+        }
+        _ => TC_ACT_UNSPEC,
+    }
+}
