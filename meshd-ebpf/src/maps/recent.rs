@@ -182,16 +182,22 @@ pub fn recall<A: Tables>(key: &ConnectionKey<A>, now: u32) -> Option<&'static mu
     A::beginning().map(|room| &mut room.forward)
 }
 
-/// Notes a connection of which a packet is seen, unless others have its places in this tick.
+/// Copies a connection to this CPU's room, where [`recall`] and the beginning of a connection leave theirs: the verifier then does not
+/// follow each of the three to the end of the packet. What others are to see of it must have been written before.
 #[inline(always)]
-pub fn remember<A: Tables>(key: &ConnectionKey<A>, connection: &Connection<A>, now: u32) {
-    if A::mask() == 0 {
-        return;
-    }
-    let Some(room) = A::beginning() else { return };
+pub fn take<A: Tables>(connection: &Connection<A>) -> Option<&'static mut Connection<A>> {
+    let room = A::beginning()?;
     // SAFETY: double words of two whole connections, which do not overlap; volatile, because others write the first.
     unsafe { copy::<A>(connection, &raw mut room.forward) };
-    A::call(key, now, true);
+    Some(&mut room.forward)
+}
+
+/// Notes the connection that was [taken](take), of which a packet is seen, unless others have its places in this tick.
+#[inline(always)]
+pub fn remember<A: Tables>(key: &ConnectionKey<A>, now: u32) {
+    if A::mask() != 0 {
+        A::call(key, now, true);
+    }
 }
 
 /// Makes sure that nobody is told of a connection whose entry is replaced or removed.

@@ -16,8 +16,8 @@ pub fn answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
         }
     }
     let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
-    if is_common {
-        recent::remember(&packet.key, connection, now);
+    if is_common && recent::take(connection).is_some() {
+        recent::remember(&packet.key, now);
     }
     back(connection, packet, now)
 }
@@ -29,6 +29,7 @@ pub fn back<A: Tables>(connection: &'static mut Connection<A>, packet: &Packet<A
         return Decision::Pass;
     }
     let event = connect::touch(connection, packet, now);
+    let Some(connection) = recent::take(connection) else { return Decision::Pass };
     let is_masquerade = connection.flags & connection_flags::MASQUERADE != 0;
     Decision::Send(Send {
         tuple: &connection.tuple,

@@ -39,8 +39,9 @@ pub fn serve<A: Tables>(
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {
                 let event = connect::touch(connection, packet, now);
+                let Some(connection) = recent::take(connection) else { return Decision::Pass };
                 if is_common(packet) {
-                    recent::remember(&packet.key, connection, now);
+                    recent::remember(&packet.key, now);
                 }
                 return Decision::Send(to_backend(connection, backend, event));
             }

@@ -18,7 +18,7 @@ use meshd_core::{
         heartbeat, identity, ip,
         keys::KeyKind,
         node::{self, NodeExtras},
-        service::{self, BackendZone, ServiceExtras},
+        service::{self, ServiceExtras},
         service_export,
     },
     id::{ClusterId, ClusterName, MaxClusters, NodeName, NumericIdentity},
@@ -91,15 +91,6 @@ fn service_extras(value: &serde_json::Value) -> ServiceExtras {
             .unwrap_or(&no_entries)
             .iter()
             .map(|(ip, name)| (ip.parse().expect("an address"), name.as_str().expect("a name").to_owned()))
-            .collect(),
-        zones: value["zones"]
-            .as_object()
-            .unwrap_or(&no_entries)
-            .iter()
-            .map(|(ip, zone)| {
-                let zone = zone["zone"].as_str().expect("a zone").to_owned();
-                (ip.parse().expect("an address"), BackendZone { zone, for_zones: Vec::new() })
-            })
             .collect(),
         labels: map("labels"),
         selector: map("selector"),

@@ -104,8 +104,9 @@ pub(super) fn accept(ctx: &PeerContext, name: &ServiceName, value: &[u8]) -> Res
     for (address, wire) in wire.zones.bounded("zones")? {
         let ip = address::parse_address("zones", address)?;
         // A zone of somebody who is no backend says nothing.
-        if backends.contains_key(&ip) {
-            zones.insert(ip, read_zone(wire)?);
+        let told = read_zone(wire)?;
+        if backends.contains_key(&ip) && told != observed::BackendZone::default() {
+            zones.insert(ip, told);
         }
     }
     let include_external = wire.include_external;
@@ -166,29 +167,10 @@ pub(super) fn parse_protocol(word: &str) -> Result<Protocol, Rejection> {
 pub struct ServiceExtras {
     /// Hostname of each backend that has one.
     pub hostnames: BTreeMap<IpAddr, String>,
-    /// Zone of each backend that has one, and the zones it is meant for.
-    pub zones: BTreeMap<IpAddr, BackendZone>,
     /// Labels of the service.
     pub labels: BTreeMap<String, String>,
     /// Its selector.
     pub selector: BTreeMap<String, String>,
-}
-
-/// Where a backend is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct BackendZone {
-    /// Its zone.
-    pub zone: String,
-    /// Zones that should prefer it.
-    #[serde(rename = "forZones")]
-    pub for_zones: Vec<ForZone>,
-}
-
-/// One entry of [`BackendZone::for_zones`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct ForZone {
-    /// Name of the zone.
-    pub name: String,
 }
 
 /// True when the record of a service has this label. A record that cannot be read has none.
@@ -210,6 +192,18 @@ struct OutPort {
     port: u16,
 }
 
+#[derive(Serialize)]
+struct OutZone<'a> {
+    zone: &'a str,
+    #[serde(rename = "forZones")]
+    for_zones: Vec<OutForZone<'a>>,
+}
+
+#[derive(Serialize)]
+struct OutForZone<'a> {
+    name: &'a str,
+}
+
 type OutAddresses<'a> = BTreeMap<String, BTreeMap<&'a str, OutPort>>;
 
 #[derive(Serialize)]
@@ -223,7 +217,7 @@ struct OutService<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     hostnames: BTreeMap<String, &'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    zones: BTreeMap<String, &'a BackendZone>,
+    zones: BTreeMap<String, OutZone<'a>>,
     labels: &'a BTreeMap<String, String>,
     selector: &'a BTreeMap<String, String>,
     include_external: bool,
@@ -243,13 +237,18 @@ pub fn encode(cluster: &ClusterName, name: &ServiceName, row: &ServiceRow, extra
         backends: out_addresses(&row.backends),
         // Go sorts object keys as text, not as addresses.
         hostnames: extras.hostnames.iter().map(|(ip, name)| (ip.to_string(), &**name)).collect(),
-        zones: extras.zones.iter().map(|(ip, zone)| (ip.to_string(), zone)).collect(),
+        zones: row.zones.iter().map(|(ip, told)| (ip.to_string(), out_zone(told))).collect(),
         labels: &extras.labels,
         selector: &extras.selector,
         include_external: row.include_external,
         shared: true,
         cluster_id: row.cluster_id.get(),
     })
+}
+
+fn out_zone(told: &observed::BackendZone) -> OutZone<'_> {
+    let for_zones = told.for_zones.iter().map(|name| OutForZone { name }).collect();
+    OutZone { zone: told.zone.as_deref().unwrap_or_default(), for_zones }
 }
 
 fn out_addresses(addresses: &BTreeMap<IpAddr, Ports>) -> OutAddresses<'_> {

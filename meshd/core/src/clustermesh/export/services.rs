@@ -17,10 +17,10 @@ use crate::{
         Key, Keyspace, PeerContext, VALUE_MAX,
         endpointslice::{self, EndpointSlice, SERVICE_NAME_LABEL, SliceEndpoint, SlicePort},
         labels,
-        service::{self, BACKENDS_MAX, BackendZone, ForZone, ServiceExtras},
+        service::{self, BACKENDS_MAX, ServiceExtras},
     },
     desired::{ExportedBackend, ExportedService, Exports},
-    observed::{L4Addr, Ports, Protocol, ServiceName, ServiceRow, Topology},
+    observed::{BackendZone, L4Addr, Ports, Protocol, ServiceName, ServiceRow, Topology},
     table::{RowDiff, Table},
 };
 
@@ -123,20 +123,19 @@ fn json(
         }
     }
     let count = backends.len();
+    let zone = |backend: &ExportedBackend| {
+        let zone = backend.zone.clone()?;
+        let for_zones = hints(service, &zone).map(Into::into).collect();
+        Some((backend.address, BackendZone { zone: Some(zone), for_zones }))
+    };
     let row = ServiceRow {
         cluster_id: own.id,
         frontends: service.cluster_ips.iter().map(|address| (*address, frontends.clone())).collect(),
         backends,
         include_external: true,
-        zones: BTreeMap::new(),
-    };
-    let zone = |backend: &ExportedBackend| {
-        let zone = backend.zone.as_deref()?.to_owned();
-        let for_zones = hints(service, &zone).map(|name| ForZone { name }).collect();
-        Some((backend.address, BackendZone { zone, for_zones }))
+        zones: service.ports.iter().flat_map(|port| port.backends.iter()).filter_map(zone).collect(),
     };
     let extras = ServiceExtras {
-        zones: service.ports.iter().flat_map(|port| port.backends.iter()).filter_map(zone).collect(),
         labels: [(SERVICE_MARK.0.to_owned(), SERVICE_MARK.1.to_owned())].into(),
         selector: service.selector.clone(),
         ..ServiceExtras::default()
