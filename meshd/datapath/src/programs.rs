@@ -19,7 +19,8 @@ use aya::{
 };
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
+    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings,
+    SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};

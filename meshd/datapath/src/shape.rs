@@ -5,7 +5,8 @@ use std::fmt;
 use aya::maps::MapType;
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
+    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings,
+    SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 
 /// Kind and sizes of a map.

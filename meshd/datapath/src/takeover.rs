@@ -17,7 +17,8 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, ConnectionKey, Direct, Identity, RangeKey, ReceiverKey, Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, ConnectionKey, Direct, Identity, RangeKey, ReceiverKey,
+    Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
 };
 use tracing::{info, warn};
 

@@ -1,6 +1,13 @@
 //! Nodes that are reached through the tunnel: by choice, and because the native way takes no packets of workloads.
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::Path, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use lab::{Node, Output};
 use serde_json::Value;
@@ -189,9 +196,12 @@ fn assert_carried(mesh: &Mesh) {
     let (client, server) = (mesh.node("west-worker-webpod"), mesh.node("east-worker-webpod"));
     assert_eq!(ping(&client, "10.1.1.10"), TTL);
     assert_eq!(ping(&server, "10.0.1.10"), TTL);
-    let stream = Stream::start(&client, &server, "10.1.1.10");
-    stream.wait_progress();
-    stream.finish();
+    let mut load = Load::new().expect("a load");
+    let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
+    load.serve(&server, at.ip()).expect("a server");
+    load.stream(&client, at).expect("connected");
+    wait_progress(&mut load, "through the tunnel");
+    load.finish().expect("nothing breaks");
     // The service of the own cluster has the other one's backends, too.
     let listeners: Vec<TcpListener> = [
         ("west-control-plane-webpod", "10.0.0.10"),

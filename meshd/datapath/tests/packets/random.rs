@@ -150,7 +150,11 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
         let link = if random.below(4) == 0 { random.next() } else { [1, 20, 21][random.below(3) as usize] };
         let mtu = [1_500, 1_400, 1_280, 576, 68, random.next() as u16][random.below(6) as usize];
         let destination = [2, 0, 0, 0, 9, index as u8];
-        scene.maps.next_hops.put(&index, &NextHop { link, mtu, destination, source: OWN, flags: 0, tunnel: 0, reserved: 0 }).expect("a hop");
+        scene
+            .maps
+            .next_hops
+            .put(&index, &NextHop { link, mtu, destination, source: OWN, flags: 0, tunnel: 0, reserved: 0 })
+            .expect("a hop");
         world.ways.push((destination, mtu.into()));
     }
     let states = scene.maps.v4.backends.all().expect("backends");

@@ -173,6 +173,7 @@ impl State {
                     destination: Tunnel::link_address(index.into()),
                     source: link.mac,
                     mtu,
+                    has_peer: false,
                     tunnel: index,
                 });
                 let planned = self.hops.put(link.index, *address, hop);

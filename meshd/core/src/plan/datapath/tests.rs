@@ -381,8 +381,13 @@ fn a_new_next_hop_is_written_to_the_backends_behind_it() {
 fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
     let mut planner = HopPlanner::new(8, &[], &BTreeSet::new());
     let link = IfIndex(3);
-    let hop =
-        |last: u8| Hop { destination: [2, 0, 0, 0, 0, last], source: [2, 0, 0, 0, 1, 0], mtu: 1500, has_peer: false, tunnel: 0 };
+    let hop = |last: u8| Hop {
+        destination: [2, 0, 0, 0, 0, last],
+        source: [2, 0, 0, 0, 1, 0],
+        mtu: 1500,
+        has_peer: false,
+        tunnel: 0,
+    };
     let address: IpAddr = "192.0.2.1".parse().unwrap();
     assert_eq!(planner.put(link, address, Some(hop(1))).len(), 2);
     let index = planner.find(link, address);
@@ -416,7 +421,8 @@ fn neighbors_of_an_earlier_process_keep_their_elements() {
 fn an_element_is_not_given_away_while_connections_name_it() {
     // Five elements: one of an earlier neighbor, which a connection names.
     let mut planner = HopPlanner::new(3, &[], &[1].into());
-    let hop = |last: u8| Hop { destination: [2, 0, 0, 0, 0, last], source: [2; 6], mtu: 1500, has_peer: false, tunnel: 0 };
+    let hop =
+        |last: u8| Hop { destination: [2, 0, 0, 0, 0, last], source: [2; 6], mtu: 1500, has_peer: false, tunnel: 0 };
     let address = |last: u8| IpAddr::from([192, 0, 2, last]);
     planner.put(IfIndex(3), address(1), Some(hop(1)));
     assert_eq!(planner.find(IfIndex(3), address(1)), 2);
