@@ -681,7 +681,8 @@ fn own_state(config: &Config, local: &LocalNode) -> OwnState {
         cluster_id: config.cluster.id,
         addresses: local.addresses.iter().map(address).collect(),
         pod_cidrs: local.pod_cidrs.clone().into(),
-        labels: Labels::of_node(&config.node.labels),
+        // The others are for this node's own choices.
+        labels: local.zone.as_deref().map_or_else(Labels::default, |zone| Labels::of_node([(ZONE_LABEL, zone)])),
     };
     let workload = |workload: &config::model::Workload| Workload {
         namespace: workload.namespace.clone(),

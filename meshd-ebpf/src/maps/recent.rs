@@ -21,7 +21,8 @@ use super::{Tables, pair};
 
 /// Elements begin at a page: one of IPv4 is a cache line then.
 const ALIGNED: usize = BPF_F_MMAPABLE as usize;
-/// Elements in which a connection may be. The second one is in the line that the processor fetches with the first.
+/// Elements in which a connection may be, a power of two: the later ones cost little, as they follow in memory, and with fewer more
+/// connections find their places taken.
 const WAYS: u32 = 4;
 /// A tick in which no packet comes.
 const NEVER: u32 = u32::MAX;

@@ -121,8 +121,8 @@ section! {
         addresses: Vec<Address> = "the source address of the default route, per family",
         /// Prefixes of the workloads on this node.
         pod_cidrs: Vec<PrefixText> = "none",
-        /// What kind of node it is, for instance `rack: r1`: BGP peers and groups choose nodes by it, and other nodes are told.
-        /// `topology.kubernetes.io/zone` is the zone that services with `topology: zone` go by.
+        /// What kind of node it is, for instance `rack: r1`: BGP peers and groups choose nodes by it.
+        /// `topology.kubernetes.io/zone` is the zone that services with `topology: zone` go by; it is the only one that other nodes are told.
         labels: BTreeMap<String, String> = "none",
     }
 }

@@ -172,6 +172,8 @@ fn what_is_wrong_with_a_service_is_said_with_a_hint() {
         ("backends: [{address: 192.0.2.1, weight: 1001}]", "1001 is not possible"),
         ("backends: [{address: 192.0.2.1}, {address: 192.0.2.1}]", "192.0.2.1 is there twice"),
         ("backends: [{address: 192.0.2.1, port: 0}]", "port 0 is not possible"),
+        ("backends: [{address: 192.0.2.1, zone: \"a;b\"}]", "backends[0].zone: \"a;b\" is not the name of a zone"),
+        ("topology: rack", "topology"),
     ] {
         let found = wrong(&format!("{HTTP}, {text}"));
         assert!(found.iter().any(|line| line.contains(words)), "{text}: {found:#?}");

@@ -565,6 +565,17 @@ fn labels_keep_their_case_and_dots() {
 }
 
 #[test]
+fn the_zone_of_a_node_is_the_value_of_a_label() {
+    for (zone, is_right) in [("eu-1a", true), ("-eu", false), ("a;b", false), ("", false), (&*"z".repeat(64), false)] {
+        let labels = format!("labels: {{topology.kubernetes.io/zone: \"{zone}\"}}");
+        let files = Files::new(&BASE.replace("node: {", &format!("node: {{{labels}, ")));
+        let found = files.load().err().map(|wrong| findings(&wrong)).unwrap_or_default();
+        let words = "node.labels.topology.kubernetes.io/zone";
+        assert_eq!(found.iter().any(|line| line.contains(words)), !is_right, "{zone}: {found:#?}");
+    }
+}
+
+#[test]
 fn an_empty_file_misses_the_required_keys_only() {
     let lines = findings(&Files::new("# nothing\n").load().unwrap_err());
     assert_eq!(lines.len(), 3, "{lines:#?}");

@@ -44,6 +44,8 @@ const NODES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("no
 const ENDPOINTS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("endpoints");
 const IDENTITIES: TableDefinition<'_, (&str, u32), &str> = TableDefinition::new("identities");
 const SERVICES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("services");
+/// Zones of backends, by the key of their service. A table of its own, so that rows of services stay as earlier releases wrote them.
+const ZONES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("zones");
 const OWNERS: TableDefinition<'_, &[u8], &str> = TableDefinition::new("owners");
 const LABELS: TableDefinition<'_, &str, u32> = TableDefinition::new("labels");
 
@@ -208,6 +210,7 @@ impl Disk {
             transaction.open_table(ENDPOINTS)?;
             transaction.open_table(IDENTITIES)?;
             transaction.open_table(SERVICES)?;
+            transaction.open_table(ZONES)?;
             transaction.open_table(OWNERS)?;
             transaction.open_table(LABELS)?;
         }
@@ -245,10 +248,14 @@ impl Disk {
             let change = ClusterChange::Endpoint(prefix_of(prefix)?, Some(row));
             content.rows.entry(names.get(cluster)?).or_default().push(change);
         }
+        let zones = transaction.open_table(ZONES)?;
         for entry in transaction.open_table(SERVICES)?.iter()? {
             let (key, value) = entry?;
             let (cluster, namespace, name) = key.value();
-            let row: ServiceRow = postcard::from_bytes(value.value())?;
+            let mut row: ServiceRow = postcard::from_bytes(value.value())?;
+            if let Some(told) = zones.get(key.value())? {
+                row.zones = postcard::from_bytes(told.value())?;
+            }
             let name = ServiceName { namespace: interner.intern(namespace), name: name.into() };
             let change = ClusterChange::Service(name, Some(Arc::new(row)));
             content.rows.entry(names.get(cluster)?).or_default().push(change);
@@ -307,6 +314,7 @@ impl Disk {
         transaction.open_table(ENDPOINTS)?.retain(|(name, _), _| !is_other(name))?;
         transaction.open_table(IDENTITIES)?.retain(|(name, _), _| !is_other(name))?;
         transaction.open_table(SERVICES)?.retain(|(name, ..), _| !is_other(name))?;
+        transaction.open_table(ZONES)?.retain(|(name, ..), _| !is_other(name))?;
         transaction.open_table(OWNERS)?.retain(|_, name| !is_other(name))?;
         transaction.commit()?;
         Ok(())
@@ -429,14 +437,22 @@ fn write_cluster(
     }
     let mut diffs = new.services.diff(&old.services).peekable();
     if diffs.peek().is_some() {
-        let mut table = transaction.open_table(SERVICES)?;
+        let (mut table, mut zones) = (transaction.open_table(SERVICES)?, transaction.open_table(ZONES)?);
         for diff in diffs {
             count += 1;
             let ServiceName { namespace, name: service } = diff.key();
             let key = (name, &**namespace, &**service);
-            match diff {
-                RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) => drop(table.insert(key, &*bytes(&**row)?)?),
-                RowDiff::Removed(..) => drop(table.remove(key)?),
+            let row = match diff {
+                RowDiff::Added(_, row) | RowDiff::Changed(_, _, row) => Some(row),
+                RowDiff::Removed(..) => None,
+            };
+            match row {
+                Some(row) => drop(table.insert(key, &*bytes(&**row)?)?),
+                None => drop(table.remove(key)?),
+            }
+            match row.filter(|row| !row.zones.is_empty()) {
+                Some(row) => drop(zones.insert(key, &*bytes(&row.zones)?)?),
+                None => drop(zones.remove(key)?),
             }
         }
     }

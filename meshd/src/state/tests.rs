@@ -4,8 +4,8 @@ use meshd_core::{
     desired::{NodeTarget, RouteRow},
     id::MaxClusters,
     observed::{
-        EndpointRow, IdentityRow, L4Addr, NodeAddress, NodeAddressKind, NodeRow, PeerRow, Protocol, ServiceName,
-        ServiceRow,
+        BackendZone, EndpointRow, IdentityRow, L4Addr, NodeAddress, NodeAddressKind, NodeRow, PeerRow, Protocol,
+        ServiceName, ServiceRow,
     },
 };
 use redb::{Database, TableDefinition, WriteTransaction};
@@ -43,7 +43,8 @@ fn shared(backend: &str) -> Arc<ServiceRow> {
         frontends: BTreeMap::new(),
         backends: [(backend.parse().unwrap(), ports.into())].into(),
         include_external: true,
-        zones: BTreeMap::new(),
+        zones: [(backend.parse().unwrap(), BackendZone { zone: Some("z1".into()), for_zones: ["z2".into()].into() })]
+            .into(),
     })
 }
 
@@ -106,6 +107,42 @@ fn what_was_saved_comes_back_stale() {
     assert_eq!(loaded.store_id, Some(7));
     let remembered = loaded.remembered(&name("west"), &"me".parse().unwrap());
     assert_eq!(remembered.nodes, ["sibling".parse().unwrap()].into());
+}
+
+/// Rows have no names of fields: one field more and a file of the release before would be set aside, with all routes in it.
+#[test]
+fn services_that_an_earlier_release_kept_are_read() {
+    const SERVICES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("services");
+    const ZONES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("zones");
+    let row = shared("10.1.0.10");
+    // As it was written before zones were known: these fields in this order.
+    let old = postcard::to_stdvec(&(row.cluster_id, &row.frontends, &row.backends, row.include_external)).unwrap();
+    let dir = saved();
+    let database = Database::create(dir.path().join(FILE)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(SERVICES).unwrap().insert(("east", "default", "web"), &*old).unwrap();
+    assert!(transaction.delete_table(ZONES).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+    let (_, loaded) = open(dir.path());
+    assert!(loaded.set_aside.is_none(), "{:?}", loaded.set_aside);
+    let services = &loaded.observed.clusters[&name("east")].services;
+    assert_eq!(**services.get(&service()).unwrap(), ServiceRow { zones: BTreeMap::new(), ..(*row).clone() });
+}
+
+#[test]
+fn zones_that_are_no_longer_told_are_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, _) = open(dir.path());
+    let mut now = snapshot();
+    state.save(&now).unwrap();
+    let row = ServiceRow { zones: BTreeMap::new(), ..(*shared("10.1.0.10")).clone() };
+    let change = ClusterChange::Service(service(), Some(Arc::new(row.clone())));
+    now.observed.apply(Change::Cluster(name("east"), vec![change]), NOW);
+    state.save(&now).unwrap();
+    drop(state);
+    let (_, loaded) = open(dir.path());
+    assert_eq!(**loaded.observed.clusters[&name("east")].services.get(&service()).unwrap(), row);
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub const PORTS_MAX: usize = 256;
 /// Longest port name (a Kubernetes port name has at most 63 characters).
 pub const PORT_NAME_MAX: usize = 63;
 /// Longest name of a zone: it is the value of a label.
-const ZONE_MAX: usize = 63;
+pub const ZONE_MAX: usize = 63;
 
 go_record! {
     /// Protocol and port.

@@ -1,6 +1,6 @@
 //! Security identities: a number for a set of labels.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,10 +23,10 @@ impl fmt::Display for Labels {
 }
 
 impl Labels {
-    /// Labels of a node, which have no source.
+    /// Labels of a node, which have no source: sorted by key, and without `;` and `=` in what is given.
     #[must_use]
-    pub fn of_node(labels: &BTreeMap<String, String>) -> Self {
-        Self(labels.iter().map(|(key, value)| format!("{key}={value};")).collect::<String>().into())
+    pub fn of_node<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(labels.into_iter().map(|(key, value)| format!("{key}={value};")).collect::<String>().into())
     }
 
     /// The labels as `(source, key, value)`; pieces without a colon have an empty source.

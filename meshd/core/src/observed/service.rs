@@ -60,8 +60,9 @@ pub struct ServiceRow {
     pub backends: BTreeMap<IpAddr, Ports>,
     /// Whether the cluster merges backends of other clusters into its own service.
     pub include_external: bool,
-    /// Zones of its backends, as far as they are told. Not part of rows that earlier versions have kept.
-    #[serde(default)]
+    /// Zones of its backends, as far as they are told. Written beside the row: what is kept across restarts has no names of fields, so one
+    /// more of them would make rows unreadable that earlier releases have kept.
+    #[serde(skip)]
     pub zones: BTreeMap<IpAddr, BackendZone>,
 }
 

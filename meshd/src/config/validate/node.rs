@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use meshd_core::clustermesh::service::ZONE_MAX;
+use meshd_core::derive::ZONE_LABEL;
 use meshd_core::id::{ClusterId, ClusterName, MaxClusters, NodeName};
 
 use super::Validator;
@@ -113,7 +115,24 @@ impl Validator<'_> {
                 );
             }
         }
+        if let Some(zone) = raw.labels.get(ZONE_LABEL) {
+            self.check_zone(&format!("node.labels.{ZONE_LABEL}"), zone);
+        }
         NodeConfig { name, addresses, pod_cidrs, labels: raw.labels }
+    }
+
+    /// A zone is the value of a label, which other clusters read: they refuse records with anything else.
+    pub(super) fn check_zone(&mut self, key: &str, zone: &str) {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        let is_zone = zone.len() <= ZONE_MAX
+            && zone.chars().all(is_part)
+            && edge(zone.chars().next())
+            && edge(zone.chars().last());
+        if !is_zone {
+            let hint = "use at most 63 of letters, digits, - _ and ., the first and last a letter or digit";
+            self.error(key, format!("{zone:?} is not the name of a zone"), hint);
+        }
     }
 }
 

@@ -462,7 +462,7 @@ fn node(name: &str, address: &str, zone: &str) -> ClusterChange {
         cluster_id: ClusterId::new(1, MaxClusters::C255).unwrap(),
         addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: ip(address) }].into(),
         pod_cidrs: Box::default(),
-        labels: Labels::of_node(&[(ZONE_LABEL.to_owned(), zone.to_owned())].into()),
+        labels: Labels::of_node([(ZONE_LABEL, zone)]),
     };
     ClusterChange::Node(name.parse().unwrap(), Some(Arc::new(row)))
 }

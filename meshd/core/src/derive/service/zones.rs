@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::{
+    clustermesh::service::ZONE_MAX,
     id::NodeName,
     observed::{ClusterTables, NodeRow},
     table::{RowDiff, Table},
@@ -53,8 +54,11 @@ impl Zones {
     }
 }
 
-/// The zone a node says that it is in.
+/// The zone a node says that it is in. Readers refuse the record of a service with a longer name.
 fn zone(row: &NodeRow) -> Option<&str> {
     let mut labels = row.labels.iter();
-    labels.find(|(_, key, _)| *key == ZONE_LABEL).map(|(_, _, zone)| zone).filter(|zone| !zone.is_empty())
+    labels
+        .find(|(_, key, _)| *key == ZONE_LABEL)
+        .map(|(_, _, zone)| zone)
+        .filter(|zone| (1..=ZONE_MAX).contains(&zone.len()))
 }

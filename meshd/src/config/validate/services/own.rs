@@ -309,6 +309,9 @@ impl Validator<'_> {
                 self.error(&format!("{key}.weight"), format!("{weight} is not possible"), "write 0 to 1000");
             }
             let terminating = raw.state == Some(StaticBackendState::Terminating);
+            if let Some(zone) = &raw.zone {
+                self.check_zone(&format!("{key}.zone"), &zone.0);
+            }
             let zone = raw.zone.as_ref().map(|zone| zone.0.as_str().into());
             backends.push(StaticBackend { address, port: raw.port, weight, terminating, zone });
         }
