@@ -6,8 +6,9 @@ use meshd_abi::{Address, V4, V6};
 use meshd_steps::header::ethertype;
 
 use crate::{
-    context::{Context, linear},
+    context::{Context, is_of_vlan, linear},
     steps::{
+        deliver,
         related::{UPLINK_EGRESS, or_related},
         tunnel::send,
     },
@@ -18,12 +19,15 @@ use crate::{
 /// Decides about one packet.
 #[classifier]
 pub fn tunnel_egress(ctx: TcContext) -> i32 {
+    if is_of_vlan(&ctx) {
+        return deliver::tc_unread(&ctx);
+    }
     linear(&ctx, HEADERS);
     let frame = ctx.frame();
     let verdict = match ethertype(&frame) {
         Some(V4::ETHERTYPE) => or_related::<V4>(uplink_egress4(ctx.skb.skb), &ctx, UPLINK_EGRESS),
         Some(V6::ETHERTYPE) => or_related::<V6>(uplink_egress6(ctx.skb.skb), &ctx, UPLINK_EGRESS),
-        _ => return TC_ACT_UNSPEC,
+        _ => return deliver::tc_unread(&ctx),
     };
     if verdict == TC_ACT_UNSPEC { send::tc(&ctx) } else { verdict }
 }

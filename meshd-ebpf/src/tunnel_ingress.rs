@@ -1,13 +1,13 @@
 //! TC program `tunnel_ingress`: what came out of the tunnel, whoever took it out of its frame. It is treated as at an uplink.
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use aya_ebpf::{macros::classifier, programs::TcContext};
 use meshd_abi::{Address, V4, V6};
 use meshd_steps::header::ethertype;
 
 use crate::{
-    context::{Context, linear},
+    context::{Context, is_of_vlan, linear},
     steps::{
-        dsr,
+        deliver, dsr,
         related::{UPLINK_INGRESS, or_related},
         tunnel::receive,
     },
@@ -17,6 +17,9 @@ use crate::{
 /// Decides about one packet.
 #[classifier]
 pub fn tunnel_ingress(ctx: TcContext) -> i32 {
+    if is_of_vlan(&ctx) {
+        return deliver::tc_unread(&ctx);
+    }
     linear(&ctx, HEADERS);
     if !receive::arrived(&ctx) {
         return receive::refuse(&ctx);
@@ -31,6 +34,6 @@ pub fn tunnel_ingress(ctx: TcContext) -> i32 {
             let verdict = receive::innermost(uplink_ingress6(ctx.skb.skb), &ctx);
             or_related::<V6>(dsr::tc::<V6>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
-        _ => TC_ACT_UNSPEC,
+        _ => deliver::tc_unread(&ctx),
     }
 }

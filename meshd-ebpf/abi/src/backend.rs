@@ -1,6 +1,6 @@
 //! Backends and the way to them.
 
-use crate::{V4, V6};
+use crate::{Tunnel, V4, V6};
 
 /// What a backend may get.
 #[repr(u8)]
@@ -54,19 +54,26 @@ pub struct NextHop {
     pub source: [u8; 6],
     /// Bits of [`hop_flags`].
     pub flags: u16,
-    /// With a far end of the tunnel as neighbor its element in `tunnels`; 0: none.
-    pub tunnel: u16,
-    /// Zero.
-    pub reserved: u16,
+}
+
+impl NextHop {
+    /// With a far end of the tunnel as neighbor its element in `tunnels`; 0: it is none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tunnel(&self) -> u32 {
+        if self.flags & hop_flags::TUNNEL == 0 { 0 } else { Tunnel::index(self.destination) }
+    }
 }
 
 /// Bits of [`NextHop::flags`].
 pub mod hop_flags {
     /// The link has another end that packets can be handed to at once (veth, netkit).
     pub const PEER: u16 = 1 << 0;
+    /// The neighbor is a far end of the tunnel, and its link-layer address says which one.
+    pub const TUNNEL: u16 = 1 << 1;
 }
 
-const _: () = assert!(size_of::<NextHop>() == 24 && align_of::<NextHop>() == 4);
+const _: () = assert!(size_of::<NextHop>() == 20 && align_of::<NextHop>() == 4);
 
 /// Key of `neighbors`: a link-layer address on a link. The value is the neighbor's element in `next_hops`.
 #[repr(C)]

@@ -27,6 +27,13 @@ impl Tunnel {
         // Locally administered, and of nobody's device.
         [0x02, 0x4d, a, b, c, d]
     }
+
+    /// The element that such an address names.
+    #[must_use]
+    #[inline(always)]
+    pub const fn index([_, _, a, b, c, d]: [u8; 6]) -> u32 {
+        u32::from_be_bytes([a, b, c, d])
+    }
 }
 
 /// The highest number that a tunnel's header has room for.

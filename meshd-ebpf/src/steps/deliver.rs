@@ -50,7 +50,7 @@ pub fn xdp<A: Tables>(
             return Err(Reason::TtlExpired);
         }
         let addresses = match maps::next_hop(send.next_hop) {
-            Some(hop) if hop.tunnel == 0 && length <= u64::from(hop.mtu) + ETHERNET as u64 => {
+            Some(hop) if hop.tunnel() == 0 && length <= u64::from(hop.mtu) + ETHERNET as u64 => {
                 link = hop.link;
                 addresses(hop)
             }
@@ -178,7 +178,7 @@ pub fn tc_by<A: Tables, W: Write>(
             return Err(Reason::TtlExpired);
         }
         // Addresses first: the translation ends with helpers, after which the frame must not be touched.
-        if hop.tunnel != 0 && !tunnel::aim(ctx, hop.tunnel) {
+        if hop.tunnel() != 0 && !tunnel::aim(ctx, hop.tunnel()) {
             return Err(Reason::NoRoute);
         }
         if !frame.write(0, addresses(hop)) || way.write(true).is_none() {
@@ -195,7 +195,7 @@ pub fn tc_by<A: Tables, W: Write>(
         return Ok(unsafe { if has_peer { bpf_redirect_peer(hop.link, 0) } else { bpf_redirect(hop.link, 0) } } as i32);
     }
     // The tunnel takes less than it would say of itself.
-    if let Some(hop) = hop.filter(|hop| hop.tunnel != 0 && !may_use_stack(packet, send)) {
+    if let Some(hop) = hop.filter(|hop| hop.tunnel() != 0 && !may_use_stack(packet, send)) {
         if dsr::lay_down_long(packet, send, hop.mtu.into()) {
             return Err(Reason::TooBig);
         }

@@ -469,8 +469,7 @@ const FRONTEND: ServiceKey<V4> =
     ServiceKey { address: V4::from_octets([10, 96, 0, 10]), port: 80u16.to_be(), protocol: 6, scope: 1 };
 const SERVICE: Service = Service { id: 7, table: 3, slots: 16_381, members: 40, affinity: 9, count: 2, flags: 0 };
 const IDENTITY: Identity = Identity { identity: 300, way: 0, flags: 1, cluster: 2 };
-const NEXT_HOP: NextHop =
-    NextHop { link: 77, mtu: 1_500, destination: [2; 6], source: [4; 6], flags: 0, tunnel: 0, reserved: 0 };
+const NEXT_HOP: NextHop = NextHop { link: 77, mtu: 1_500, destination: [2; 6], source: [4; 6], flags: 0 };
 const BACKEND: Backend<V4> = Backend {
     address: V4::from_octets([10, 1, 0, 9]),
     next_hop: 2,

@@ -60,7 +60,7 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
     let (Some(hop), Some(total)) = (maps::next_hop(index), dsr::ip_length::<A>(frame, ETHERNET)) else {
         return deliver::xdp_pass(Reason::Passed, length);
     };
-    if hop.tunnel != 0 || total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
+    if hop.tunnel() != 0 || total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
         return deliver::xdp_pass(Reason::Passed, length);
     }
     if !maps::link(ctx.link()).is_some_and(|at| deliver::may_send(at, hop.link)) {
@@ -138,6 +138,9 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
         work.next_hop = mtu.saturating_sub(overhead);
         return TC_TOO_LONG;
     }
+    if hop.is_some_and(|hop| hop.tunnel() != 0 && !tunnel::aim(ctx, hop.tunnel())) {
+        return drop_tc(ctx, &work.packet, Reason::NoRoute);
+    }
     if work.packet.ttl <= 1 {
         return drop_tc(ctx, &work.packet, Reason::TtlExpired);
     }
@@ -151,9 +154,6 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
         if !ctx.frame().write(0, addresses(hop)) {
             return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
         }
-    }
-    if hop.is_some_and(|hop| hop.tunnel != 0 && !tunnel::aim(ctx, hop.tunnel)) {
-        return drop_tc(ctx, &work.packet, Reason::NoRoute);
     }
     maps::count(work.reason, length);
     // SAFETY: the helpers take numbers and no parameters.

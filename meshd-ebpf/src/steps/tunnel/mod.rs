@@ -136,8 +136,8 @@ fn address_of(words: [u32; 4], is_v4: bool) -> V6 {
 
 /// Tells a packet that goes to the tunnel's link without a route where it is to go. False: nowhere.
 #[inline(always)]
-pub fn aim(ctx: &TcContext, index: u16) -> bool {
-    tc_aim(ctx.skb.skb, u32::from(index)) == 0
+pub fn aim(ctx: &TcContext, index: u32) -> bool {
+    tc_aim(ctx.skb.skb, index) == 0
 }
 
 #[unsafe(no_mangle)]

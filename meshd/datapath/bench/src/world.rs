@@ -166,15 +166,7 @@ pub(crate) fn prepare(maps: &Maps, link: u32, events: u32) -> anyhow::Result<()>
         ..Settings::default()
     };
     maps.settings.put(&0, &settings)?;
-    let hop = NextHop {
-        link,
-        mtu: 1_500,
-        destination: [2, 0, 0, 0, 0, 5],
-        source: [2, 0, 0, 0, 0, 6],
-        flags: 0,
-        tunnel: 0,
-        reserved: 0,
-    };
+    let hop = NextHop { link, mtu: 1_500, destination: [2, 0, 0, 0, 0, 5], source: [2, 0, 0, 0, 0, 6], flags: 0 };
     maps.next_hops.put(&1, &hop)?;
     for index in [ARRIVAL, link] {
         let link = Link { index, address: [2, 0, 0, 0, 0, 1], flags: link_flags::RETURNS | link_flags::TRANSMITS };

@@ -162,15 +162,8 @@ fn fill(programs: &Programs, outer: Ends, next_hop: u32, protocol: Protocol) {
         }
         .expect("an identity");
     }
-    let hop = NextHop {
-        link: LINK.0,
-        mtu: 1_500,
-        destination: [2, 0, 0, 0, 0, 2],
-        source: [2, 0, 0, 0, 0, 1],
-        flags: 0,
-        tunnel: 0,
-        reserved: 0,
-    };
+    let hop =
+        NextHop { link: LINK.0, mtu: 1_500, destination: [2, 0, 0, 0, 0, 2], source: [2, 0, 0, 0, 0, 1], flags: 0 };
     maps.next_hops.put(&1, &hop).expect("a next hop");
     let tunnel = Tunnel { address: mapped(outer.1), next_hop, mtu: 1_430, reserved: 0 };
     maps.tunnels.put(&FAR, &tunnel).expect("a tunnel");

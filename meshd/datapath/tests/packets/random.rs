@@ -6,7 +6,7 @@
 
 use std::env;
 
-use meshd_abi::{Counter, NO_TABLE, NextHop, Reason, Scope, settings_flags};
+use meshd_abi::{Counter, NO_TABLE, NextHop, Reason, Scope, Tunnel, hop_flags, settings_flags};
 use meshd_datapath::Program;
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     frame::{Body, GATEWAY, Mac, OWN, TCP, UDP, between, ping, pong, sctp, syn, tcp, udp, verify},
     hostile::{check, know, least},
     scene::{Kind, NETS, Net, PORT, backend, service, settings},
+    tunnels::{FAR, TUNNEL_MAC, VNI, put_tunnel, tunnelled},
 };
 
 /// Packets for each program when nobody asks for more.
@@ -47,6 +48,8 @@ programs! {
     packets_of_anything_through_uplink_egress = UplinkEgress;
     packets_of_anything_through_workload_ingress = WorkloadIngress;
     packets_of_anything_through_workload_egress = WorkloadEgress;
+    packets_of_anything_through_tunnel_ingress = TunnelIngress;
+    packets_of_anything_through_tunnel_egress = TunnelEgress;
 }
 
 #[test]
@@ -77,7 +80,8 @@ fn anything_through(program: Program) {
             }
             let outcome = machine.run(program, &packet);
             // The sums of a packet in another one are not those of the packet around it.
-            let is_unpacked = outcome.counted.iter().any(|(reason, ..)| *reason == Reason::DsrReceived);
+            let is_out = |reason: &Reason| matches!(reason, Reason::DsrReceived | Reason::Decapsulated);
+            let is_unpacked = outcome.counted.iter().any(|(reason, ..)| is_out(reason));
             let was_good = !is_unpacked && verify(&packet).is_ok();
             let told = || format!("seed {seed}, packet {sent}, {} on {packet:02x?}: {outcome:02x?}", program.name());
             check(&outcome, program, &packet);
@@ -120,6 +124,10 @@ impl World {
             return true;
         }
         let (to, from) = (&outcome.out[..6], &outcome.out[6..12]);
+        // Out of a frame and to the tunnel's link, which it is shorter for.
+        if to == TUNNEL_MAC {
+            return true;
+        }
         let known = self.ways.iter().find(|(mac, _)| mac == to).map(|(_, mtu)| *mtu);
         // Back where it came from: an error about the packet itself.
         let is_error = to == GATEWAY && from == OWN;
@@ -142,6 +150,10 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
         (changed.ports, changed.port_count) = (random.next() as u16, random.next() as u16 >> random.below(16));
     }
     scene.maps.settings.put(&0, &changed).expect("settings");
+    let has_tunnel = random.below(2) == 0;
+    if has_tunnel {
+        put_tunnel(&scene, random.next() & (settings_flags::TUNNEL_GENEVE | settings_flags::TUNNEL_FILTER));
+    }
     for net in NETS {
         disturb_family(machine, net, random);
     }
@@ -149,12 +161,11 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
     for index in HOPS {
         let link = if random.below(4) == 0 { random.next() } else { [1, 20, 21][random.below(3) as usize] };
         let mtu = [1_500, 1_400, 1_280, 576, 68, random.next() as u16][random.below(6) as usize];
-        let destination = [2, 0, 0, 0, 9, index as u8];
-        scene
-            .maps
-            .next_hops
-            .put(&index, &NextHop { link, mtu, destination, source: OWN, flags: 0, tunnel: 0, reserved: 0 })
-            .expect("a hop");
+        // A far end of the tunnel, or one that is gone.
+        let far = if has_tunnel && random.below(3) == 0 { random.below(2) + FAR } else { 0 };
+        let flags = if far == 0 { 0 } else { hop_flags::TUNNEL };
+        let destination = if far == 0 { [2, 0, 0, 0, 9, index as u8] } else { Tunnel::link_address(far) };
+        scene.maps.next_hops.put(&index, &NextHop { link, mtu, destination, source: OWN, flags }).expect("a hop");
         world.ways.push((destination, mtu.into()));
     }
     let states = scene.maps.v4.backends.all().expect("backends");
@@ -232,6 +243,12 @@ fn anything(random: &mut Random) -> (Vec<u8>, bool) {
         frame = frame.tag(&[0x81, 0, 0, random.below(3) as u8]);
     }
     let mut bytes = if random.below(8) == 0 {
+        // A frame of a tunnel, with what this node or anybody else may be sent.
+        let outer = NETS[random.below(2) as usize];
+        let geneve = random.below(2) == 0;
+        let vni = if random.below(2) == 0 { VNI } else { random.next() };
+        tunnelled(outer, geneve, vni, &frame)
+    } else if random.below(8) == 0 {
         // What another node sends here for a service, or somebody who pretends to be one.
         let frontend = net.frontend(Kind::LoadBalancer, some(random));
         let nodes = if random.below(4) == 0 { (from.ip(), to.ip()) } else { (net.peer_ip(), net.node_ip()) };
@@ -247,7 +264,8 @@ fn anything(random: &mut Random) -> (Vec<u8>, bool) {
     if random.below(8) == 0 {
         bytes.truncate(14 + random.below(bytes.len() as u32 - 14) as usize);
     }
-    (bytes, net.is_v4())
+    let is_v4 = bytes[12..14] != [0x86, 0xdd];
+    (bytes, is_v4)
 }
 
 /// The generator of Marsaglia's xorshift: the same packets in every run.

@@ -253,7 +253,7 @@ pub(crate) fn settings() -> Settings {
 }
 
 pub(crate) fn next_hop(link: u32, mtu: u16, destination: Mac) -> NextHop {
-    NextHop { link, mtu, destination, source: OWN, flags: 0, tunnel: 0, reserved: 0 }
+    NextHop { link, mtu, destination, source: OWN, flags: 0 }
 }
 
 /// Time as the programs count it.

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use meshd_abi::{NextHop, Reason, Tunnel, V4, V6, settings_flags};
+use meshd_abi::{NextHop, Reason, Tunnel, V4, V6, hop_flags, settings_flags};
 use meshd_datapath::Program::{TunnelEgress, TunnelIngress, UplinkIngress, WorkloadIngress, XdpUplink};
 
 use crate::{
@@ -16,14 +16,14 @@ use crate::{
 };
 
 /// The tunnel's link is a number that exists; its address is nobody's else.
-const TUNNEL_MAC: Mac = [2, 0, 0, 0, 0, 0x77];
+pub(crate) const TUNNEL_MAC: Mac = [2, 0, 0, 0, 0, 0x77];
 const PORT: u16 = 8472;
 /// Number in the header of what has no identity.
-const VNI: u32 = 2;
+pub(crate) const VNI: u32 = 2;
 /// The identity that everybody in the scene has.
 const IDENTITY: u32 = 300;
 /// The element of the peer among the far ends.
-const FAR: u32 = 5;
+pub(crate) const FAR: u32 = 5;
 
 /// Eight octets behind UDP.
 fn head(geneve: bool, vni: u32) -> [u8; 8] {
@@ -39,7 +39,7 @@ fn framed(ends: (IpAddr, IpAddr), port: u16, head: [u8; 8], inside: &[u8]) -> Ve
 }
 
 /// The same from the peer to this node.
-fn tunnelled(net: Net, geneve: bool, vni: u32, inside: &Frame) -> Vec<u8> {
+pub(crate) fn tunnelled(net: Net, geneve: bool, vni: u32, inside: &Frame) -> Vec<u8> {
     framed((net.peer_ip(), net.node_ip()), PORT, head(geneve, vni), &inside.bytes())
 }
 
@@ -55,7 +55,7 @@ fn mapped(ip: IpAddr) -> V6 {
     }
 }
 
-fn put_tunnel(scene: &Scene<'_>, flags: u32) {
+pub(crate) fn put_tunnel(scene: &Scene<'_>, flags: u32) {
     scene.put_settings(|settings| {
         settings.tunnel_link = UPLINK;
         settings.tunnel_mac = TUNNEL_MAC;
@@ -260,7 +260,7 @@ fn an_identity_that_contradicts_is_counted_and_marks_of_congestion_go_on() {
 /// Makes the next hop of [`backend::REMOTE`] a far end.
 fn put_hop(scene: &Scene<'_>, mtu: u16) {
     put_tunnel(scene, 0);
-    let hop = NextHop { tunnel: FAR as u16, ..next_hop(UPLINK, mtu, Tunnel::link_address(FAR)) };
+    let hop = NextHop { flags: hop_flags::TUNNEL, ..next_hop(UPLINK, mtu, Tunnel::link_address(FAR)) };
     scene.maps.next_hops.put(&hop::GATEWAY, &hop).expect("a next hop");
 }
 

@@ -174,7 +174,7 @@ impl State {
                     source: link.mac,
                     mtu,
                     has_peer: false,
-                    tunnel: index,
+                    is_tunnel: true,
                 });
                 let planned = self.hops.put(link.index, *address, hop);
                 if !planned.is_empty() {

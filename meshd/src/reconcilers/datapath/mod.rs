@@ -471,7 +471,7 @@ impl State {
             let link = new.observed.links.get(&key.link);
             let hop = mac.zip(link.filter(|link| link.up && !link.loopback)).and_then(|(destination, link)| {
                 let has_peer = matches!(link.kind.as_deref(), Some("veth" | "netkit"));
-                Some(Hop { destination, source: link.mac?, mtu: link.mtu, has_peer, tunnel: 0 })
+                Some(Hop { destination, source: link.mac?, mtu: link.mtu, has_peer, is_tunnel: false })
             });
             let planned = hops.put(key.link, key.address, hop);
             changed.insert((key.link, key.address));

@@ -24,8 +24,8 @@ pub struct Hop {
     pub mtu: u32,
     /// The link has another end that takes packets at once.
     pub has_peer: bool,
-    /// With a far end of the tunnel its element in `TUNNELS`; 0: none.
-    pub tunnel: u16,
+    /// It is a far end of the tunnel.
+    pub is_tunnel: bool,
 }
 
 #[derive(Debug)]
@@ -176,7 +176,8 @@ fn neighbor_key(link: IfIndex, address: [u8; 6]) -> NeighborKey {
 
 fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
     let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
-    let flags = if hop.has_peer { hop_flags::PEER } else { 0 };
-    let Hop { destination, source, tunnel, .. } = *hop;
-    Write::NextHop(index, NextHop { link: link.0, mtu, destination, source, flags, tunnel, reserved: 0 })
+    let flags = [(hop.has_peer, hop_flags::PEER), (hop.is_tunnel, hop_flags::TUNNEL)];
+    let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
+    let Hop { destination, source, .. } = *hop;
+    Write::NextHop(index, NextHop { link: link.0, mtu, destination, source, flags })
 }

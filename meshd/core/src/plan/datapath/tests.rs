@@ -386,7 +386,7 @@ fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
         source: [2, 0, 0, 0, 1, 0],
         mtu: 1500,
         has_peer: false,
-        tunnel: 0,
+        is_tunnel: false,
     };
     let address: IpAddr = "192.0.2.1".parse().unwrap();
     assert_eq!(planner.put(link, address, Some(hop(1))).len(), 2);
@@ -411,7 +411,7 @@ fn neighbors_of_an_earlier_process_keep_their_elements() {
     let lost = NeighborKey { link: 3, address: [2, 0, 0, 0, 0, 9], reserved: 0 };
     let mut planner = HopPlanner::new(8, &[(key, 5), (lost, 6)], &[5, 7].into());
     let address: IpAddr = "192.0.2.1".parse().unwrap();
-    let hop = Hop { destination: key.address, source: [2; 6], mtu: 1500, has_peer: false, tunnel: 0 };
+    let hop = Hop { destination: key.address, source: [2; 6], mtu: 1500, has_peer: false, is_tunnel: false };
     planner.put(IfIndex(3), address, Some(hop));
     assert_eq!(planner.find(IfIndex(3), address), 5);
     assert_eq!(planner.finish(), [Write::Neighbor(lost, None), Write::NextHop(6, NextHop::default())]);
@@ -421,8 +421,13 @@ fn neighbors_of_an_earlier_process_keep_their_elements() {
 fn an_element_is_not_given_away_while_connections_name_it() {
     // Five elements: one of an earlier neighbor, which a connection names.
     let mut planner = HopPlanner::new(3, &[], &[1].into());
-    let hop =
-        |last: u8| Hop { destination: [2, 0, 0, 0, 0, last], source: [2; 6], mtu: 1500, has_peer: false, tunnel: 0 };
+    let hop = |last: u8| Hop {
+        destination: [2, 0, 0, 0, 0, last],
+        source: [2; 6],
+        mtu: 1500,
+        has_peer: false,
+        is_tunnel: false,
+    };
     let address = |last: u8| IpAddr::from([192, 0, 2, last]);
     planner.put(IfIndex(3), address(1), Some(hop(1)));
     assert_eq!(planner.find(IfIndex(3), address(1)), 2);

@@ -269,10 +269,8 @@ fn fill(maps: &Maps, place: Server) -> anyhow::Result<()> {
     };
     for (index, link, at) in [(1, CLIENT_LINK, 0), (2, UP_LINK, 2)] {
         let (source, destination) = (mac(at)?, mac(at + 1)?);
-        maps.next_hops.put(
-            &index,
-            &NextHop { link: link.0, mtu: 1_500, destination, source, flags: hop_flags::PEER, tunnel: 0, reserved: 0 },
-        )?;
+        maps.next_hops
+            .put(&index, &NextHop { link: link.0, mtu: 1_500, destination, source, flags: hop_flags::PEER })?;
         maps.neighbors.put(&NeighborKey { link: link.0, address: destination, reserved: 0 }, &index)?;
     }
     let own = Identity { identity: 300, way: 0, flags: identity_flags::LOCAL, cluster: 1 };
