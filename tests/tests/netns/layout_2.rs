@@ -70,7 +70,7 @@ fn pinned_links(folder: &Path) -> Vec<(String, u32)> {
 
 /// Copies what both layouts have. Sizes of keys and values are those of the maps; backends of layout 2 do not name their service.
 fn fill(today: &Path, old: &Path) {
-    array::<56, 56>(today, old, "SETTINGS");
+    array::<72, 56>(today, old, "SETTINGS");
     array::<20, 20>(today, old, "NEXT_HOPS");
     array::<4, 4>(today, old, "MEMBERS");
     array::<16, 12>(today, old, "BACKENDS4");
