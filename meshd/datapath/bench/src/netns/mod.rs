@@ -6,6 +6,7 @@
 
 mod place;
 mod traffic;
+mod tunnel;
 mod ways;
 
 use std::{collections::BTreeMap, thread};
@@ -58,6 +59,10 @@ const ROUTED_RATIOS: &[Ratio] = &[
 const MESH_RATIOS: &[Ratio] = &[
     connects("netns-vxlan-device-connects-of-routing", "vxlan-device", "mesh-routing", None),
     trips("netns-vxlan-device-trips-of-routing", "vxlan-device", "mesh-routing"),
+    connects("netns-tunnel-connects-of-vxlan-device", "own-vxlan", "vxlan-device", Some(1.2)),
+    connects("netns-geneve-connects-of-vxlan-device", "own-geneve", "vxlan-device", Some(1.2)),
+    connects("netns-tunnel-connects-of-routing", "own-vxlan", "mesh-routing", None),
+    trips("netns-tunnel-trips-of-vxlan-device", "own-vxlan", "vxlan-device"),
 ];
 
 /// Measures everything whose name contains `only`. The calling thread is in mount and network namespaces of the benchmark's own.

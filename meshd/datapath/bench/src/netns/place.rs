@@ -1,6 +1,7 @@
-//! The namespaces: a client, one or two routers in between, a server, and our programs in the first router.
+//! The namespaces: a client, one or two routers in between, a server, and our programs in the routers.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     fs::File,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use meshd_core::id::IfIndex;
 use meshd_datapath::{Program, Programs, shape::Sizes};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
+    net::if_::if_nametoindex,
     sched::{CloneFlags, setns, unshare},
 };
 
@@ -54,7 +56,8 @@ pub(super) struct Place {
     pub(super) client: Namespace,
     pub(super) routers: Vec<Namespace>,
     pub(super) server: Namespace,
-    programs: Option<Programs>,
+    /// By router.
+    programs: BTreeMap<usize, Programs>,
     folder: tempfile::TempDir,
 }
 
@@ -67,7 +70,7 @@ impl Place {
         let folder = tempfile::tempdir()?;
         let nothing: Option<&str> = None;
         mount(Some("bpf"), folder.path(), Some("bpf"), MsFlags::empty(), nothing)?;
-        let place = Self { client, routers, server, programs: None, folder };
+        let place = Self { client, routers, server, programs: BTreeMap::new(), folder };
         place.join()?;
         place.routers[0].enter()?;
         Ok(place)
@@ -121,43 +124,55 @@ impl Place {
 
     /// Runs lines in a router.
     pub(super) fn in_router(&self, number: usize, lines: &str) -> anyhow::Result<()> {
+        self.within(number, || shell(lines))
+    }
+
+    /// Index of a router's link.
+    pub(super) fn link(&self, number: usize, name: &str) -> anyhow::Result<IfIndex> {
+        self.within(number, || if_nametoindex(name).map(IfIndex).with_context(|| format!("no link {name}")))
+    }
+
+    /// Does something in a router.
+    fn within<T>(&self, number: usize, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         self.routers[number].enter()?;
-        let outcome = shell(lines);
+        let outcome = act();
         self.routers[0].enter()?;
         outcome
     }
 
-    /// Our programs, loaded when they are asked for first.
-    pub(super) fn programs(&mut self) -> anyhow::Result<&mut Programs> {
-        if self.programs.is_none() {
-            let folder: PathBuf = self.folder.path().join("meshd");
-            let sizes = Sizes { connections: crate::CONNECTIONS, ..Sizes::default() };
-            self.programs = Some(Programs::load(&folder, &sizes)?);
+    /// The programs of a router, loaded when they are asked for first.
+    pub(super) fn programs(&mut self, number: usize) -> anyhow::Result<&mut Programs> {
+        match self.programs.entry(number) {
+            Entry::Occupied(loaded) => Ok(loaded.into_mut()),
+            Entry::Vacant(room) => {
+                let folder: PathBuf = self.folder.path().join(format!("meshd{number}"));
+                let sizes = Sizes { connections: crate::CONNECTIONS, ..Sizes::default() };
+                Ok(room.insert(Programs::load(&folder, &sizes)?))
+            }
         }
-        self.programs.as_mut().context("they were loaded")
     }
 
-    /// Puts programs onto links of the first router.
-    pub(super) fn attach(&mut self, all: &[(Program, IfIndex)]) -> anyhow::Result<()> {
-        let programs = self.programs()?;
-        for (program, link) in all {
-            programs.attach(*program, *link)?;
-        }
-        Ok(())
+    /// Puts programs onto links of a router.
+    pub(super) fn attach(&mut self, number: usize, all: &[(Program, IfIndex)]) -> anyhow::Result<()> {
+        self.routers[number].enter()?;
+        let programs = self.programs(number)?;
+        let attached = all.iter().try_for_each(|(program, link)| programs.attach(*program, *link).map(drop));
+        self.routers[0].enter()?;
+        Ok(attached?)
     }
 
     /// Takes them off again.
-    pub(super) fn detach(&mut self, all: &[(Program, IfIndex)]) -> anyhow::Result<()> {
-        let programs = self.programs()?;
-        for (program, link) in all {
-            programs.detach(*program, *link)?;
-        }
-        Ok(())
+    pub(super) fn detach(&mut self, number: usize, all: &[(Program, IfIndex)]) -> anyhow::Result<()> {
+        self.routers[number].enter()?;
+        let programs = self.programs(number)?;
+        let detached = all.iter().try_for_each(|(program, link)| programs.detach(*program, *link).map(drop));
+        self.routers[0].enter()?;
+        Ok(detached?)
     }
 
     /// Everything else goes with the thread.
     pub(super) fn end(self) -> anyhow::Result<()> {
-        if let Some(programs) = self.programs {
+        for programs in self.programs.into_values() {
             programs.remove()?;
         }
         let path: &Path = self.folder.path();

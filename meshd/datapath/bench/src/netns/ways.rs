@@ -18,6 +18,7 @@ use meshd_datapath::{Maps, Program};
 use super::{
     place::{CLIENT_LINK, MACS, Place, UP_LINK},
     traffic::PORT,
+    tunnel::{VxlanDevice, Written},
 };
 use crate::world;
 
@@ -25,8 +26,8 @@ use crate::world;
 const SERVICES: u16 = 1_000;
 /// Prefixes that keep their source, none of which the server is in.
 const EXCLUDED: u16 = 257;
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 2);
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 65, 0, 2);
+pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 2);
+pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 65, 0, 2);
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 80);
 /// Ports that stand for others: as many as a burst of connections to one address asks for.
 const PORTS: (u16, u16) = (20_000, 45_000);
@@ -67,7 +68,12 @@ pub(super) const ROUTED: &[&dyn Way] = &[
 ];
 
 /// Between two nodes.
-pub(super) const MESH: &[&dyn Way] = &[&MeshRouting, &VxlanDevice];
+pub(super) const MESH: &[&dyn Way] = &[
+    &MeshRouting,
+    &VxlanDevice,
+    &Written { name: "own-vxlan", geneve: false },
+    &Written { name: "own-geneve", geneve: true },
+];
 
 /// The server is a workload of the same node.
 const NEAR: &[(Program, IfIndex)] = &[
@@ -237,12 +243,12 @@ impl Way for Ours {
         self.target
     }
     fn begin(&self, place: &mut Place) -> anyhow::Result<()> {
-        fill(&place.programs()?.maps, self.place)?;
-        place.attach(self.programs)
+        fill(&place.programs(0)?.maps, self.place)?;
+        place.attach(0, self.programs)
     }
     fn end(&self, place: &mut Place) -> anyhow::Result<()> {
-        place.detach(self.programs)?;
-        let programs = place.programs()?;
+        place.detach(0, self.programs)?;
+        let programs = place.programs(0)?;
         crate::drain_events(programs)?;
         // As the daemon does with what is over.
         world::forget::<V4>(&programs.maps)
@@ -262,13 +268,8 @@ fn fill(maps: &Maps, place: Server) -> anyhow::Result<()> {
         ..Settings::default()
     };
     maps.settings.put(&0, &settings)?;
-    let mac = |at: usize| -> anyhow::Result<[u8; 6]> {
-        let octets = MACS[at].split(':').map(|octet| u8::from_str_radix(octet, 16));
-        let octets: Vec<u8> = octets.collect::<Result<_, _>>()?;
-        octets.try_into().ok().context("six octets")
-    };
     for (index, link, at) in [(1, CLIENT_LINK, 0), (2, UP_LINK, 2)] {
-        let (source, destination) = (mac(at)?, mac(at + 1)?);
+        let (source, destination) = (mac(MACS[at])?, mac(MACS[at + 1])?);
         maps.next_hops
             .put(&index, &NextHop { link: link.0, mtu: 1_500, destination, source, flags: hop_flags::PEER })?;
         maps.neighbors.put(&NeighborKey { link: link.0, address: destination, reserved: 0 }, &index)?;
@@ -306,6 +307,12 @@ fn fill(maps: &Maps, place: Server) -> anyhow::Result<()> {
     put(1, (Ipv4Addr::new(10, 96, 0, 10), SERVICE.port()), SERVER, place == Server::Near)
 }
 
+/// The octets of a link-layer address.
+pub(super) fn mac(text: &str) -> anyhow::Result<[u8; 6]> {
+    let octets: Vec<u8> = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<_, _>>()?;
+    octets.try_into().ok().context("six octets")
+}
+
 /// Between two nodes by routes.
 struct MeshRouting;
 
@@ -316,36 +323,6 @@ impl Way for MeshRouting {
     fn begin(&self, place: &mut Place) -> anyhow::Result<()> {
         place.in_router(0, "ip route replace 10.65.0.0/24 via 192.0.2.2")?;
         place.in_router(1, "ip route replace 10.64.0.0/24 via 192.0.2.1")
-    }
-    fn end(&self, _: &mut Place) -> anyhow::Result<()> {
-        Ok(())
-    }
-}
-
-/// Between two nodes by the kernel's VXLAN device, which learns the far end from the route.
-struct VxlanDevice;
-
-impl Way for VxlanDevice {
-    fn name(&self) -> &'static str {
-        "vxlan-device"
-    }
-    fn begin(&self, place: &mut Place) -> anyhow::Result<()> {
-        // Each its own address: a device drops what comes from its own.
-        for (number, prefix, far) in [(0, "10.65.0.0/24", "192.0.2.2"), (1, "10.64.0.0/24", "192.0.2.1")] {
-            let (own, other) = (format!("02:00:00:00:77:0{number}"), format!("02:00:00:00:77:0{}", 1 - number));
-            place.in_router(
-                number,
-                &format!(
-                    "ip link show vx >/dev/null 2>&1 || {{
-                       ip link add vx address {own} type vxlan external dstport 8472
-                       ip link set vx up
-                       ip neigh replace 169.254.77.7 lladdr {other} dev vx nud permanent
-                     }}
-                     ip route replace {prefix} encap ip id 7 dst {far} via 169.254.77.7 dev vx onlink"
-                ),
-            )?;
-        }
-        Ok(())
     }
     fn end(&self, _: &mut Place) -> anyhow::Result<()> {
         Ok(())
