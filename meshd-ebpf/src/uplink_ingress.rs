@@ -55,6 +55,10 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
         Err(skip) => return deliver::tc_skip(skip, length),
     };
     let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
+    // Before all that could be asked of a service: nodes send each other little else through a tunnel.
+    if receive::may_be(&packet, settings) && packet.key.destination == A::own_source(settings) {
+        return receive::TC_TUNNELLED;
+    }
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }

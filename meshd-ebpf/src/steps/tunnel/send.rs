@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room},
     programs::TcContext,
 };
-use meshd_abi::{Address, REMOTE_NODE, Reason, Settings, V4, V6, identity_flags, settings_flags};
+use meshd_abi::{Address, REMOTE_NODE, Reason, Settings, V4, V6, identity_flags, mark, settings_flags};
 use meshd_steps::{
     Frame,
     dsr::Ends,
@@ -184,6 +184,9 @@ fn wrap<A: Tables>(ctx: &TcContext) -> i32 {
         return tc_shot(Reason::RewriteFailed, length);
     }
     maps::count(Reason::Encapsulated, length);
+    // SAFETY: the context is valid while the program runs.
+    let skb = unsafe { &mut *ctx.skb.skb };
+    skb.mark = skb.mark & !mark::MASK | mark::PAST;
     match hop {
         Some(hop) if frame.write(0, addresses(hop)) => {
             // SAFETY: the helper takes numbers.
