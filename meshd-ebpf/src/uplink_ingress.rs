@@ -56,7 +56,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     };
     let Some(settings) = maps::settings() else { return deliver::tc_pass(Reason::Passed, length) };
     // Before all that could be asked of a service: nodes send each other little else through a tunnel.
-    if receive::may_be(&packet, settings) && packet.key.destination == A::own_source(settings) {
+    if receive::may_be(&packet, settings) {
         return receive::TC_TUNNELLED;
     }
     if !fragment::complete(&mut packet) {
@@ -70,7 +70,6 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
-        Decision::Pass if receive::may_be(&packet, settings) => Ok(receive::TC_TUNNELLED),
         Decision::Pass if dsr::may_have_option(frame, &packet, settings) || dsr::may_be_geneve(&packet, settings) => {
             Ok(dsr::TC_WRAPPED)
         }

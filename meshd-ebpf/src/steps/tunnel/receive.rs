@@ -37,13 +37,20 @@ const INGRESS: u64 = 1;
 /// `PACKET_HOST`.
 const FOR_THIS_HOST: u32 = 0;
 
-/// True for a packet that may be a frame of the tunnel.
+/// True for a packet to this node that may be a frame of the tunnel.
 #[inline(always)]
 pub fn may_be<A: Tables>(packet: &Packet<A>, settings: &Settings) -> bool {
     settings.tunnel_link != 0
         && packet.key.destination_port == settings.tunnel_port.to_be()
         && packet.key.protocol == protocol::UDP
         && matches!(packet.part, Part::Whole)
+        && is_own(&packet.key.destination, settings)
+}
+
+/// True for an address of this node.
+#[inline(always)]
+fn is_own<A: Tables>(address: &A, settings: &Settings) -> bool {
+    *address == A::own_source(settings) || has_flag(address, identity_flags::THIS_NODE)
 }
 
 /// What a program says: the verdict of its half for this family, or the one about the frame that it left.
@@ -67,8 +74,7 @@ fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
     let pass = || deliver::tc_pass(Reason::Passed, length);
     let Some((ends, next)) = plain_outer::<A>(frame, ETHERNET) else { return pass() };
     let udp = ETHERNET + A::HEADER;
-    let is_own = ends.to == A::own_source(settings) || has_flag(&ends.to, identity_flags::THIS_NODE);
-    if next != protocol::UDP || !is_own {
+    if next != protocol::UDP || !is_own(&ends.to, settings) {
         return pass();
     }
     let is_geneve = settings.flags & settings_flags::TUNNEL_GENEVE != 0;
