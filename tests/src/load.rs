@@ -234,7 +234,8 @@ impl Load {
         let (sent, _) = end(std::mem::take(&mut self.streams));
         figures.longest_pause = Duration::from_micros(self.received.longest_pause_us.load(Ordering::Relaxed));
         figures.streamed = self.received.octets.load(Ordering::Relaxed);
-        self.runtime.shutdown_background();
+        // The servers' ports are free after it.
+        self.runtime.shutdown_timeout(PATIENCE);
         let count = broken.len();
         if let Some(first) = broken.into_iter().next() {
             return Err(first.context(format!("{count} connections broke")));
