@@ -16,9 +16,9 @@
 //! connections; those of our own cluster are never judged that way, so a node that is cut off goes on with what is near.
 
 mod merge;
+mod places;
 mod remotes;
 mod workloads;
-mod zones;
 
 #[cfg(test)]
 mod tests;
@@ -27,8 +27,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-pub use self::zones::ZONE_LABEL;
-use self::{merge::Merge, remotes::Remotes, workloads::Workloads, zones::Zones};
+pub use self::places::ZONE_LABEL;
+use self::{merge::Merge, places::Places, remotes::Remotes, workloads::Workloads};
 use super::LocalNode;
 use crate::{
     desired::{Desired, ExportedPort, ExportedService, Service},
@@ -46,7 +46,7 @@ pub struct ServiceDeriver {
     own: Table<ServiceName, Arc<OwnServiceRow>>,
     workloads: Workloads,
     remotes: Remotes,
-    zones: Zones,
+    places: Places,
     derived: u64,
 }
 
@@ -59,7 +59,7 @@ impl ServiceDeriver {
             own: Table::default(),
             workloads: Workloads::default(),
             remotes: Remotes::new(remote_timeout),
-            zones: Zones::default(),
+            places: Places::default(),
             derived: 0,
         }
     }
@@ -91,9 +91,14 @@ impl ServiceDeriver {
             }
         }
         let own = observed.clusters.get(&self.local.cluster);
-        if touched.nodes.iter().any(|(cluster, _)| *cluster == self.local.cluster) && self.zones.update(own) {
-            // Nodes do not move between zones, so this is when one comes or goes that is in any.
-            concerned.extend(self.own.iter().map(|(name, _)| name.clone()));
+        if touched.nodes.iter().any(|(cluster, _)| *cluster == self.local.cluster) {
+            let moved = self.places.update(own);
+            let is_there = |name: &ServiceName| {
+                self.workloads.of(name).any(|(_, node)| node.is_some_and(|node| moved.contains(&node)))
+            };
+            if !moved.is_empty() {
+                concerned.extend(self.own.iter().map(|(name, _)| name).filter(|name| is_there(name)).cloned());
+            }
         }
         self.remotes.age(now, &mut concerned);
         for name in concerned {
@@ -125,7 +130,7 @@ impl ServiceDeriver {
         self.derived += 1;
         let remotes = if row.global { self.remotes.of(name) } else { Vec::new() };
         let workloads = self.workloads.of(name).collect();
-        let merge = Merge { local: &self.local, zones: &self.zones, row, workloads, remotes };
+        let merge = Merge { local: &self.local, places: &self.places, row, workloads, remotes };
         let ports = merge.ports();
         if row.global && row.shared {
             let exported = row.ports.iter().map(|port| ExportedPort {

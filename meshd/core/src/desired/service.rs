@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    id::ClusterName,
+    id::{ClusterName, NodeName},
     observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, Topology, TrafficPolicy},
     table::Table,
 };
@@ -183,6 +183,8 @@ pub struct ExportedBackend {
     pub port: u16,
     /// It is shutting down.
     pub terminating: bool,
+    /// The node it runs on, where that is known.
+    pub node: Option<NodeName>,
     /// The zone it is in, where that is known.
     pub zone: Option<Arc<str>>,
 }

@@ -17,7 +17,10 @@ use meshd::{
     store::StoreAddress,
 };
 use meshd_core::{
-    clustermesh::export::{DATA_LEASE_TTL, LEASE_KEYS_MAX, OwnState, Workload},
+    clustermesh::{
+        Accept, Key, PeerContext, endpointslice,
+        export::{DATA_LEASE_TTL, LEASE_KEYS_MAX, OwnState, Workload},
+    },
     desired::{Desired, ExportedBackend, ExportedPort, ExportedService, Exports},
     id::{ClusterId, MaxClusters, NumericIdentity},
     observed::{ClusterTables, Labels, NodeAddress, NodeAddressKind, NodeRow, Protocol, ServiceName},
@@ -105,6 +108,7 @@ fn sharing(services: &[(&str, &[&str])]) -> Arc<Snapshot> {
             address: address.parse().unwrap(),
             port: 8080,
             terminating: false,
+            node: address.starts_with("10.1.2.").then(|| "n1".parse().unwrap()),
             zone: None,
         };
         let backends = backends.iter().map(backend).collect();
@@ -244,6 +248,23 @@ fn backends(tables: &ClusterTables) -> Vec<String> {
     rows.map(|(address, ports)| format!("{address}:{}", ports["http"].port)).collect()
 }
 
+/// The endpoints of a slice with the nodes they run on.
+fn nodes_of(key: &[u8], value: &[u8]) -> Vec<(String, Option<String>)> {
+    let Ok(Key::EndpointSlice { namespace, name, .. }) = Key::parse(key) else { panic!("not a slice: {key:?}") };
+    let state = state("n1", 2, &[]);
+    let context = PeerContext {
+        cluster: state.cluster,
+        id: state.id,
+        max_clusters: state.max_clusters,
+        own: true,
+        accept: Accept::default(),
+        own_pod_cidrs: Vec::new(),
+        own_addresses: Vec::new(),
+    };
+    let slice = endpointslice::accept(&context, namespace, name, value).unwrap();
+    slice.endpoints.into_iter().map(|endpoint| (endpoint.addresses[0].to_string(), endpoint.node)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shared_services_are_read_by_others_and_follow_their_backends() {
     let pki = Pki::new();
@@ -284,6 +305,11 @@ async fn shared_services_are_read_by_others_and_follow_their_backends() {
     let frontend: Vec<String> = row.frontends.keys().map(ToString::to_string).collect();
     assert_eq!((frontend, row.include_external), (vec!["10.91.0.80".to_owned()], true));
     let slices = wait_keys(&mut root, SLICES, |keys| keys.len() == 2).await;
+    let values = root.get(SLICES, Some(GetOptions::new().with_prefix())).await.unwrap();
+    let mut running: Vec<_> = values.kvs().iter().flat_map(|slice| nodes_of(slice.key(), slice.value())).collect();
+    running.sort();
+    let expected = [("10.1.2.10", Some("n1")), ("10.1.3.10", None), ("fd00:1::10", None)];
+    assert_eq!(running, expected.map(|(address, node)| (address.to_owned(), node.map(str::to_owned))));
     let lease = root.get(WEBPOD, None).await.unwrap().kvs()[0].lease();
     assert!(lease != 0 && slices.values().all(|held| *held == lease), "{slices:?}");
     let config = root.get("cilium/cluster-config/c1", None).await.unwrap().kvs()[0].value_str().unwrap().to_owned();

@@ -170,6 +170,7 @@ fn slices(own: &OwnState, name: &ServiceName, service: &ExportedService) -> Vec<
             ready: Some(!terminating),
             serving: Some(true),
             terminating: Some(terminating),
+            node: backend.node.as_ref().map(ToString::to_string),
             zone: backend.zone.as_deref().map(str::to_owned),
             hints: backend.zone.iter().flat_map(|zone| hints(service, zone)).collect(),
             ..SliceEndpoint::default()

@@ -79,6 +79,7 @@ fn shared(addresses: &[&str]) -> Arc<ExportedService> {
         address: text.trim_start_matches('-').parse().unwrap(),
         port: 8080,
         terminating: text.starts_with('-'),
+        node: None,
         zone: None,
     };
     let port = ExportedPort {
@@ -257,13 +258,14 @@ fn a_reader_sees_the_services_that_were_shared() {
 }
 
 #[test]
-fn zones_are_told_in_both_forms_and_hints_where_zones_count() {
+fn zones_and_nodes_are_told_and_hints_where_zones_count() {
     let own = own(Vec::new());
     for (topology, hints) in [(Topology::None, vec![]), (Topology::Zone, vec!["z1".to_owned()])] {
         let (mut store, mut allocator) = (Store::default(), allocator());
         let mut row = (*shared(&["10.0.0.10", "10.0.1.10"])).clone();
         row.topology = topology;
         let backend = |backend: &ExportedBackend| ExportedBackend {
+            node: (backend.address.to_string() == "10.0.0.10").then(|| "west-control".parse().unwrap()),
             zone: (backend.address.to_string() == "10.0.0.10").then(|| "z1".into()),
             ..backend.clone()
         };
@@ -282,6 +284,9 @@ fn zones_are_told_in_both_forms_and_hints_where_zones_count() {
                 let slice = endpointslice::accept(&context, namespace, name, &held.value).unwrap();
                 let told = slice.endpoints.iter().find(|endpoint| endpoint.zone.is_some()).unwrap();
                 assert_eq!((told.addresses[0].to_string().as_str(), &told.hints), ("10.0.0.10", &hints));
+                assert_eq!(told.node.as_deref(), Some("west-control"));
+                let unknown = slice.endpoints.iter().filter(|endpoint| endpoint.node.is_none()).count();
+                assert_eq!(unknown, slice.endpoints.len() - 1, "a backend of which nobody says where it runs");
             } else {
                 let mut interner = Interner::default();
                 let read = accept_upsert(&context, &mut interner, Keyspace::State, key.as_bytes(), &held.value);

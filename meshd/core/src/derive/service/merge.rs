@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{remotes::Remote, zones::Zones};
+use super::{places::Places, remotes::Remote};
 use crate::{
     derive::LocalNode,
     desired::{Backend, BackendState, ExportedBackend, Frontend, FrontendKind, ServicePort},
@@ -16,7 +16,7 @@ pub(super) type Member = (IpAddr, Option<IpAddr>);
 /// What a service is merged from.
 pub(super) struct Merge<'a> {
     pub(super) local: &'a LocalNode,
-    pub(super) zones: &'a Zones,
+    pub(super) places: &'a Places,
     pub(super) row: &'a OwnServiceRow,
     pub(super) workloads: Vec<Member>,
     /// In the order in which clusters may have an address that several tell.
@@ -49,12 +49,14 @@ impl Merge<'_> {
             address: *address,
             port: port.target_port,
             terminating: false,
-            zone: self.zones.of(*node).cloned(),
+            node: self.places.name(*node).cloned(),
+            zone: self.places.zone(*node).cloned(),
         });
         let fixed = self.row.backends.iter().map(|backend| ExportedBackend {
             address: backend.address,
             port: backend.port.unwrap_or(port.target_port),
             terminating: backend.terminating,
+            node: None,
             zone: backend.zone.clone(),
         });
         let mut all: Vec<ExportedBackend> = workloads.chain(fixed).collect();
@@ -90,8 +92,8 @@ impl Merge<'_> {
             used: false,
             weight: self.weight(own),
             local: self.is_local(*address, *node),
-            zone: self.zones.of(*node).cloned(),
-            near: self.is_near(self.zones.of(*node), &[]),
+            zone: self.places.zone(*node).cloned(),
+            near: self.is_near(self.places.zone(*node), &[]),
         });
         let fixed = self.row.backends.iter().map(|backend| self.fixed(backend, port));
         let mut all: Vec<Backend> = workloads.chain(fixed).collect();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    desired::{Backend, BackendState, FrontendKind},
+    desired::{Backend, BackendState, ExportedBackend, FrontendKind},
     id::{ClusterId, ClusterName, MaxClusters, NumericIdentity},
     observed::{
         BackendZone, Change, ClusterChange, EndpointRow, IdentityRow, L4Addr, Labels, NodeAddress, NodeAddressKind,
@@ -499,4 +499,32 @@ fn backends_of_the_own_zone_come_first_and_without_one_all_serve() {
     // A node that moves takes its workloads along.
     world.told("west", vec![node("west-worker", "172.18.0.5", "z1"), endpoint("10.0.0.11", WEB, "172.18.0.4")]);
     assert_eq!(world.lines(), ["10.0.0.11:80*", "10.0.1.10:80*", "10.1.0.10:8080", "10.1.1.10:8080"]);
+}
+
+#[test]
+fn exported_backends_say_on_which_node_they_run() {
+    let mut world = World::two_clusters(webpod());
+    let nodes = |world: &World| -> Vec<String> {
+        let exported = world.desired.exports.services.get(&name("webpod")).unwrap();
+        let of = |backend: &ExportedBackend| {
+            format!("{} {}", backend.address, backend.node.as_ref().map_or("-", |node| node.as_str()))
+        };
+        exported.ports[0].backends.iter().map(of).collect()
+    };
+    assert_eq!(nodes(&world), ["10.0.0.10 -", "10.0.1.10 -"]);
+
+    let derived = world.deriver.derived();
+    world.told("west", vec![node("west-far", "172.18.0.9", "z1")]);
+    assert_eq!(world.deriver.derived(), derived, "nothing runs there");
+
+    world.told("west", vec![node("west-control", "172.18.0.4", ""), node("west-worker", "172.18.0.5", "z2")]);
+    assert_eq!(nodes(&world), ["10.0.0.10 west-control", "10.0.1.10 west-worker"]);
+
+    // While an address goes from one node to another, both have it.
+    world.told("west", vec![node("west-big", "172.18.0.4", "")]);
+    assert_eq!(nodes(&world)[0], "10.0.0.10 west-big");
+    world.told("west", vec![node("west-big", "172.18.0.7", "")]);
+    assert_eq!(nodes(&world)[0], "10.0.0.10 west-control");
+    world.told("west", vec![ClusterChange::Node("west-control".parse().unwrap(), None)]);
+    assert_eq!(nodes(&world), ["10.0.0.10 -", "10.0.1.10 west-worker"]);
 }
