@@ -3,7 +3,7 @@
 //! A target must not panic, and what it accepts must survive being written and read again. The same bodies replay the
 //! committed corpus in `tests/fuzz_corpus.rs`, so that a find stays found without a fuzzer.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use meshd_core::{
     clustermesh::{
@@ -12,24 +12,26 @@ use meshd_core::{
         endpointslice, heartbeat, identity, ip,
         node::{self, NodeExtras},
         parse_delete,
+        reader::{Header, Input, Now, Output, Reader, Record as StoreRecord, Settings, Target, Timers},
         service::{self, ServiceExtras},
         service_export,
     },
     id::{ClusterId, ClusterName, MaxClusters},
-    observed::ServiceName,
+    observed::{ClusterChange, Kind, ServiceName},
 };
 
 /// The body of a target, by its name.
 pub(crate) type Body = fn(&[u8]);
 
 /// Every target.
-pub(crate) const ALL: [(&str, Body); 8] = [
+pub(crate) const ALL: [(&str, Body); 9] = [
     ("cluster_config", cluster_config),
     ("node", node),
     ("ip", ip),
     ("identity", identity),
     ("service", service),
     ("endpointslice", endpointslice),
+    ("slices", slices),
     ("service_export", service_export),
     ("keys", keys),
 ];
@@ -189,6 +191,109 @@ fn endpointslice(data: &[u8]) {
             }
             Err(refusal) => assert!(!refusal.to_string().is_empty()),
         }
+    }
+}
+
+/// Slices of a cluster that publishes nothing else, as they come and go: a first byte says which of four slices and whether it is
+/// listed anew first, the next two how long its message is; a slice without a message is deleted.
+fn slices(mut data: &[u8]) {
+    let mut cluster = SliceCluster::new();
+    while let [what, high, low, rest @ ..] = data {
+        let length = (usize::from(*high) << 8 | usize::from(*low)).min(rest.len());
+        let (message, rest) = rest.split_at(length);
+        data = rest;
+        if what & 4 != 0 {
+            cluster.list();
+        }
+        cluster.tell(what & 3, (length > 0).then(|| raw_frame(message)));
+    }
+    cluster.list();
+    // With its last slice a service goes.
+    for slice in 0..4 {
+        cluster.tell(slice, None);
+    }
+    assert!(cluster.services.is_empty(), "{:?}", cluster.services);
+}
+
+/// A zstd frame around bytes that are not compressed, with the smallest window that fits a fuzzer's.
+fn raw_frame(message: &[u8]) -> Vec<u8> {
+    const HEADER: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x28];
+    let message = &message[..message.len().min(16 * 1024)];
+    let size = u32::try_from(message.len()).expect("a short message");
+    [&HEADER, &(size << 3 | 1).to_le_bytes()[..3], message].concat()
+}
+
+/// A reader of cluster c1, and the services it told.
+struct SliceCluster {
+    reader: Reader,
+    services: std::collections::BTreeSet<ServiceName>,
+}
+
+impl SliceCluster {
+    const HEADER: Header = Header { store_id: 1, revision: 1 };
+    const TARGET: Target = Target::Records(Kind::Services);
+
+    fn new() -> Self {
+        let remote = &contexts()[0];
+        let settings = Settings {
+            cluster: remote.cluster.clone(),
+            endpoints: Vec::new(),
+            own_cluster: name("own"),
+            own_id: id(2, MaxClusters::C255),
+            max_clusters: MaxClusters::C255,
+            own_node: "node".parse().expect("a name"),
+            own_pod_cidrs: remote.own_pod_cidrs.clone(),
+            own_addresses: remote.own_addresses.clone(),
+            accept: remote.accept.clone(),
+            known_id: None,
+            listed_from: Default::default(),
+            timers: Timers::default(),
+            page_limit: 1,
+            seed: 0,
+        };
+        let mut cluster = Self { reader: Reader::new(settings), services: Default::default() };
+        cluster.reader.start(Duration::ZERO, &mut Output::default());
+        cluster.give(Input::Connected);
+        cluster.page(Target::Heartbeat, Vec::new());
+        let config = br#"{"id":1,"capabilities":{"endpointSlicesExportMode":"endpointslices-only"}}"#;
+        let key = Key::cluster_config(&remote.cluster).to_string();
+        cluster.page(Target::Config, vec![StoreRecord { key: key.into(), value: Some(config.to_vec()) }]);
+        cluster.give(Input::Claimed(Ok(())));
+        cluster.page(Self::TARGET, Vec::new());
+        cluster
+    }
+
+    fn give(&mut self, input: Input) {
+        let mut out = Output::default();
+        let now = Now { elapsed: Duration::ZERO, wall: jiff::Timestamp::UNIX_EPOCH };
+        self.reader.handle(input, now, &mut out);
+        for change in out.changes {
+            match change {
+                ClusterChange::Service(name, Some(row)) => {
+                    assert!(row.backends.len() <= service::BACKENDS_MAX);
+                    self.services.insert(name);
+                }
+                ClusterChange::Service(name, None) => drop(self.services.remove(&name)),
+                _ => {}
+            }
+        }
+    }
+
+    fn page(&mut self, target: Target, records: Vec<StoreRecord>) {
+        let count = records.len();
+        self.give(Input::Page { target, header: Self::HEADER, records, count, more: false });
+    }
+
+    /// Lists nothing: whatever was told is gone.
+    fn list(&mut self) {
+        self.give(Input::WatchCompacted(Self::TARGET));
+        self.page(Self::TARGET, Vec::new());
+    }
+
+    fn tell(&mut self, slice: u8, value: Option<Vec<u8>>) {
+        let key = format!("cilium/state/endpointslices/v1/c1/demo/echo-{slice}");
+        let records = vec![StoreRecord { key: key.into(), value }];
+        self.give(Input::Events { target: Self::TARGET, header: Self::HEADER, records });
     }
 }
 

@@ -1,7 +1,8 @@
 //! Records as other writers wrote them, and records of our own making, both ways.
 //!
 //! `tests/vectors` holds key-values recorded from a release 1.17 cluster mesh: its own state, and the cache of a mesh of
-//! two clusters.
+//! two clusters. No such mesh publishes slices yet: `endpointslice.zst` and `endpointslice.pb` were written by protoc 3.21 and
+//! zstd 1.5 from the fields and numbers of the contract, the first with the fields we do not read.
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +15,7 @@ use meshd_core::{
     clustermesh::{
         Accept, Interner, Key, Keyspace, PeerContext, Record, accept_upsert,
         cluster_config::{self, ConfigExpectations, OwnConfig},
+        endpointslice,
         export::{Actual, Allocator, Workload, workload_labels},
         heartbeat, identity, ip,
         keys::KeyKind,
@@ -349,6 +351,28 @@ proptest! {
             let _ = accept_upsert(&ctx("c1", 1), &mut Interner::default(), Keyspace::State, key.as_bytes(), &bytes);
         }
     }
+}
+
+#[test]
+fn slices_of_other_writers_are_read_and_written_alike() {
+    let ctx = ctx("c1", 1);
+    let foreign = endpointslice::accept(&ctx, "demo", "echo-x7k2p", include_bytes!("vectors/endpointslice.zst"));
+    let slice = foreign.expect("a slice");
+    let service = ServiceName { namespace: "demo".into(), name: "echo".into() };
+    assert_eq!(slice.service(), Ok(Some(service)));
+    let endpoints: Vec<_> = slice
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.addresses[0].to_string(), endpoint.ready, endpoint.node.as_deref()))
+        .collect();
+    assert_eq!(
+        endpoints,
+        [("10.1.0.10".to_owned(), Some(true), Some("node-a")), ("10.1.0.11".to_owned(), Some(false), Some("node-b"))]
+    );
+    let ports: Vec<_> = slice.ports.iter().map(|port| (port.name.as_str(), port.protocol, port.port)).collect();
+    assert_eq!(ports, [("http", Protocol::Tcp, Some(8080)), ("dns", Protocol::Udp, Some(5353))]);
+    // With what we know of it, the same bytes.
+    assert_eq!(endpointslice::encode_message(&ctx.cluster, &slice), include_bytes!("vectors/endpointslice.pb"));
 }
 
 #[test]

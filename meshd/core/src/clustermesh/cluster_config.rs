@@ -8,11 +8,14 @@ use thiserror::Error;
 
 use super::{
     go_json::{self, Text, go_record},
-    keys::Keyspace,
+    keys::{KeyKind, Keyspace},
     record::check_size,
     rejection::{Excerpt, Rejection},
 };
-use crate::id::{ClusterId, ClusterName, MaxClusters};
+use crate::{
+    id::{ClusterId, ClusterName, MaxClusters},
+    observed::Kind,
+};
 
 /// Which form of backends a cluster publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +77,19 @@ pub struct AcceptedConfig {
     pub service_exports: Option<bool>,
     /// Which form of backends it publishes.
     pub export_mode: ExportMode,
+}
+
+impl AcceptedConfig {
+    /// The records from which the rows of a kind are read. Services are read as JSON as long as there are such records.
+    #[must_use]
+    pub fn key_kind(&self, kind: Kind) -> KeyKind {
+        match (kind, self.export_mode) {
+            (Kind::Services, ExportMode::EndpointSlices) => KeyKind::EndpointSlices,
+            (_, ExportMode::Services | ExportMode::ServicesAndEndpointSlices | ExportMode::EndpointSlices) => {
+                kind.into()
+            }
+        }
+    }
 }
 
 /// Why a cluster-config was refused.

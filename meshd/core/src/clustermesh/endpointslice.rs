@@ -21,13 +21,14 @@ use ruzstd::{
 use super::{
     address,
     context::PeerContext,
+    keys::is_object_name,
     labels,
     record::check_size,
     rejection::{Excerpt, Rejection},
 };
 use crate::{
     id::{ClusterId, ClusterName},
-    observed::{Labels, Protocol},
+    observed::{Labels, Protocol, ServiceName},
 };
 
 /// Most bytes a slice may decompress to; a full slice of 1,000 endpoints has about 100 KiB. Fuzzing stops at less: a
@@ -67,6 +68,18 @@ pub struct EndpointSlice {
     pub endpoints: Vec<SliceEndpoint>,
     /// Ports every endpoint has.
     pub ports: Vec<SlicePort>,
+}
+
+impl EndpointSlice {
+    /// The service it belongs to; `None` when it says none, and then it is nobody's.
+    ///
+    /// # Errors
+    /// [`Rejection::BadField`] for what cannot be the name of a service.
+    pub fn service(&self) -> Result<Option<ServiceName>, Rejection> {
+        let mut labels = self.labels.iter();
+        let Some((_, _, name)) = labels.find(|(_, key, _)| *key == SERVICE_NAME_LABEL) else { return Ok(None) };
+        service_name(&self.namespace, name).map(Some)
+    }
 }
 
 /// One endpoint of a slice.
@@ -228,6 +241,23 @@ pub fn accept_message(
     })
 }
 
+/// The service of a slice that was refused, when that much can be read.
+pub(super) fn service_of_refused(namespace: &str, value: &[u8]) -> Option<ServiceName> {
+    check_size(value).ok()?;
+    let message = decompress(value).ok()?;
+    count_entries(&message).ok()?;
+    let wire = WireSlice::decode(&*message).ok()?;
+    service_name(namespace, wire.labels.get(SERVICE_NAME_LABEL)?).ok()
+}
+
+fn service_name(namespace: &str, name: &str) -> Result<ServiceName, Rejection> {
+    if is_object_name(name) {
+        return Ok(ServiceName { namespace: namespace.into(), name: name.into() });
+    }
+    let expected = "the name of a service";
+    Err(Rejection::BadField { field: SERVICE_NAME_LABEL, found: Excerpt::new(name), expected })
+}
+
 fn endpoint(ctx: &PeerContext, ipv4: bool, wire: WireEndpoint) -> Result<SliceEndpoint, Rejection> {
     const FIELD: &str = "addresses";
     bound(FIELD, wire.addresses.len(), SLICE_ADDRESSES_MAX)?;
@@ -242,6 +272,9 @@ fn endpoint(ctx: &PeerContext, ipv4: bool, wire: WireEndpoint) -> Result<SliceEn
     }
     let hints = wire.hints.unwrap_or_default().zones;
     bound("forZones", hints.len(), SLICE_HINTS_MAX)?;
+    for zone in wire.zone.iter().chain(hints.iter().filter_map(|hint| hint.name.as_ref())) {
+        super::service::check_zone(zone)?;
+    }
     let conditions = wire.conditions.unwrap_or_default();
     Ok(SliceEndpoint {
         addresses,

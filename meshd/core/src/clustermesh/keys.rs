@@ -90,18 +90,6 @@ impl KeyKind {
         }
     }
 
-    /// The kind of row it becomes, if we have a table for it.
-    #[must_use]
-    pub fn kind(self) -> Option<Kind> {
-        match self {
-            Self::Nodes => Some(Kind::Nodes),
-            Self::Identities => Some(Kind::Identities),
-            Self::Endpoints => Some(Kind::Endpoints),
-            Self::Services => Some(Kind::Services),
-            Self::ServiceExports | Self::EndpointSlices => None,
-        }
-    }
-
     fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.word() == word)
     }
@@ -497,6 +485,11 @@ fn decimal_len(n: u8) -> usize {
         10..=99 => 2,
         100..=255 => 3,
     }
+}
+
+/// Whether a namespace or an object may have this name, as far as keys are concerned.
+pub(super) fn is_object_name(name: &str) -> bool {
+    one(name).is_some()
 }
 
 fn one(part: &str) -> Option<&str> {

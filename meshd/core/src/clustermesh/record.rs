@@ -114,6 +114,33 @@ pub fn parse_delete(ctx: &PeerContext, keyspace: Keyspace, key: &[u8]) -> Option
     locate(ctx, keyspace, key).ok().flatten()
 }
 
+/// The namespace and the name of the slice that a key is about; `None` when it is about something else.
+///
+/// # Errors
+/// The rule that the key breaks.
+pub(super) fn locate_slice<'a>(
+    ctx: &PeerContext,
+    keyspace: Keyspace,
+    key: &'a [u8],
+) -> Result<Option<(&'a str, &'a str)>, Rejection> {
+    match Key::parse(key)? {
+        Key::EndpointSlice { keyspace: found, .. } if found != keyspace => Err(KeyError::Unknown.into()),
+        Key::EndpointSlice { cluster, .. } if cluster != ctx.cluster.as_str() => {
+            Err(Rejection::KeyCluster { found: Excerpt::new(cluster), expected: ctx.cluster.to_string() })
+        }
+        Key::EndpointSlice { namespace, name, .. } => Ok(Some((namespace, name))),
+        Key::Heartbeat
+        | Key::ClusterConfig { .. }
+        | Key::Canary { .. }
+        | Key::Node { .. }
+        | Key::Endpoint { .. }
+        | Key::Identity { .. }
+        | Key::IdentityAllocator
+        | Key::Service { .. }
+        | Key::ServiceExport { .. } => Ok(None),
+    }
+}
+
 /// A key as text for `get rejected`: cut to [`KEY_MAX`](super::keys::KEY_MAX) bytes, with what is not text replaced and
 /// control characters escaped.
 #[must_use]

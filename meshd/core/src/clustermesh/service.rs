@@ -115,11 +115,8 @@ pub(super) fn accept(ctx: &PeerContext, name: &ServiceName, value: &[u8]) -> Res
 
 fn read_zone(wire: &WireZone<'_>) -> Result<observed::BackendZone, Rejection> {
     let name = |text: &Text<'_>| -> Result<Arc<str>, Rejection> {
-        if text.len() <= ZONE_MAX && !text.chars().any(char::is_control) {
-            return Ok((&**text).into());
-        }
-        let expected = "at most 63 characters, none of them a control character";
-        Err(Rejection::BadField { field: "zone", found: Excerpt::new(text), expected })
+        check_zone(text)?;
+        Ok((&**text).into())
     };
     let for_zones = wire.for_zones.bounded("forZones")?.iter().map(|zone| name(&zone.name));
     Ok(observed::BackendZone {
@@ -136,6 +133,15 @@ fn read_ports(found: &Entries<'_, WirePort<'_>, PORTS_MAX>) -> Result<Ports, Rej
         ports.insert((&**name).into(), L4Addr { protocol, port: wire.port });
     }
     Ok(ports)
+}
+
+/// Checks the name of a zone.
+pub(super) fn check_zone(name: &str) -> Result<(), Rejection> {
+    if name.len() <= ZONE_MAX && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let expected = "at most 63 characters, none of them a control character";
+    Err(Rejection::BadField { field: "zone", found: Excerpt::new(name), expected })
 }
 
 /// Checks the name of a port.

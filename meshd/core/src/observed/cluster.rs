@@ -23,7 +23,7 @@ pub enum Kind {
     Identities,
     /// `ip/v1`: addresses and the identity behind them.
     Endpoints,
-    /// `services/v1`
+    /// `services/v1`, or `endpointslices/v1` of clusters that publish nothing else.
     Services,
 }
 
@@ -56,6 +56,10 @@ impl Limits {
     pub const ENDPOINTS: usize = 1_000_000;
     /// Services of one cluster.
     pub const SERVICES: usize = 50_000;
+    /// Endpoint slices of one cluster.
+    pub const SLICES: usize = 100_000;
+    /// Backends in the endpoint slices of one cluster, each port of an address counted.
+    pub const SLICE_BACKENDS: usize = 1_000_000;
     /// Refused records kept for `get rejected`; more are only counted.
     pub const REJECTED: usize = 1_000;
 }

@@ -228,7 +228,7 @@ impl Reader<'_> {
             response.kvs().iter().map(|kv| String::from_utf8_lossy(kv.key()).into_owned()).collect();
         let missing: Vec<String> = Kind::ALL
             .into_iter()
-            .map(|kind| Key::canary(found.keyspace, &cluster, kind).to_string())
+            .map(|kind| Key::canary(found.keyspace, &cluster, found.key_kind(kind)).to_string())
             .filter(|key| !there.contains(key))
             .collect();
         if missing.is_empty() {

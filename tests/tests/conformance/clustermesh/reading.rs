@@ -1,11 +1,14 @@
 //! The etcd source against real stores.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use meshd_core::{
     clustermesh::reader::Timers,
     id::NumericIdentity,
-    observed::{ClusterTables, Kind},
+    observed::{ClusterTables, Kind, ServiceName, ServiceRow},
 };
 use serde::Deserialize;
 
@@ -85,6 +88,41 @@ async fn the_cache_form_of_a_real_control_plane_is_read() {
     assert_eq!((tables.endpoints.len(), tables.identities.len()), (2, 1));
     assert!(node.row("c2").cached);
     assert!(tables.rejected.is_empty(), "{:?}", tables.rejected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_of_a_cluster_without_json_are_read_from_slices() {
+    const SLICE: &str = "cilium/state/endpointslices/v1/c1/demo/echo-x7k2p";
+    let pair = Pair::start(timers()).await;
+    let mut root = pair.etcd.root(&pair.pki).await;
+    fill(&mut root).await;
+    let config = r#"{"id":1,"capabilities":{"syncedCanaries":true,"endpointSlicesExportMode":"endpointslices-only"}}"#;
+    root.put("cilium/cluster-config/c1", config, None).await.unwrap();
+    let path = format!("{}/../meshd/core/tests/vectors/endpointslice.zst", env!("CARGO_MANIFEST_DIR"));
+    let slice = std::fs::read(path).unwrap();
+    root.put(SLICE, slice.clone(), None).await.unwrap();
+    for kind in ["nodes", "identities", "ip"] {
+        root.put(format!("cilium/synced/c1/cilium/state/{kind}/v1"), "2026-11-20T21:57:17Z", None).await.unwrap();
+    }
+    pair.node.wait_problem("c1", "canary endpointslices/v1 of c1 is missing").await;
+    root.put("cilium/synced/c1/cilium/state/endpointslices/v1", "2026-11-20T21:57:17Z", None).await.unwrap();
+    let tables = pair.node.ready("c1").await;
+    let backends = |tables: &ClusterTables| -> Vec<String> {
+        let of = |(name, row): (&ServiceName, &Arc<ServiceRow>)| {
+            let addresses: Vec<String> = row.backends.keys().map(ToString::to_string).collect();
+            format!("{name} {}", addresses.join(","))
+        };
+        tables.services.iter().map(of).collect()
+    };
+    assert_eq!(backends(&tables), ["demo/echo 10.1.0.10"], "the other endpoint is not ready");
+    // A damaged slice is named and takes nothing back.
+    root.put(SLICE, "damaged", None).await.unwrap();
+    let tables = pair.node.wait("c1", "not refused", |tables| tables.rejected.len() == 1).await;
+    assert_eq!(backends(&tables), ["demo/echo 10.1.0.10"]);
+    root.put(SLICE, slice, None).await.unwrap();
+    pair.node.wait("c1", "not healed", |tables| tables.rejected.is_empty()).await;
+    root.delete(SLICE, None).await.unwrap();
+    pair.node.wait("c1", "still there", |tables| tables.services.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,12 +4,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{REJECTED_KEYS_MAX, Record};
+use super::{
+    REJECTED_KEYS_MAX, Record,
+    slices::{NoRoom, Slices, Told},
+};
 use crate::{
     clustermesh::{
-        Interner, Keyspace, PeerContext, Record as Accepted, RecordKey, accept_upsert, key_text, parse_delete,
+        Interner, Keyspace, PeerContext, Record as Accepted, RecordKey, Rejection, accept_upsert, endpointslice,
+        key_text, parse_delete, record::locate_slice, service::BACKENDS_MAX,
     },
-    id::NodeName,
+    id::{ClusterId, NodeName},
     observed::{ClusterChange, Kind, RejectedRow},
 };
 
@@ -19,6 +23,8 @@ pub(super) struct Decoder {
     /// Refused keys the tables know of.
     rejected: BTreeMap<Arc<str>, Kind>,
     interner: Interner,
+    /// What services are put together from, where they are read as slices.
+    slices: Option<Slices>,
 }
 
 impl Decoder {
@@ -26,6 +32,45 @@ impl Decoder {
     pub(super) fn begin(&mut self, kind: Kind) {
         self.rejected.retain(|_, of| *of != kind);
         self.interner.shrink();
+        if let (Kind::Services, Some(slices)) = (kind, &mut self.slices) {
+            slices.begin();
+        }
+    }
+
+    /// Whether services are read as slices from now on.
+    pub(super) fn read_slices(&mut self, are_slices: bool) {
+        if are_slices {
+            self.slices.get_or_insert_default();
+        } else {
+            self.slices = None;
+        }
+    }
+
+    /// The list of services is over: slices that it did not tell are gone.
+    pub(super) fn end_services(&mut self) {
+        if let Some(slices) = &mut self.slices {
+            slices.end();
+        }
+    }
+
+    /// Tells the services of which slices have come or gone since the last time.
+    pub(super) fn tell_services(&mut self, id: ClusterId, wall: Timestamp, changes: &mut Vec<ClusterChange>) {
+        for (name, told) in self.slices.as_mut().map(|slices| slices.take(id)).unwrap_or_default() {
+            // It is no record that has too many backends, so it gets the name that a row has.
+            let key = format!("{}/{name}", Kind::Services.key_word());
+            if told == Told::TooMany {
+                let (field, limit) = ("backends", BACKENDS_MAX);
+                let reason = Rejection::TooManyEntries { field, found: limit + 1, limit };
+                self.reject(Kind::Services, key.into(), reason, wall, changes);
+            } else {
+                self.heal(key.as_bytes(), changes);
+            }
+            changes.push(match told {
+                Told::Whole(row) => ClusterChange::Service(name, Some(Arc::new(row))),
+                Told::Part | Told::TooMany => ClusterChange::Kept(RecordKey::Service(name)),
+                Told::Gone => ClusterChange::Service(name, None),
+            });
+        }
     }
 
     /// Everything of the cluster was dropped.
@@ -44,6 +89,10 @@ impl Decoder {
     ) {
         let (context, keyspace, kind) = source;
         if is_own_node(context, keyspace, kind, skip, &record.key) {
+            return;
+        }
+        if kind == Kind::Services && self.slices.is_some() {
+            self.read_slice(context, keyspace, record, wall, changes);
             return;
         }
         let Some(value) = &record.value else {
@@ -67,16 +116,68 @@ impl Decoder {
             }
             Err(refused) => {
                 let kind = refused.kind.unwrap_or(kind);
-                let key = key_text(&record.key);
-                if self.rejected.len() < REJECTED_KEYS_MAX || self.rejected.contains_key(&key) {
-                    self.rejected.insert(key.clone(), kind);
-                }
-                let row = RejectedRow { kind: Some(kind), reason: refused.reason, since: wall };
-                changes.push(ClusterChange::Rejected(key, Some(row)));
+                self.reject(kind, key_text(&record.key), refused.reason, wall, changes);
                 // Fail static: a record that cannot be believed does not take back what was believed before.
                 changes.extend(refused.key.map(ClusterChange::Kept));
             }
         }
+    }
+
+    /// Reads a slice. Its service is told with [`Self::tell_services`].
+    fn read_slice(
+        &mut self,
+        context: &PeerContext,
+        keyspace: Keyspace,
+        record: &Record,
+        wall: Timestamp,
+        changes: &mut Vec<ClusterChange>,
+    ) {
+        let Some(slices) = &mut self.slices else { return };
+        let (namespace, name) = match locate_slice(context, keyspace, &record.key) {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(reason) if record.value.is_some() => {
+                return self.reject(Kind::Services, key_text(&record.key), reason, wall, changes);
+            }
+            Err(_) => return self.heal(&record.key, changes),
+        };
+        let slice_name = (namespace.into(), name.into());
+        let Some(value) = &record.value else {
+            slices.remove(&slice_name);
+            return self.heal(&record.key, changes);
+        };
+        let accepted =
+            endpointslice::accept(context, namespace, name, value).and_then(|slice| Ok((slice.service()?, slice)));
+        let reason = match accepted {
+            Ok((Some(service), slice)) => match slices.put(&slice_name, service, slice) {
+                Ok(()) => return self.heal(&record.key, changes),
+                Err(NoRoom(limit)) => Rejection::TooMany { limit },
+            },
+            Ok((None, _)) => {
+                slices.remove(&slice_name);
+                return self.heal(&record.key, changes);
+            }
+            Err(reason) => {
+                slices.refuse(&slice_name, endpointslice::service_of_refused(namespace, value));
+                reason
+            }
+        };
+        self.reject(Kind::Services, key_text(&record.key), reason, wall, changes);
+    }
+
+    fn reject(
+        &mut self,
+        kind: Kind,
+        key: Arc<str>,
+        reason: Rejection,
+        wall: Timestamp,
+        changes: &mut Vec<ClusterChange>,
+    ) {
+        if self.rejected.len() < REJECTED_KEYS_MAX || self.rejected.contains_key(&key) {
+            self.rejected.insert(key.clone(), kind);
+        }
+        let row = RejectedRow { kind: Some(kind), reason, since: wall };
+        changes.push(ClusterChange::Rejected(key, Some(row)));
     }
 
     /// The key is fine or gone: takes its refusal back, if it had one.

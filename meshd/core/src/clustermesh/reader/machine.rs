@@ -13,7 +13,7 @@ use super::{
 use crate::{
     clustermesh::{
         Key, Keyspace, PeerContext,
-        cluster_config::{self, AcceptedConfig, ConfigExpectations},
+        cluster_config::{self, AcceptedConfig, ConfigExpectations, ExportMode},
     },
     id::{ClusterId, ClusterName},
     observed::{ClusterChange, Failure, Kind, PeerRow},
@@ -307,6 +307,7 @@ impl Reader {
                 session.unswept.insert(kind);
                 session.sweep_at = Some(sweep_at);
                 self.row.kept_until = now.wall_at(sweep_at);
+                self.tell_services(kind, now, out);
                 return;
             }
         }
@@ -318,7 +319,18 @@ impl Reader {
         if self.listed_from.values().all(|from| *from == store_id) {
             self.replaced = None;
         }
+        if kind == Kind::Services {
+            self.decoder.end_services();
+            self.tell_services(kind, now, out);
+        }
         out.changes.push(ClusterChange::ListEnd(kind));
+    }
+
+    /// Tells the services of which slices have come, now that it is known that nothing is missing.
+    fn tell_services(&mut self, kind: Kind, now: Now, out: &mut Output) {
+        if let (Kind::Services, Some((context, _))) = (kind, &self.context) {
+            self.decoder.tell_services(context.id, now.wall, &mut out.changes);
+        }
     }
 
     /// When rows may be removed that the data of this store does not have: a grace after its first complete list, since
@@ -356,7 +368,10 @@ impl Reader {
                 }
             }
             Target::Canaries => self.canaries(session, records, out),
-            Target::Records(kind) => self.records(kind, records, now, out),
+            Target::Records(kind) => {
+                self.records(kind, records, now, out);
+                self.tell_services(kind, now, out);
+            }
         }
         Ok(())
     }
@@ -375,11 +390,12 @@ impl Reader {
         let Some((_, keyspace)) = &self.context else { return };
         let keyspace = *keyspace;
         for record in records.iter().filter(|record| record.value.is_some()) {
-            // Canaries of kinds we do not read, and keys that are no canaries, mean nothing to us.
+            // Canaries of records we do not read, and keys that are no canaries, mean nothing to us.
             let Ok(Key::Canary { cluster, keyspace: of, kind }) = Key::parse(&record.key) else { continue };
+            let Some(config) = session.accepted() else { continue };
             if cluster == self.settings.cluster.as_str()
                 && of == keyspace
-                && let Some(kind) = kind.kind()
+                && let Some(kind) = Kind::ALL.into_iter().find(|read| config.key_kind(*read) == kind)
             {
                 self.open(session, kind, out);
             }
@@ -574,7 +590,8 @@ impl Reader {
     fn accept(&mut self, session: &mut Session, config: AcceptedConfig, out: &mut Output) {
         let keyspace = config.keyspace;
         self.context = Some((self.context_for(&config), keyspace));
-        session.add_records(&self.settings, keyspace);
+        self.decoder.read_slices(config.export_mode == ExportMode::EndpointSlices);
+        session.add_records(&self.settings, &config);
         self.row.id = Some(config.id);
         self.row.cached = keyspace == Keyspace::Cache;
         if config.canaries {

@@ -22,6 +22,9 @@
 //!   record said before it was refused stays, in a watch and in a list ([`ClusterChange::Kept`]).
 //! - The heartbeat watchdog finds a store that answers pings but whose control plane is dead (section 2.4).
 //!
+//! Services are read from their JSON records, and from endpoint slices when a cluster-config says that there is nothing
+//! else ([`slices`]).
+//!
 //! The own cluster is read the same way ([`Settings::is_own`]): siblings appear through the store they share with us.
 //!
 //! What is ugly: a reader cannot know whether another peer uses the same cluster id, so it asks ([`Command::Claim`])
@@ -33,6 +36,7 @@ mod follow;
 mod machine;
 mod problem;
 mod session;
+mod slices;
 
 #[cfg(test)]
 mod tests;

@@ -117,7 +117,11 @@ fn config(settings: &Settings, stage: &ConfigStage) -> Option<Arc<str>> {
 fn refused(settings: &Settings, session: &Session) -> Option<Arc<str>> {
     let (target, reason) =
         session.follows.iter().find_map(|(target, follow)| Some((*target, follow.refused.as_ref()?)))?;
-    Some(format!("failed to read {} of {}: {reason}", word(target), settings.cluster).into())
+    let what = match target {
+        Target::Records(kind) => records(session, kind),
+        Target::Heartbeat | Target::Config | Target::Canaries => word(target),
+    };
+    Some(format!("failed to read {what} of {}: {reason}", settings.cluster).into())
 }
 
 fn canary(settings: &Settings, session: &Session, canaries: &[Kind], now: Duration) -> Option<Arc<str>> {
@@ -128,7 +132,7 @@ fn canary(settings: &Settings, session: &Session, canaries: &[Kind], now: Durati
     let missing: Vec<String> = Kind::ALL
         .into_iter()
         .filter(|kind| !canaries.contains(kind))
-        .map(|kind| format!("{}/v1", kind.key_word()))
+        .map(|kind| format!("{}/v1", records(session, kind)))
         .collect();
     let cluster = &settings.cluster;
     match missing.as_slice() {
@@ -145,6 +149,11 @@ fn canary(settings: &Settings, session: &Session, canaries: &[Kind], now: Durati
             .into(),
         ),
     }
+}
+
+/// The word of keys for the records that a kind is read from.
+fn records(session: &Session, kind: Kind) -> &'static str {
+    session.accepted().map_or(kind.key_word(), |config| config.key_kind(kind).word())
 }
 
 fn word(target: Target) -> &'static str {

@@ -11,7 +11,7 @@ use super::{
     follow::{Follow, Watch},
 };
 use crate::{
-    clustermesh::{Key, Keyspace, cluster_config::AcceptedConfig, keys},
+    clustermesh::{Key, cluster_config::AcceptedConfig, keys},
     observed::Kind,
 };
 
@@ -83,9 +83,9 @@ impl Session {
     }
 
     /// Adds the ranges of the records, once it is known which form they have.
-    pub(super) fn add_records(&mut self, settings: &Settings, keyspace: Keyspace) {
-        self.follows.extend(crate::observed::Kind::ALL.map(|kind| {
-            let prefix = keys::prefix(keyspace, &settings.cluster, kind);
+    pub(super) fn add_records(&mut self, settings: &Settings, config: &AcceptedConfig) {
+        self.follows.extend(Kind::ALL.map(|kind| {
+            let prefix = keys::prefix(config.keyspace, &settings.cluster, config.key_kind(kind));
             range(Target::Records(kind), prefix, settings.page_limit)
         }));
     }

@@ -1,3 +1,5 @@
+mod slices;
+
 use std::collections::BTreeMap;
 
 use super::*;
