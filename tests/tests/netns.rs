@@ -20,6 +20,7 @@ mod netns {
     mod routes;
     mod service_traffic;
     mod services;
+    mod silence;
     mod sockets;
     mod source_ranges;
     mod tunnels;

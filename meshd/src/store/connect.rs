@@ -19,10 +19,15 @@ use crate::config::model::Endpoint;
 
 /// How long resolving, connecting and the TLS handshake with one member may take, each.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two HTTP/2 pings.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// A ping unanswered for this long ends the connection.
-const PING_TIMEOUT: Duration = Duration::from_secs(25);
+/// The shortest pause between two pings that etcd allows unless it is told otherwise (`--grpc-keepalive-min-time`). It ends a connection on
+/// which several came sooner with `too_many_pings`, and any on which they come while no call is open.
+const PING_INTERVAL_OF_ETCD: Duration = Duration::from_secs(5);
+/// Pause between two HTTP/2 pings while a call is open, which a watch always is. What etcd measures is when they arrive, so the pause is longer
+/// than what it allows by more than packets are delayed.
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+/// A ping unanswered for this long ends the connection, so that a store whose packets vanish is given up at most eleven seconds later.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const _: () = assert!(PING_INTERVAL.as_secs() > PING_INTERVAL_OF_ETCD.as_secs(), "etcd would end idle connections");
 /// Bytes one call may have in flight to us before we read them.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes all calls together may have in flight to us before we read them.
@@ -143,7 +148,7 @@ async fn http2(endpoint: &Endpoint, transport: Box<dyn Transport>) -> Result<Cha
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
+        .keep_alive_while_idle(false)
         .connect_with_connector(connector)
         .await
         .map_err(failed)
