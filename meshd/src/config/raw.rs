@@ -123,6 +123,7 @@ section! {
         pod_cidrs: Vec<PrefixText> = "none",
         /// What kind of node it is, for instance `rack: r1`: BGP peers and groups choose nodes by it.
         /// `topology.kubernetes.io/zone` is the zone that services with `topology: zone` go by; it is the only one that other nodes are told.
+        /// Another zone takes effect at the next restart, and `meshd status` says so until then.
         labels: BTreeMap<String, String> = "none",
     }
 }

@@ -370,6 +370,35 @@ fn a_new_cluster_id_waits_for_a_restart_and_new_workloads_do_not() {
 }
 
 #[test]
+fn a_node_says_that_another_zone_waits_for_a_restart() {
+    in_namespace(|| {
+        let mut daemon = Daemon::start("", |_| {});
+        let record =
+            || shell("ETCDCTL_API=3 etcdctl --endpoints http://127.0.0.1:2379 get cilium/state/nodes/v1/west/a");
+        daemon.until("the node's record", || record().contains("192.0.2.1"));
+        daemon.until("no problem", || daemon.status()["problems"] == serde_json::json!([]));
+
+        let path = daemon.path("meshd.yaml");
+        let zone = ", labels: {topology.kubernetes.io/zone: z1}}";
+        let before = fs::read_to_string(&path).expect("a configuration");
+        fs::write(&path, before.replace("24]}", &format!("24]{zone}"))).expect("written");
+        daemon.signal(Signal::SIGHUP);
+        let waits = || daemon.status()["problems"].to_string().contains("at the next restart");
+        daemon.until("a hint at the restart", waits);
+        assert!(!record().contains("z1"), "{}", record());
+        // Taken back, there is nothing to wait for.
+        fs::write(&path, &before).expect("written");
+        daemon.signal(Signal::SIGHUP);
+        daemon.until("no hint", || !waits());
+
+        fs::write(&path, before.replace("24]}", &format!("24]{zone}"))).expect("written");
+        daemon.stop();
+        daemon.start_again();
+        daemon.until("the zone", || record().contains(r#""topology.kubernetes.io/zone":"z1""#));
+    });
+}
+
+#[test]
 fn a_reload_without_its_include_folder_keeps_the_peers() {
     in_namespace(|| {
         let _east = east();
