@@ -45,7 +45,10 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     let decision = answer(&packet, steps::ticks());
     event::decided(ctx, &packet, &decision, event_place::TO_WORKLOAD);
     let outcome = match decision {
-        Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),
+        Decision::Pass => {
+            event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
+            Ok(deliver::tc_pass(Reason::Passed, length))
+        }
         Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => match ctx.translate(frame, &packet, send.tuple, false) {
             Some(()) => Ok(deliver::tc_pass(send.reason, length)),

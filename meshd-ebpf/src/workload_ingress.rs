@@ -55,7 +55,10 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_WORKLOAD);
     let outcome = match decision {
-        Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),
+        Decision::Pass => {
+            event::untranslated(ctx, &packet, event_place::FROM_WORKLOAD);
+            Ok(deliver::tc_pass(Reason::Passed, length))
+        }
         Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),
     };

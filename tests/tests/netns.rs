@@ -6,6 +6,7 @@ mod netns {
     mod alone;
     mod direct_return;
     mod etcd;
+    mod exhaustion;
     mod faults;
     mod ipv6;
     mod lab;

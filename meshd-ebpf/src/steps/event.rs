@@ -3,6 +3,9 @@
 //! A packet of a known connection costs one comparison here. Whatever is told goes through a function of its own per family, with a
 //! stack of its own, which looks up again what the record says: that is rare, and what a program would have to keep for it would cost
 //! every packet.
+//!
+//! What passes a workload's link without a translation has no entry. So its first packet is known by its flags only, and its end is told
+//! of each end ([`untranslated`]); nothing is remembered of it.
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
@@ -10,11 +13,17 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use meshd_abi::{
-    ConnectionKey, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place, settings_flags,
+    ConnectionKey, FlowEvent, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place,
+    identity_flags, settings_flags,
 };
-use meshd_steps::{Packet, header::tcp};
+use meshd_steps::{Packet, Part, header::tcp};
 
-use super::{Decision, connect::other_direction, ticks};
+use super::{
+    Decision,
+    connect::other_direction,
+    masquerade::{is_mesh, is_own},
+    ticks,
+};
 use crate::{
     context::Context,
     maps::{self, Budget, Tables},
@@ -42,7 +51,34 @@ pub fn tell<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, kind: u8, reason
     if kind != event_kind::CLOSE && may_tell(kind.into()) == 0 {
         return;
     }
-    let Some(event) = maps::telling() else { return };
+    if lay_down(packet, kind, reason, place) {
+        ctx.tell::<A>();
+    }
+}
+
+/// Tells of a packet that a workload's link lets pass, if it begins or ends a TCP connection. Where somebody else tells of that
+/// connection, nothing is said here ([`is_told_elsewhere`]).
+#[inline(always)]
+pub fn untranslated<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, place: u8) {
+    let flags = packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST);
+    // Most packets end here: of other protocols there are no flags.
+    if flags == 0 || flags == tcp::ACK || flags == tcp::SYN | tcp::ACK || packet.part == Part::Later {
+        return;
+    }
+    let kind = if flags == tcp::SYN { event_kind::NEW } else { event_kind::CLOSE };
+    if !lay_down(packet, kind, Reason::Passed, place) {
+        return;
+    }
+    let is_elsewhere = if A::IS_V4 { is_told_elsewhere4() } else { is_told_elsewhere6() };
+    if is_elsewhere == 0 && (kind == event_kind::CLOSE || may_tell(kind.into()) != 0) {
+        ctx.tell::<A>();
+    }
+}
+
+/// Lays down in this CPU's record what a packet says.
+#[inline(always)]
+fn lay_down<A: Tables>(packet: &Packet<A>, kind: u8, reason: Reason, place: u8) -> bool {
+    let Some(event) = maps::telling() else { return false };
     event.source = packet.key.source.words();
     event.destination = packet.key.destination.words();
     event.source_port = packet.key.source_port;
@@ -53,7 +89,7 @@ pub fn tell<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, kind: u8, reason
     event.kind = kind;
     event.reason = reason as u8;
     event.place = place;
-    ctx.tell::<A>();
+    true
 }
 
 /// The functions of a kind of program: each completes this CPU's record and writes it. What they answer means nothing, but the kernel
@@ -144,6 +180,54 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
         maps::count(Reason::EventsLost, 0);
     }
     Some(())
+}
+
+/// The functions of a family: they have a stack of their own, and programs at uplinks do without them.
+macro_rules! elsewhere {
+    ($name:ident, $family:ty) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name() -> u32 {
+            maps::telling().is_none_or(|event| is_told_elsewhere::<$family>(event)).into()
+        }
+    };
+}
+
+elsewhere!(is_told_elsewhere4, V4);
+elsewhere!(is_told_elsewhere6, V6);
+
+/// True for a packet at a workload's link of which another place tells: its connection has an entry, or gets one at the uplink, or the
+/// workload that sends it is of this node, too.
+#[inline(always)]
+fn is_told_elsewhere<A: Tables>(event: &FlowEvent) -> bool {
+    let key = &ConnectionKey {
+        source: A::from_words(event.source),
+        destination: A::from_words(event.destination),
+        source_port: event.source_port,
+        destination_port: event.destination_port,
+        protocol: event.protocol,
+        reserved: [0; 3],
+    };
+    if event.place == event_place::FROM_WORKLOAD {
+        let masquerades = maps::settings().is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
+        if masquerades && is_own(&key.source) && !is_mesh(&key.destination) {
+            return true;
+        }
+    } else if A::identity(&key.source).is_some_and(|source| source.flags & identity_flags::LOCAL != 0) {
+        return true;
+    }
+    if A::connection(key).is_some() {
+        return true;
+    }
+    let answers = ConnectionKey {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+        reserved: [0; 3],
+    };
+    A::connection(&answers).is_some()
 }
 
 /// Takes one from what this CPU may write of a kind in this tick, and answers 1; 0 when there is none left, or nothing is to be told. By

@@ -115,7 +115,7 @@ fn send<A: Tables>(tuple: &'static Tuple<A>, event: u8) -> Send<A> {
 
 /// True for an address of a workload of this node.
 #[inline(always)]
-fn is_own<A: Tables>(address: &A) -> bool {
+pub fn is_own<A: Tables>(address: &A) -> bool {
     match A::identity(address) {
         Some(identity) => identity.flags & identity_flags::LOCAL != 0,
         None => A::mesh(address) & mesh_flags::OWN != 0,
@@ -124,6 +124,6 @@ fn is_own<A: Tables>(address: &A) -> bool {
 
 /// True for an address inside of the mesh: workloads and nodes are in the exact table, what is excluded by prefix in the trie.
 #[inline(always)]
-fn is_mesh<A: Tables>(address: &A) -> bool {
+pub fn is_mesh<A: Tables>(address: &A) -> bool {
     A::identity(address).is_some() || A::mesh(address) & mesh_flags::KEEP_SOURCE != 0
 }

@@ -33,6 +33,8 @@ mod masquerade;
 mod random;
 #[path = "packets/ranges.rs"]
 mod ranges;
+#[path = "packets/recent.rs"]
+mod recent;
 #[path = "packets/scene.rs"]
 mod scene;
 #[path = "packets/services.rs"]

@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 
 use super::{
     meshes::eventually,
-    service_traffic::{Webpods, ask, backends, packets},
+    netfilter::judge,
+    service_traffic::{Webpods, ask, assert_seen, backends, echo, open, packets},
     services::{ALL_BACKENDS, EAST, NODES, Services, WEST},
 };
 
@@ -70,11 +71,11 @@ fn a_backend_behind_direct_return_sees_the_client_and_answers_it_directly() {
     let lab = Services::up();
     lab.wait(&NODES, &ALL_BACKENDS);
     let webpods = Webpods::start(&lab);
-    lab.edit(
-        &WEST,
-        "      ports: [{name: http, port: 80}]\n",
-        "      type: node_port\n      ports: [{name: http, port: 80, node_port: 30080}]\n",
-    );
+    lab.open_node_port(&WEST, &[]);
+    // A node whose netfilter sees questions and no answers lets nothing through that follows.
+    for node in WEST {
+        judge(&lab.mesh.node(node));
+    }
     let outside = lab.mesh.node("east-worker");
     reach(&lab, &outside);
     // Translated sources: the backend sees the node that was asked, and its answers come back there.
@@ -83,29 +84,26 @@ fn a_backend_behind_direct_return_sees_the_client_and_answers_it_directly() {
     assert!(answers.contains_key(&(REMOTE.to_owned(), "172.18.0.5".to_owned())), "{answers:?}");
 
     let folder = tempfile::tempdir().expect("a folder");
-    let mut last = "  enabled: true\n".to_owned();
-    for form in ["option", "ipip", "geneve"] {
-        let section = format!("  enabled: true\n  mode: dsr\n  dsr: {form}\n");
-        lab.edit(&WEST, &last, &section);
-        last = section;
-        for node in WEST {
-            lab.mesh.daemon(node).restart().expect("restarted");
-        }
-        lab.wait(&WEST, &ALL_BACKENDS);
+    lab.with_each_form(&WEST, &ALL_BACKENDS, |form| {
         // Connections of before keep their translation; whoever comes now is sent on as it is.
         let is_direct = || ask(&outside, ASKED, TIMES).contains_key(&(REMOTE.to_owned(), CLIENT.to_owned()));
         assert!(eventually(is_direct), "{form}: {:?}", ask(&outside, ASKED, TIMES));
-        let answers = ask(&outside, ASKED, 100);
-        assert_eq!(backends(&answers), ALL_BACKENDS, "{form}: {answers:?}");
-        for (own, client) in answers.keys() {
-            // A cluster of which nothing is known gets translated sources.
-            let expected = if own.starts_with("10.0.") { CLIENT } else { "172.18.0.5" };
-            assert_eq!(client, expected, "{form}: {answers:?}");
-        }
+        // A cluster of which nothing is known gets translated sources.
+        let client_of = |own: &str| if own.starts_with("10.0.") { CLIENT } else { "172.18.0.5" };
+        assert_seen(form, &ask(&outside, ASKED, 100), &ALL_BACKENDS, client_of);
         answered_directly(&lab, &outside, form, folder.path());
-    }
+        last(&outside, form);
+    });
     webpods.stop();
     lab.mesh.finish();
+}
+
+/// Connections go on behind their first packets.
+fn last(outside: &Node, form: &str) {
+    for _ in 0..TIMES {
+        let mut stream = open(outside, ASKED).0;
+        echo(&mut stream, b"what follows the first packets").unwrap_or_else(|error| panic!("{form}: {error}"));
+    }
 }
 
 /// Asks while only the backend of the other node is there, and looks at what passes where.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     meshes::{Expected, Mesh, eventually, ping},
-    service_traffic::{Webpods, ask, ask_udp, backends, packets, wait_open},
+    service_traffic::{Webpods, ask, ask_udp, assert_seen, backends, packets, wait_open},
     services::Services,
 };
 
@@ -57,8 +57,7 @@ fn up() -> (Services, Webpods) {
 fn webpod_is_reached_over_ipv6_and_meets_itself() {
     let (lab, webpods) = up();
     // Datagrams get a port of their own.
-    let (one, udp) = ("      ports: [{name: http, port: 80}]\n", "{name: dns, protocol: udp, port: 80}");
-    lab.edit(&NODES, one, &format!("      ports: [{{name: http, port: 80}}, {udp}]\n"));
+    lab.add_port(&NODES, "{name: dns, protocol: udp, port: 80}");
     let client = lab.mesh.node("alpha-2-client");
     let answers = ask(&client, SERVICE, 400);
     assert_eq!(backends(&answers), BACKENDS, "{answers:?}");
@@ -101,40 +100,25 @@ fn node_ports_are_reached_over_ipv6_with_and_without_translated_sources() {
     const TCP: &str = "[fd18::12]:30080";
     const UDP: &str = "[fd18::12]:30081";
     let (lab, webpods) = up();
-    let one = "      ports: [{name: http, port: 80}]\n";
-    let udp = "{name: dns, protocol: udp, port: 80}";
-    lab.edit(&BETA, one, &format!("      ports: [{{name: http, port: 80}}, {udp}]\n"));
-    let udp = "{name: dns, protocol: udp, port: 80, node_port: 30081}";
-    let ports = format!("      type: node_port\n      ports: [{{name: http, port: 80, node_port: 30080}}, {udp}]\n");
-    lab.edit(&ALPHA, one, &ports);
+    lab.add_port(&BETA, "{name: dns, protocol: udp, port: 80}");
+    lab.open_node_port(&ALPHA, &["{name: dns, protocol: udp, port: 80, node_port: 30081}"]);
     // A node of the other cluster is outside as far as this one is concerned.
     let outside = lab.mesh.node("beta-2");
     wait_open(&lab, &outside, TCP);
     let all = || backends(&ask_udp(&outside, UDP, 60)) == BACKENDS;
     assert!(eventually(all), "{:?}", ask_udp(&outside, UDP, 60));
     let (client, node) = ("fd18::22", "fd18::12");
-    let seen = |mode: &str, of: &dyn Fn(&str) -> &'static str| {
+    let seen = |when: &str, of: &dyn Fn(&str) -> &'static str| {
         for answers in [ask(&outside, TCP, 100), ask_udp(&outside, UDP, 100)] {
-            assert_eq!(backends(&answers), BACKENDS, "{mode}: {answers:?}");
-            for (own, client) in answers.keys() {
-                assert_eq!(client, of(own), "{mode}, {own}: {answers:?}");
-            }
+            assert_seen(when, &answers, &BACKENDS, of);
         }
     };
     seen("snat", &|own| if own == "fd10:a2::10" { client } else { node });
-    let mut last = "  enabled: true\n".to_owned();
-    for form in ["option", "ipip", "geneve"] {
-        let section = format!("  enabled: true\n  mode: dsr\n  dsr: {form}\n");
-        lab.edit(&ALPHA, &last, &section);
-        last = section;
-        for node in ALPHA {
-            lab.mesh.daemon(node).restart().expect("restarted");
-        }
-        lab.wait(&ALPHA, &BACKENDS);
+    lab.with_each_form(&ALPHA, &BACKENDS, |form| {
         let direct = || ask(&outside, TCP, 60).contains_key(&("fd10:a1::10".to_owned(), client.to_owned()));
         assert!(eventually(direct), "{form}: {:?}", ask(&outside, TCP, 60));
         seen(form, &|own| if own.starts_with("fd10:a") { client } else { node });
-    }
+    });
     webpods.stop();
     lab.mesh.finish();
 }

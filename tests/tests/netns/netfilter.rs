@@ -2,6 +2,8 @@
 
 use std::net::{SocketAddr, TcpStream};
 
+use lab::Node;
+
 use super::{
     meshes::eventually,
     service_traffic::{PATIENCE, WEST_SERVICE, echo, open, up},
@@ -13,18 +15,23 @@ const BALANCER: &str = "198.51.100.80:80";
 /// Connections from each place: enough that each of four backends is met.
 const CONNECTIONS: usize = 24;
 
+/// Has a node's netfilter drop what it takes for invalid.
+pub(super) fn judge(node: &Node) {
+    let rules = "table inet judge { chain forward { type filter hook forward priority 0;
+                   ct state invalid counter drop
+                 }
+                 }";
+    node.exec(&["nft", rules]).and_then(lab::Output::ok).expect("rules");
+}
+
 #[test]
 fn connections_through_services_are_valid_or_not_seen() {
     let (lab, webpods) = up();
     let section = "      ports: [{name: http, port: 80}]\n";
     let balancer = "      type: load_balancer\n      load_balancer_ips: [198.51.100.80]\n";
     lab.edit(&WEST, section, &format!("{balancer}{section}"));
-    let rules = "table inet judge { chain forward { type filter hook forward priority 0;
-                   ct state invalid counter drop
-                 }
-                 }";
     for node in NODES {
-        lab.mesh.node(node).exec(&["nft", rules]).and_then(lab::Output::ok).expect("rules");
+        judge(&lab.mesh.node(node));
     }
     let outside = lab.mesh.node("east-worker");
     let route = ["ip", "route", "add", "198.51.100.80", "via", "172.18.0.5"];

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     meshes::{eventually, rows},
-    service_traffic::{WEST_SERVICE, echo, open, up},
+    service_traffic::{WEST_SERVICE, open, up},
     services::{EAST, Services, WEST},
 };
 
@@ -161,53 +161,6 @@ fn connections_and_drops_are_told_with_names_and_maps_are_shown_without_a_daemon
     let drop = lines(&told.stdout).into_iter().find(|flow| flow["reason"] == "no_backend").expect("a drop");
     assert_eq!((&drop["type"], &drop["service"]["name"]), (&json!("drop"), &json!("webpod")), "{drop}");
     assert_eq!((&drop["source"]["address"], &drop["translated"]), (&json!("10.0.1.20"), &Value::Null), "{drop}");
-    webpods.stop();
-    lab.mesh.finish();
-}
-
-#[test]
-fn a_full_table_of_connections_is_a_problem_and_breaks_nothing_that_is_open() {
-    let (lab, webpods) = up();
-    // The sections end with this one, and sizes are taken over by a restart.
-    lab.edit(&[NODE], "services:\n  enabled: true\n", "services:\n  enabled: true\n  maps: {connections: 1024}\n");
-    lab.mesh.daemon(NODE).restart().expect("restarted");
-    let maps = || {
-        let status = lab.mesh.ask(NODE, &["status"]);
-        let maps = status["datapath"]["maps"].as_array().cloned().unwrap_or_default();
-        maps.into_iter().find(|map| map["name"] == "connections_ipv4").map_or(Value::Null, |map| map["room"].clone())
-    };
-    assert!(eventually(|| maps() == 1024), "{}", lab.mesh.ask(NODE, &["status"])["datapath"]);
-    lab.wait(&[NODE], &super::services::ALL_BACKENDS);
-    let client = lab.mesh.node("west-worker-client");
-    let mut first = open(&client, WEST_SERVICE).0;
-    let to: SocketAddr = WEST_SERVICE.parse().expect("an address");
-    let mut held = Vec::new();
-    let mut refused = || {
-        let next = client.within(|| TcpStream::connect_timeout(&to, Duration::from_millis(200))).expect("inside");
-        next.map(|stream| held.push(stream)).is_err()
-    };
-    // Two entries for each, and those of the test before this one.
-    let is_full = (0..600).any(|_| refused());
-    assert!(is_full, "600 connections found room in 1,024 entries");
-    let problem = || {
-        let status = lab.mesh.ask(NODE, &["status"]);
-        let problems = status["problems"].as_array().cloned().unwrap_or_default();
-        problems.into_iter().find(|problem| problem["component"] == "datapath/connections")
-    };
-    let is_said =
-        || problem().is_some_and(|problem| problem["message"].as_str().is_some_and(|text| text.contains("is full")));
-    assert!(eventually(is_said), "{}", lab.mesh.ask(NODE, &["status"])["problems"]);
-    let message = problem().expect("it is there")["message"].to_string();
-    assert!(message.contains("raise services.maps.connections"), "{message}");
-    echo(&mut first, b"unharmed").expect("what is open goes on");
-    // There is room again when they go, and a flush makes it at once.
-    drop((first, held));
-    let node = lab.mesh.node(NODE);
-    let flushed = node.exec(&["meshd", "bpf", "ct", "flush", "--force"]).expect("meshd runs").ok().expect("flushed");
-    assert!(flushed.contains("entries removed"), "{flushed}");
-    assert!(eventually(|| client
-        .within(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok())
-        .expect("inside")));
     webpods.stop();
     lab.mesh.finish();
 }

@@ -167,6 +167,19 @@ pub(super) fn ask(from: &Node, to: &str, times: usize) -> BTreeMap<(String, Stri
     answers
 }
 
+/// Demands that all of these backends answered, and that each saw the client that it should.
+pub(super) fn assert_seen(
+    when: &str,
+    answers: &BTreeMap<(String, String), usize>,
+    expected: &[&str],
+    client_of: impl Fn(&str) -> &'static str,
+) {
+    assert_eq!(backends(answers), expected, "{when}: {answers:?}");
+    for (own, client) in answers.keys() {
+        assert_eq!(client, client_of(own), "{when}, {own}: {answers:?}");
+    }
+}
+
 pub(super) fn backends(answers: &BTreeMap<(String, String), usize>) -> Vec<&str> {
     answers.keys().map(|(own, _)| own.as_str()).collect()
 }
@@ -270,16 +283,9 @@ fn connections_follow_affinity_sharing_and_scale() {
 #[test]
 fn a_node_port_is_reached_from_outside_and_udp_as_well() {
     let (lab, webpods) = up();
-    lab.edit(
-        &WEST,
-        "      ports: [{name: http, port: 80}]\n",
-        "      type: node_port\n      ports: [{name: http, port: 80, node_port: 30080}, {name: dns, protocol: udp, port: 80}]\n",
-    );
-    lab.edit(
-        &EAST,
-        "      ports: [{name: http, port: 80}]\n",
-        "      ports: [{name: http, port: 80}, {name: dns, protocol: udp, port: 80}]\n",
-    );
+    let udp = "{name: dns, protocol: udp, port: 80}";
+    lab.open_node_port(&WEST, &[udp]);
+    lab.add_port(&EAST, udp);
     // A node of the other cluster is outside as far as this one is concerned.
     let outside = lab.mesh.node("east-worker");
     let to: SocketAddr = "172.18.0.5:30080".parse().expect("an address");

@@ -28,6 +28,9 @@ const WORKLOAD: &str = "  static:
 /// How long a cluster may be silent here before its backends are unreachable.
 pub(super) const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The ports of `webpod` in the topologies.
+const ONE_PORT: &str = "      ports: [{name: http, port: 80}]\n";
+
 /// A lab with services whose configurations the test may change.
 pub(super) struct Services {
     pub(super) mesh: Mesh,
@@ -67,6 +70,33 @@ impl Services {
             assert!(text.contains(from), "{node} has {from:?}:\n{text}");
             fs::write(&path, text.replace(from, to)).expect("the configuration is written");
             self.mesh.daemon(node).reload().expect("reloaded");
+        }
+    }
+
+    /// Gives `webpod` a port of the nodes, 30080, and `more` ports beside the one it has, each as the configuration writes it.
+    pub(super) fn open_node_port(&self, nodes: &[&str], more: &[&str]) {
+        let ports = [&["{name: http, port: 80, node_port: 30080}"], more].concat().join(", ");
+        self.edit(nodes, ONE_PORT, &format!("      type: node_port\n      ports: [{ports}]\n"));
+    }
+
+    /// Gives `webpod` another port beside the one it has.
+    pub(super) fn add_port(&self, nodes: &[&str], port: &str) {
+        self.edit(nodes, ONE_PORT, &format!("      ports: [{{name: http, port: 80}}, {port}]\n"));
+    }
+
+    /// Switches the nodes of a cluster from one form of direct server return to the next, and looks each time; `backends` are those
+    /// that they show.
+    pub(super) fn with_each_form(&self, nodes: &[&str], backends: &[&str], mut look: impl FnMut(&str)) {
+        let mut last = "  enabled: true\n".to_owned();
+        for form in ["option", "ipip", "geneve"] {
+            let section = format!("  enabled: true\n  mode: dsr\n  dsr: {form}\n");
+            self.edit(nodes, &last, &section);
+            last = section;
+            for node in nodes {
+                self.mesh.daemon(node).restart().expect("restarted");
+            }
+            self.wait(nodes, backends);
+            look(form);
         }
     }
 

@@ -129,11 +129,9 @@ fn switch_on(lab: &Services, group: &Group) {
 
 /// A node port and datagrams, which need a port of their own; waits until every backend has them.
 fn widen(lab: &Services, group: &Group) {
-    let (one, udp) = ("      ports: [{name: http, port: 80}]\n", "{name: dns, protocol: udp, port: 80}");
-    let node_port =
-        format!("      type: node_port\n      ports: [{{name: http, port: 80, node_port: 30080}}, {udp}]\n");
-    lab.edit(&WEST, one, &node_port);
-    lab.edit(&EAST, one, &format!("      ports: [{{name: http, port: 80}}, {udp}]\n"));
+    let udp = "{name: dns, protocol: udp, port: 80}";
+    lab.open_node_port(&WEST, &[udp]);
+    lab.add_port(&EAST, udp);
     let node = lab.mesh.node(NODE);
     let node_port: SocketAddr = "172.18.0.5:30080".parse().expect("an address");
     let is_wide = || {

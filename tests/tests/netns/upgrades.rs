@@ -49,12 +49,9 @@ impl Busy {
     fn up() -> (Self, [SocketAddr; 3]) {
         let lab = Services::up();
         lab.wait(&NODES, &ALL_BACKENDS);
-        let one = "      ports: [{name: http, port: 80}]\n";
         let stream = format!("{{name: stream, port: {STREAM_PORT}}}");
-        let node_port =
-            format!("      type: node_port\n      ports: [{{name: http, port: 80, node_port: 30080}}, {stream}]\n");
-        lab.edit(&WEST, one, &node_port);
-        lab.edit(&EAST, one, &format!("      ports: [{{name: http, port: 80}}, {stream}]\n"));
+        lab.open_node_port(&WEST, &[&stream]);
+        lab.add_port(&EAST, &stream);
         let load = Load::new().expect("a load");
         for (node, address) in NODES.into_iter().zip(["10.0.0.10", "10.0.1.10", "10.1.0.10", "10.1.1.10"]) {
             let address = address.parse().expect("an address");
@@ -252,24 +249,24 @@ fn resize(busy: &mut Busy, from: &str, to: &str, generation: u32) {
     busy.wait("with maps of another size");
 }
 
-#[test]
-fn maps_of_another_size_break_no_connection() {
+/// Changes the sizes of maps twice, under what is begun.
+fn resize_twice(begin: impl FnOnce(&mut Busy, [SocketAddr; 3]), [first, second]: [&str; 2]) {
     let (mut busy, places) = Busy::up();
-    busy.begin(places);
-    let smaller = "  maps: {services: 1024, backends: 1024, identities: 4096}\n";
-    resize(&mut busy, "", smaller, 1);
-    resize(&mut busy, smaller, "  maps: {services: 131072, backends: 131072}\n", 2);
+    begin(&mut busy, places);
+    resize(&mut busy, "", first, 1);
+    resize(&mut busy, first, second, 2);
     busy.finish();
 }
 
 #[test]
+fn maps_of_another_size_break_no_connection() {
+    let smaller = "  maps: {services: 1024, backends: 1024, identities: 4096}\n";
+    resize_twice(Busy::begin, [smaller, "  maps: {services: 131072, backends: 131072}\n"]);
+}
+
+#[test]
 fn a_table_of_another_size_keeps_the_connections_that_are_open() {
-    let (mut busy, places) = Busy::up();
-    busy.begin_lasting(places);
-    let smaller = "  maps: {connections: 16384}\n";
-    resize(&mut busy, "", smaller, 1);
-    resize(&mut busy, smaller, "  maps: {connections: 1048576}\n", 2);
-    busy.finish();
+    resize_twice(Busy::begin_lasting, ["  maps: {connections: 16384}\n", "  maps: {connections: 1048576}\n"]);
 }
 
 #[test]

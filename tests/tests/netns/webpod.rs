@@ -12,8 +12,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{
     meshes::{eventually, eventually_within},
-    service_traffic::{PATIENCE, WEST_SERVICE, ask, ask_udp, backends, greeted, up, wait_open},
-    services::{ALL_BACKENDS, EAST, EAST_BACKENDS, REMOTE_TIMEOUT, Services, WEST, WEST_BACKENDS},
+    service_traffic::{PATIENCE, WEST_SERVICE, ask, ask_udp, assert_seen, backends, greeted, up, wait_open},
+    services::{ALL_BACKENDS, EAST, EAST_BACKENDS, REMOTE_TIMEOUT, WEST, WEST_BACKENDS},
 };
 
 /// The address of the load balancer, which outsiders reach by way of either node of west.
@@ -112,7 +112,7 @@ fn a_client_keeps_its_backend_as_long_as_there_is_one() {
     assert_eq!(only(&client, WEST_SERVICE), next);
 
     // A client from outside keeps its own.
-    lab.edit(&WEST, ONE_PORT, "      type: node_port\n      ports: [{name: http, port: 80, node_port: 30080}]\n");
+    lab.open_node_port(&WEST, &[]);
     wait_open(&lab, &outside, "172.18.0.5:30080");
     assert!(only(&outside, "172.18.0.5:30080").is_some(), "{:?}", ask(&outside, "172.18.0.5:30080", 60));
     webpods.stop();
@@ -159,46 +159,26 @@ fn two_nodes_choose_the_same_backend_for_the_same_connection() {
     lab.mesh.finish();
 }
 
-/// Gives `webpod` node ports for both protocols.
-fn with_node_ports(lab: &Services) {
-    let udp = "{name: dns, protocol: udp, port: 80}";
-    lab.edit(&EAST, ONE_PORT, &format!("      ports: [{{name: http, port: 80}}, {udp}]\n"));
-    let udp = "{name: dns, protocol: udp, port: 80, node_port: 30081}";
-    let ports = format!("      type: node_port\n      ports: [{{name: http, port: 80, node_port: 30080}}, {udp}]\n");
-    lab.edit(&WEST, ONE_PORT, &ports);
-}
-
 #[test]
 fn datagrams_to_a_node_port_are_answered_with_and_without_translated_sources() {
     const ASKED: &str = "172.18.0.5:30081";
     let (lab, webpods) = up();
-    with_node_ports(&lab);
+    lab.add_port(&EAST, "{name: dns, protocol: udp, port: 80}");
+    lab.open_node_port(&WEST, &["{name: dns, protocol: udp, port: 80, node_port: 30081}"]);
     let outside = lab.mesh.node("east-worker");
     let all = || backends(&ask_udp(&outside, ASKED, 60)) == ALL_BACKENDS;
     wait_open(&lab, &outside, "172.18.0.5:30080");
     assert!(eventually(all), "{:?}", ask_udp(&outside, ASKED, 60));
-    let seen = |mode: &str, of: &dyn Fn(&str) -> &'static str| {
-        let answers = ask_udp(&outside, ASKED, 120);
-        assert_eq!(backends(&answers), ALL_BACKENDS, "{mode}: {answers:?}");
-        for (own, client) in answers.keys() {
-            assert_eq!(client, of(own), "{mode}, {own}: {answers:?}");
-        }
+    let seen = |when: &str, of: &dyn Fn(&str) -> &'static str| {
+        assert_seen(when, &ask_udp(&outside, ASKED, 120), &ALL_BACKENDS, of);
     };
     let (client, node) = ("172.18.0.2", "172.18.0.5");
     seen("snat", &|own| if own == "10.0.1.10" { client } else { node });
-    let mut last = "  enabled: true\n".to_owned();
-    for form in ["option", "ipip", "geneve"] {
-        let section = format!("  enabled: true\n  mode: dsr\n  dsr: {form}\n");
-        lab.edit(&WEST, &last, &section);
-        last = section;
-        for node in WEST {
-            lab.mesh.daemon(node).restart().expect("restarted");
-        }
-        lab.wait(&WEST, &ALL_BACKENDS);
+    lab.with_each_form(&WEST, &ALL_BACKENDS, |form| {
         let direct = || ask_udp(&outside, ASKED, 60).contains_key(&("10.0.0.10".to_owned(), client.to_owned()));
         assert!(eventually(direct), "{form}: {:?}", ask_udp(&outside, ASKED, 60));
         seen(form, &|own| if own.starts_with("10.0.") { client } else { node });
-    }
+    });
     webpods.stop();
     lab.mesh.finish();
 }

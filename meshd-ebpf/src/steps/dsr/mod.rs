@@ -1,7 +1,7 @@
 //! Direct server return: packets that reach a backend of another node with the client's own address, and are answered from there.
 //!
 //! The node that was asked adds a note of the frontend ([`send`]), the backend's node takes it off and remembers it ([`receive`]), and
-//! `workload_ingress` there answers for the frontend. How a note looks is in `meshd_steps::dsr`.
+//! `uplink_egress` there answers for the frontend. How a note looks is in `meshd_steps::dsr`.
 //!
 //! Both ends run as functions of their own, called by the program itself after its other half has said what the packet is: they
 //! have a stack to themselves, and a packet that has nothing to do with them pays one comparison. What is known passes

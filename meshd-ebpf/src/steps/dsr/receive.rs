@@ -5,7 +5,8 @@
 //! service's backends. What is around a packet must come from a node of the mesh besides; an option comes from the client itself, of
 //! whom nothing can be known. A frontend that is a port of another node is known by the same port of this one.
 //!
-//! There is one entry, that of the answers. Packets of both directions keep it alive (`keep` in this folder).
+//! There is one entry, that of the answers. Packets of both directions keep it alive (`keep` in this folder). Both go through the stack,
+//! so that netfilter sees all of the connection (`steps/past.rs`): an answer gets the frontend's address where it leaves the node.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_OK, xdp_md},
@@ -231,12 +232,13 @@ fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32
     answer.tuple.destination = packet.key.source;
     answer.tuple.source_port = work.note.port;
     answer.tuple.destination_port = packet.key.source_port;
-    // The client may be behind another way than the one the packet came by: the kernel is asked.
+    // The client may be behind another way than the one the packet came by: the stack is asked.
     answer.to = 0;
     answer.service = service;
     answer.used = now;
     answer.began = now;
-    answer.flags = connection_flags::REPLY | connection_flags::DSR;
+    // What is taken off its note goes up the stack, and so does what follows without one: netfilter sees the question.
+    answer.flags = connection_flags::REPLY | connection_flags::DSR | connection_flags::STACK;
     answer.reserved = [0; 3];
     if let Some(known) = A::connection(&beginning.answer_key) {
         let is_over = known.flags & connection_flags::CLOSING != 0;

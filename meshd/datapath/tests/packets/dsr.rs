@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::Ipv4Header;
 use meshd_abi::{BackendState, Reason, Scope, connection_flags, settings_flags};
-use meshd_datapath::Program::{self, UplinkIngress, WorkloadIngress, XdpUplink};
+use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
 
 use crate::{
     case::{
@@ -372,6 +372,9 @@ fn asked_there(net: Net, kind: Kind) -> SocketAddr {
     if kind == Kind::NodePort { (net.peer_ip(), frontend.port()).into() } else { frontend }
 }
 
+/// What a connection has at the node of its backend.
+const ANSWERING: u8 = connection_flags::REPLY | connection_flags::DSR | connection_flags::STACK;
+
 fn received_row(net: Net, form: Form, (word, protocol): (&str, u8), program: Program, kind: Kind) -> Case {
     let (client, frontend) = (net.client(), asked_there(net, kind));
     let to = reached(net, protocol, backend::LOCAL, frontend);
@@ -391,14 +394,16 @@ fn received_row(net: Net, form: Form, (word, protocol): (&str, u8), program: Pro
     } else {
         row.becomes_bytes(program, &arrived, Pass, &first.bytes(), Reason::DsrReceived)
     };
-    // The kernel finds the way of the answers: the client is behind a neighbor it knows.
-    let mut answered = packet(protocol, frontend, client).by(POD);
-    answered.ttl -= 1;
+    // Netfilter saw the question, so it has to see the answer as one to it: both go through the stack, and the client is answered for
+    // the frontend behind that.
+    let answer = packet(protocol, to, client).by(POD);
+    let answered = packet(protocol, frontend, client).by(POD);
     let row = row
-        .becomes(WorkloadIngress, &packet(protocol, to, client).by(POD), Redirect, &answered, Reason::Reply)
+        .passes(WorkloadIngress, &answer)
+        .becomes(UplinkEgress, &answer, Pass, &answered, Reason::Reply)
         .given(move |scene| {
             let flags = scene.connection_flags(protocol, (to, client)).expect("an entry of answers");
-            assert_eq!(flags & !connection_flags::ANSWERED, connection_flags::REPLY | connection_flags::DSR);
+            assert_eq!(flags & !connection_flags::ANSWERED, ANSWERING);
             assert_eq!(scene.connections(), 1);
         })
         // What follows of a TCP connection has no option.
@@ -416,7 +421,7 @@ fn received_row(net: Net, form: Form, (word, protocol): (&str, u8), program: Pro
         .becomes_bytes(UplinkIngress, &arrived, Pass, &first.bytes(), Reason::DsrReceived)
         .given(move |scene| {
             let flags = scene.connection_flags(protocol, (to, client)).expect("an entry of answers");
-            assert_eq!(flags, connection_flags::REPLY | connection_flags::DSR, "a new one with the same ports");
+            assert_eq!(flags, ANSWERING, "a new one with the same ports");
         })
 }
 
@@ -582,17 +587,12 @@ fn errors(net: Net, form: Form) -> Vec<Case> {
     let balancer = net.frontend(Kind::LoadBalancer, backend::LOCAL);
     let arrived = noted(form, &udp(client, local), balancer, (net.peer_ip(), net.node_ip()), 50_001);
     // The workload says that nobody listens; the client asked the frontend.
-    let mut told = error(balancer.ip(), client.ip(), udp(client, balancer)).by(POD);
-    told.ttl -= 1;
+    let said = error(local.ip(), client.ip(), udp(client, local)).by(POD);
+    let told = error(balancer.ip(), client.ip(), udp(client, balancer)).by(POD);
     let from_backend = row(net, form, "the backend says no")
         .becomes_bytes(UplinkIngress, &arrived, Pass, &udp(client, local).bytes(), Reason::DsrReceived)
-        .becomes(
-            WorkloadIngress,
-            &error(local.ip(), client.ip(), udp(client, local)).by(POD),
-            Redirect,
-            &told,
-            Reason::IcmpError,
-        );
+        .passes(WorkloadIngress, &said)
+        .becomes(UplinkEgress, &said, Pass, &told, Reason::IcmpError);
     // A router says no to an answer: that comes to the frontend, which is the node that was asked first.
     let remote = net.backend(backend::REMOTE);
     let frontend = net.frontend(Kind::LoadBalancer, backend::REMOTE);

@@ -3,7 +3,7 @@
 use meshd_abi::{
     Address, FlowEvent, LAYOUT_VERSION, Reason, V4, V6, connection_flags, event_kind, event_place, settings_flags,
 };
-use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
+use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadEgress, WorkloadIngress, XdpUplink};
 use meshd_datapath::{Events, Maps};
 
 use crate::{
@@ -213,6 +213,80 @@ fn the_end_of_a_connection_is_told_once_and_a_reset_ends_both_directions() {
             machine.run(XdpUplink, &syn(client, frontend).bytes());
             machine.run(UplinkIngress, &tcp(client, frontend).flags(RST).bytes());
             assert!(answer_flags() & connection_flags::CLOSING != 0);
+        }
+    });
+}
+
+#[test]
+fn tcp_that_nobody_translates_is_told_at_the_link_of_a_workload() {
+    with_machine(|machine| {
+        for net in NETS {
+            machine.scene().reset();
+            let (workload, far) = (net.workload(), net.far_workload());
+            let neighbor = std::net::SocketAddr::new(net.backend_ip(backend::POD), 80);
+            let event = |from, to, place, kind, flags| {
+                Some(FlowEvent {
+                    place,
+                    kind,
+                    reason: Reason::Passed as u8,
+                    tcp_flags: flags,
+                    source_identity: 300,
+                    source_cluster: 1,
+                    destination_identity: 300,
+                    destination_cluster: 1,
+                    ..told(net, from, to)
+                })
+            };
+            let (out, into) = (event_place::FROM_WORKLOAD, event_place::TO_WORKLOAD);
+            let (new, close) = (event_kind::NEW, event_kind::CLOSE);
+            let flagged = |from, to, flags| tcp(from, to).flags(flags);
+            compare(
+                machine,
+                vec![
+                    (WorkloadIngress, syn(workload, far), event(workload, far, out, new, SYN)),
+                    (WorkloadEgress, flagged(far, workload, SYN | ACK), None),
+                    (WorkloadIngress, tcp(workload, far), None),
+                    (WorkloadIngress, flagged(workload, far, FIN | ACK), event(workload, far, out, close, FIN | ACK)),
+                    (WorkloadEgress, flagged(far, workload, FIN | ACK), event(far, workload, into, close, FIN | ACK)),
+                    (WorkloadEgress, flagged(far, workload, RST), event(far, workload, into, close, RST)),
+                    (WorkloadEgress, syn(far, workload), event(far, workload, into, new, SYN)),
+                    (WorkloadIngress, udp(workload, far), None),
+                    // Between workloads of this node the one that sends tells.
+                    (WorkloadIngress, syn(workload, neighbor), event(workload, neighbor, out, new, SYN)),
+                    (WorkloadEgress, syn(workload, neighbor), None),
+                    // What leaves the mesh is told where it does.
+                    (WorkloadIngress, syn(workload, net.world()), None),
+                ],
+            );
+            // What has an entry is told by who made it, in both directions.
+            machine.run(UplinkIngress, &syn(net.client(), workload).bytes());
+            compare(
+                machine,
+                vec![
+                    (WorkloadEgress, syn(net.client(), workload), None),
+                    (WorkloadIngress, flagged(workload, net.client(), SYN | ACK), None),
+                    (WorkloadEgress, flagged(net.client(), workload, FIN | ACK), None),
+                ],
+            );
+            // Nobody masquerades: it leaves as it is, and nobody else tells.
+            machine.scene().put_settings(|settings| settings.flags &= !settings_flags::MASQUERADE);
+            let world = event(workload, net.world(), out, new, SYN).map(|event| FlowEvent {
+                destination_identity: 0,
+                destination_cluster: 0,
+                ..event
+            });
+            compare(machine, vec![(WorkloadIngress, syn(workload, net.world()), world)]);
+            // As all events they have a bound, which what is told elsewhere does not use up.
+            machine.scene().put_settings(|settings| settings.events_per_tick = 0);
+            let counted = |packet: &Frame| {
+                let outcome = machine.run(WorkloadIngress, &packet.bytes());
+                assert!(outcome.events.is_empty());
+                outcome.counted.into_iter().map(|(reason, ..)| reason).collect::<Vec<_>>()
+            };
+            assert_eq!(counted(&syn(workload, far)), [Reason::Passed, Reason::EventsLimited]);
+            assert_eq!(counted(&syn(workload, net.world())), [Reason::Passed]);
+            machine.scene().put_settings(|settings| settings.flags &= !settings_flags::EVENTS);
+            assert_eq!(counted(&syn(workload, far)), [Reason::Passed]);
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use meshd_abi::{Reason, link_flags};
+use meshd_abi::{LINKS, Reason, link_flags};
 use meshd_datapath::Program::{UplinkEgress, UplinkIngress, WorkloadEgress, WorkloadIngress, XdpUplink};
 
 use crate::{
@@ -126,6 +126,13 @@ pub(crate) fn by_xdp() -> Vec<Case> {
                     .given(|scene| scene.forget_link(LINK))
                     .passes(XdpUplink, &asked)
                     .given(|scene| assert_eq!(scene.connections(), 0)),
+            );
+            cases.push(
+                row("another link has its element")
+                    .given(move |scene| scene.put_link(LINK + LINKS, all))
+                    .passes(XdpUplink, &asked)
+                    .given(|scene| assert_eq!(scene.connections(), 0))
+                    .becomes(UplinkIngress, &asked, Redirect, &sent, Reason::NewConnection),
             );
         }
         // By the kernel's route, too.

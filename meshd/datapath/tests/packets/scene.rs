@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendState, CidrKey, Connection, ConnectionKey, Direct, Identity,
     LINKS, Link, NO_TABLE, NeighborKey, NextHop, ReceiverKey, Scope, Service, ServiceKey, Settings, Tuple, V4, V6,
-    connection_flags, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
+    connection_flags, event_kind, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
 };
-use meshd_datapath::{FamilyMaps, Maps};
+use meshd_datapath::{FamilyMaps, Maps, Program};
 
 use crate::frame::{GATEWAY, Mac, OWN, SCTP, TCP, UDP};
 
@@ -530,6 +531,62 @@ impl Scene<'_> {
             entries.iter().filter(|(_, entry)| entry.flags & connection_flags::CLOSING != 0).count()
         }
         closing::<V4>(self.maps) + closing::<V6>(self.maps)
+    }
+
+    /// The kind of event that a packet makes which passes a workload's link as it came: of a TCP connection that begins or ends and that
+    /// nobody else tells of.
+    pub(crate) fn told_untranslated(&self, program: Program, packet: &[u8]) -> Option<u8> {
+        fn is_told<A: Family>(scene: &Scene<'_>, program: Program, from: SocketAddr, to: SocketAddr) -> bool {
+            let maps = A::maps(scene.maps);
+            let identity = |ip: IpAddr| maps.identities.get(&A::of(ip)).expect("read");
+            let mesh = |ip: IpAddr, flag: u32| {
+                let key = CidrKey { length: if ip.is_ipv4() { 32 } else { 128 }, address: A::of(ip) };
+                maps.mesh.get(&key).expect("read").is_some_and(|flags| flags & flag != 0)
+            };
+            let is_local = |ip: IpAddr| match identity(ip) {
+                Some(identity) => identity.flags & identity_flags::LOCAL != 0,
+                None => mesh(ip, mesh_flags::OWN),
+            };
+            let settings = scene.maps.settings.get(&0).expect("read").expect("settings");
+            let masquerades = settings.flags & settings_flags::MASQUERADE != 0;
+            let is_of_mesh = |ip: IpAddr| identity(ip).is_some() || mesh(ip, mesh_flags::KEEP_SOURCE);
+            let is_elsewhere = match program {
+                Program::WorkloadIngress => masquerades && is_local(from.ip()) && !is_of_mesh(to.ip()),
+                // Where its workload's link is, it was told.
+                _ => identity(from.ip()).is_some_and(|identity| identity.flags & identity_flags::LOCAL != 0),
+            };
+            let is_known = |key| scene.connection_flags(TCP, key).is_some();
+            !is_elsewhere && !is_known((from, to)) && !is_known((to, from))
+        }
+        let is_at_workload = matches!(program, Program::WorkloadIngress | Program::WorkloadEgress);
+        // Frames of a VLAN are not looked into.
+        if !is_at_workload || !matches!(packet.get(12..14)?, [8, 0] | [0x86, 0xdd]) {
+            return None;
+        }
+        let sliced = SlicedPacket::from_ethernet(packet).ok()?;
+        let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { return None };
+        let (from, to): (IpAddr, IpAddr) = match sliced.net.as_ref()? {
+            NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+            NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+            NetSlice::Arp(_) => return None,
+        };
+        // Nor is what has more headers, or longer ones, than are looked into.
+        let extensions = match sliced.net.as_ref()? {
+            NetSlice::Ipv6(ip) => ip.extensions().clone().into_iter().count(),
+            NetSlice::Ipv4(_) | NetSlice::Arp(_) => 0,
+        };
+        let headers = packet.len() - tcp.slice().len();
+        if extensions > 4 || headers > 255 {
+            return None;
+        }
+        let kind = match (tcp.syn(), tcp.ack(), tcp.fin() || tcp.rst()) {
+            (_, _, true) => event_kind::CLOSE,
+            (true, false, false) => event_kind::NEW,
+            _ => return None,
+        };
+        let (from, to): (SocketAddr, SocketAddr) =
+            ((from, tcp.source_port()).into(), (to, tcp.destination_port()).into());
+        by_family!(from, is_told(self, program, from, to)).then_some(kind)
     }
 
     pub(crate) fn put_affinity(&self, client: IpAddr, service: u32, value: AffinityValue) {

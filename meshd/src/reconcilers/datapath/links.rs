@@ -121,34 +121,40 @@ impl Links {
             self.attached.insert((program, link), Attachment { name, outcome });
         }
         self.take_back(&fresh, programs);
-        if let Err(error) = self.tell(snapshot, programs) {
-            refusals.push(format!("XDP does nothing: {}", error_chain(&error)));
+        match self.tell(snapshot, programs) {
+            Ok(crowded) => refusals.extend(crowded),
+            Err(error) => refusals.push(format!("XDP does nothing: {}", error_chain(&error))),
         }
         refusals
     }
 
-    /// Tells XDP programs what their links are. Without that a program leaves everything to TC.
-    fn tell(&mut self, snapshot: &Snapshot, programs: &Programs) -> Result<(), DatapathError> {
+    /// Tells XDP programs what their links are. Without that a program leaves everything to TC, as those do whose links find no place:
+    /// what it answers is said of each of them.
+    fn tell(&mut self, snapshot: &Snapshot, programs: &Programs) -> Result<Vec<String>, DatapathError> {
         if self.told.is_none() {
             let all = programs.maps.links.all()?;
             self.told = Some(all.into_iter().filter(|(_, link)| link.index != 0).collect());
         }
-        let Some(told) = self.told.as_mut() else { return Ok(()) };
+        let Some(told) = self.told.as_mut() else { return Ok(Vec::new()) };
+        let runs = |link: &IfIndex| match self.attached.get(&(Program::XdpUplink, *link))?.outcome {
+            Ok(Attached::Left) | Err(_) => None,
+            Ok(mode) => Some(mode),
+        };
+        let on = self.attached.keys().filter(|(program, _)| *program == Program::XdpUplink).map(|(_, link)| *link);
+        let (places, crowded) = places(told, &on.filter(|link| runs(link).is_some()).collect::<Vec<_>>());
         let mut wanted = BTreeMap::new();
-        for ((_, link), attachment) in self.attached.iter().filter(|((program, _), _)| *program == Program::XdpUplink) {
-            let Some(row) = snapshot.observed.links.get(link) else { continue };
-            let (Some(address), Ok(mode)) = (row.mac, &attachment.outcome) else { continue };
-            let index = link.0 % LINKS;
+        for (index, link) in places {
+            let Some(row) = snapshot.observed.links.get(&link) else { continue };
+            let (Some(address), Some(mode)) = (row.mac, runs(&link)) else { continue };
             let known = told.get(&index).filter(|known| known.index == link.0);
             let flags = match (known, mode) {
-                (_, Attached::Left) => continue,
                 (Some(known), _) => known.flags,
                 (None, Attached::Native) if row.kind.as_deref() == Some("veth") => 0,
-                (None, Attached::Native) if programs.transmits(*link)? => link_flags::RETURNS | link_flags::TRANSMITS,
+                (None, Attached::Native) if programs.transmits(link)? => link_flags::RETURNS | link_flags::TRANSMITS,
                 (None, Attached::Native) => link_flags::RETURNS,
                 (None, _) => link_flags::GENERIC,
             };
-            wanted.entry(index).or_insert(Link { index: link.0, address, flags });
+            wanted.insert(index, Link { index: link.0, address, flags });
         }
         for index in told.keys().filter(|index| !wanted.contains_key(index)).copied().collect::<Vec<_>>() {
             programs.maps.links.put(&index, &Link::default())?;
@@ -160,7 +166,15 @@ impl Links {
                 told.insert(index, link);
             }
         }
-        Ok(())
+        let name = |link: IfIndex| self.attached.get(&(Program::XdpUplink, link)).map_or("?", |there| &*there.name);
+        let say = |(link, holder): (IfIndex, IfIndex)| {
+            format!(
+                "XDP does nothing on {}, TC does all of it: {} has its place, because their indexes {link} and {holder} differ by a multiple of {LINKS}",
+                name(link),
+                name(holder)
+            )
+        };
+        Ok(crowded.into_iter().map(say).collect())
     }
 
     /// Takes programs off again that were put onto links in this round of which another one was refused. What was there before
@@ -190,6 +204,22 @@ impl Links {
             |needed: &Program| self.attached.get(&(*needed, link)).is_none_or(|there| there.outcome.is_err());
         needs(program).iter().copied().find(is_refused)
     }
+}
+
+/// Gives links that XDP runs on their elements of `LINKS`: who has one keeps it. Answers who has which, and beside each link that goes
+/// without the one that has its element.
+fn places(told: &BTreeMap<u32, Link>, links: &[IfIndex]) -> (BTreeMap<u32, IfIndex>, BTreeMap<IfIndex, IfIndex>) {
+    let has = |link: &&IfIndex| told.get(&(link.0 % LINKS)).is_some_and(|known| known.index == link.0);
+    let (first, then): (Vec<&IfIndex>, Vec<&IfIndex>) = links.iter().partition(has);
+    let mut places = BTreeMap::new();
+    let mut without = BTreeMap::new();
+    for link in first.into_iter().chain(then) {
+        let holder = *places.entry(link.0 % LINKS).or_insert(*link);
+        if holder != *link {
+            without.insert(*link, holder);
+        }
+    }
+    (places, without)
 }
 
 /// What must be on a link before a program is: what sends answers back comes before what lets questions in.
@@ -283,6 +313,28 @@ fn workload_links(local: &LocalNode, snapshot: &Snapshot) -> BTreeSet<IfIndex> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_links_with_one_element_the_one_that_has_it_keeps_it() {
+        let link = |index| IfIndex(index);
+        let told_of = |index| BTreeMap::from([(index % LINKS, Link { index, ..Link::default() })]);
+        let (low, high, other) = (link(7), link(7 + LINKS), link(8 + 2 * LINKS));
+        let all = [low, high, other];
+        // Nobody has one: the lower index, whatever the order.
+        for links in [all, [other, low, high]] {
+            let (places, without) = places(&BTreeMap::new(), &links);
+            assert_eq!(places, BTreeMap::from([(7, low), (8, other)]));
+            assert_eq!(without, BTreeMap::from([(high, low)]));
+        }
+        // One has it already, and it goes on.
+        let (given, without) = places(&told_of(high.0), &all);
+        assert_eq!(given, BTreeMap::from([(7, high), (8, other)]));
+        assert_eq!(without, BTreeMap::from([(low, high)]));
+        // It goes, and the next gets its element; an earlier daemon's link of nobody counts for nothing.
+        let (given, without) = places(&told_of(high.0), &[low, other]);
+        assert_eq!(given, BTreeMap::from([(7, low), (8, other)]));
+        assert!(without.is_empty());
+    }
 
     #[test]
     fn nothing_is_attached_before_what_it_needs() {
