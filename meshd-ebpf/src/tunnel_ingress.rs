@@ -7,7 +7,7 @@ use meshd_steps::header::ethertype;
 use crate::{
     context::{Context, is_of_vlan, linear},
     steps::{
-        deliver, dsr,
+        deliver, dsr, fast,
         related::{UPLINK_INGRESS, or_related},
         tunnel::receive,
     },
@@ -27,11 +27,11 @@ pub fn tunnel_ingress(ctx: TcContext) -> i32 {
     let frame = ctx.frame();
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => {
-            let verdict = receive::innermost(uplink_ingress4(ctx.skb.skb), &ctx);
+            let verdict = receive::innermost(fast::tc::<V4>(uplink_ingress4(ctx.skb.skb), &ctx), &ctx);
             or_related::<V4>(dsr::tc::<V4>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
         Some(V6::ETHERTYPE) => {
-            let verdict = receive::innermost(uplink_ingress6(ctx.skb.skb), &ctx);
+            let verdict = receive::innermost(fast::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx), &ctx);
             or_related::<V6>(dsr::tc::<V6>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
         _ => deliver::tc_unread(&ctx),

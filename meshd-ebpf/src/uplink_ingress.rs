@@ -11,7 +11,7 @@ use crate::{
     context::{Context, is_for_another_host, is_of_vlan, linear},
     maps::{self, Tables},
     steps::{
-        self, Decision, deliver, dsr, event, fragment, masquerade, past,
+        self, Decision, deliver, dsr, event, fast, fragment, masquerade, past,
         related::{UPLINK_INGRESS, or_related},
         serve::serve,
         tunnel::receive,
@@ -32,11 +32,11 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let frame = ctx.frame();
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => {
-            let verdict = receive::tc::<V4>(uplink_ingress4(ctx.skb.skb), &ctx);
+            let verdict = receive::tc::<V4>(fast::tc::<V4>(uplink_ingress4(ctx.skb.skb), &ctx), &ctx);
             or_related::<V4>(dsr::tc::<V4>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
         Some(V6::ETHERTYPE) => {
-            let verdict = receive::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx);
+            let verdict = receive::tc::<V6>(fast::tc::<V6>(uplink_ingress6(ctx.skb.skb), &ctx), &ctx);
             or_related::<V6>(dsr::tc::<V6>(verdict, &ctx), &ctx, UPLINK_INGRESS)
         }
         _ => deliver::tc_unread(&ctx),
@@ -70,6 +70,10 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
+        Decision::Pass if fast::goes(&packet, settings) => {
+            event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
+            Ok(fast::TC_FAST)
+        }
         Decision::Pass if dsr::may_have_option(frame, &packet, settings) || dsr::may_be_geneve(&packet, settings) => {
             Ok(dsr::TC_WRAPPED)
         }

@@ -7,9 +7,9 @@ use meshd_steps::header::{ETHERNET, ethertype, parse};
 
 use crate::{
     context::{Context, linear},
-    maps::Tables,
+    maps::{self, Tables},
     steps::{
-        self, Decision, deliver, dsr, event, fragment, past,
+        self, Decision, deliver, dsr, event, fast, fragment, past,
         related::{WORKLOAD_INGRESS, or_related},
         serve::serve,
     },
@@ -24,11 +24,11 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     let frame = ctx.frame();
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => {
-            let verdict = dsr::told::<V4>(workload_ingress4(ctx.skb.skb), &ctx, event_place::FROM_WORKLOAD);
+            let verdict = dsr::told::<V4>(fast::tc::<V4>(workload_ingress4(ctx.skb.skb), &ctx), &ctx, event_place::FROM_WORKLOAD);
             or_related::<V4>(verdict, &ctx, WORKLOAD_INGRESS)
         }
         Some(V6::ETHERTYPE) => {
-            let verdict = dsr::told::<V6>(workload_ingress6(ctx.skb.skb), &ctx, event_place::FROM_WORKLOAD);
+            let verdict = dsr::told::<V6>(fast::tc::<V6>(workload_ingress6(ctx.skb.skb), &ctx), &ctx, event_place::FROM_WORKLOAD);
             or_related::<V6>(verdict, &ctx, WORKLOAD_INGRESS)
         }
         _ => deliver::tc_unread(&ctx),
@@ -57,7 +57,8 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     let outcome = match decision {
         Decision::Pass => {
             event::untranslated(ctx, &packet, event_place::FROM_WORKLOAD);
-            Ok(deliver::tc_pass(Reason::Passed, length))
+            let is_fast = maps::settings().is_some_and(|settings| fast::goes(&packet, settings));
+            Ok(if is_fast { fast::TC_FAST } else { deliver::tc_pass(Reason::Passed, length) })
         }
         Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),

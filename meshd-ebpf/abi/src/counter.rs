@@ -113,6 +113,8 @@ reasons! {
     TunnelRefused = "tunnel_refused", true;
     /// The number in a tunnel's header is another identity than the one that is known of the source, which counts.
     IdentityMismatch = "identity_mismatch", false;
+    /// Sent by the fast path between workloads of two nodes, past this node's routing and packet filter.
+    Forwarded = "forwarded", false;
 }
 
 #[cfg(test)]

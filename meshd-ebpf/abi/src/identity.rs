@@ -23,8 +23,8 @@ pub mod identity_flags {
 pub struct Identity {
     /// Numeric security identity.
     pub identity: u32,
-    /// With [`identity_flags::LOCAL`] its element in `next_hops`, otherwise the element in `tunnels` of the node it is on; 0:
-    /// none.
+    /// A workload's element in `next_hops`, by which the fast path reaches it: that of its link with [`identity_flags::LOCAL`],
+    /// otherwise the one on the way to its node; 0: through the stack.
     pub way: u32,
     /// Bits of [`identity_flags`].
     pub flags: u16,

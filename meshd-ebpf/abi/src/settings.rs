@@ -23,6 +23,8 @@ pub mod settings_flags {
     pub const TUNNEL_GENEVE: u32 = 1 << 24;
     /// Frames of a tunnel from others than nodes of the mesh end here.
     pub const TUNNEL_FILTER: u32 = 1 << 25;
+    /// Workloads of different nodes reach each other past routing and packet filter, where their identities have a way.
+    pub const FAST_PATH: u32 = 1 << 26;
 }
 
 /// The one element of `settings`.

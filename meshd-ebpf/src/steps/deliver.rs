@@ -172,7 +172,11 @@ pub fn tc_by<A: Tables, W: Write>(
 ) -> Result<i32, Reason> {
     let length = ctx.length();
     let hop = maps::next_hop(send.next_hop);
-    let single = if hop.is_some() || !may_use_stack(packet, send) { longest(ctx, packet) } else { 0 };
+    let single = if hop.is_some() || !may_use_stack(packet, send) {
+        longest(ctx, packet.l4, packet.key.protocol)
+    } else {
+        0
+    };
     if let Some(hop) = hop.filter(|hop| single <= u32::from(hop.mtu)) {
         if packet.ttl <= 1 {
             return Err(Reason::TtlExpired);
@@ -236,13 +240,13 @@ fn may_use_stack<A: Tables>(packet: &Packet<A>, send: &Send<A>) -> bool {
 
 /// Length of the network packet, of the longest one where it is a segment that the device cuts into packets.
 #[inline(always)]
-fn longest<A: Tables>(ctx: &TcContext, packet: &Packet<A>) -> u32 {
+pub fn longest(ctx: &TcContext, l4: usize, number: u8) -> u32 {
     // SAFETY: the context is valid while the program runs.
     let segment = unsafe { (*ctx.skb.skb).gso_size };
     if segment == 0 {
         return ctx.len() - ETHERNET as u32;
     }
-    segment + tc_headers(ctx.skb.skb, packet.l4 as u32, packet.key.protocol.into())
+    segment + tc_headers(ctx.skb.skb, l4 as u32, number.into())
 }
 
 /// Octets of the headers behind the link-layer header in a segment: a function of its own, as [`xdp_may_send`].

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod deliver;
 pub mod dsr;
 pub mod event;
+pub mod fast;
 pub mod fragment;
 pub mod masquerade;
 pub mod past;

@@ -16,7 +16,7 @@ use meshd_steps::{
     icmp::{self, IcmpError},
 };
 
-use super::{Send, deliver, past};
+use super::{Send, deliver, fast, past};
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
@@ -160,9 +160,17 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     let Some(work) = A::relating() else { return deliver::tc_pass(Reason::Passed, length) };
     let key = &mut work.key;
     *key = work.error.answer_key();
-    let Some(connection) = A::connection(key).filter(|connection| may_tell(connection, key, place)) else {
+    let Some(connection) = A::connection(key) else {
+        // About a packet that took the fast path, which netfilter knows nothing of.
+        let is_fast = maps::settings().is_some_and(fast::is_on) && fast::is_between(key);
+        if is_fast && (place == UPLINK_INGRESS || place == WORKLOAD_INGRESS) {
+            return fast::forward::<A>(ctx, false);
+        }
         return deliver::tc_pass(Reason::Passed, length);
     };
+    if !may_tell(connection, key, place) {
+        return deliver::tc_pass(Reason::Passed, length);
+    }
     let to = &connection.tuple;
     work.inner.source = to.destination;
     work.inner.destination = to.source;

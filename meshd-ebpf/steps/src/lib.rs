@@ -11,6 +11,7 @@ pub mod choose;
 pub mod dsr;
 pub mod frame;
 pub mod header;
+pub mod hop;
 pub mod icmp;
 pub mod rewrite;
 pub mod tunnel;

@@ -13,6 +13,8 @@ mod connections;
 mod dsr;
 #[path = "packets/events.rs"]
 mod events;
+#[path = "packets/fast.rs"]
+mod fast;
 #[path = "packets/fragments.rs"]
 mod fragments;
 #[path = "packets/frame.rs"]

@@ -312,6 +312,7 @@ pub fn datapath(status: &DatapathStatus, flows: Option<FlowCountsView>) -> Datap
         maps: status.maps.iter().map(map).collect(),
         direct_return: status.direct_return.map(str::to_owned),
         tunnel: status.tunnel.map(str::to_owned),
+        fast_path: status.fast_path,
         lacking: status.lacking.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect(),
         packets: status.packets.iter().map(|(reason, packets)| (reason.word().to_owned(), *packets)).collect(),
         flows,

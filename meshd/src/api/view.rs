@@ -224,6 +224,9 @@ pub struct DatapathView {
     /// it, or there is no tunnel.
     #[serde(default)]
     pub tunnel: Option<String>,
+    /// Workloads of different nodes reach each other past routing and packet filter.
+    #[serde(default)]
+    pub fast_path: bool,
     /// What the kernel lacks, with what follows from it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lacking: BTreeMap<String, String>,

@@ -86,7 +86,8 @@ fn page(view: &StatusView, wide: bool) -> String {
     let direct = direct.map_or_else(String::new, |form| format!("; direct server return by {form}"));
     let tunnel =
         view.datapath.tunnel.as_ref().map_or_else(String::new, |form| format!("; tunnel by programs ({form})"));
-    let _ = writeln!(page, "Datapath:   {programs}{direct}{tunnel}");
+    let fast = if datapath.fast_path { "; fast path between workloads" } else { "" };
+    let _ = writeln!(page, "Datapath:   {programs}{direct}{tunnel}{fast}");
     for (feature, consequence) in &datapath.lacking {
         let _ = writeln!(page, "            this kernel lacks {feature}: {consequence}");
     }

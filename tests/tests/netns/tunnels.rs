@@ -344,6 +344,93 @@ fn traffic_goes_on_through_the_tunnel_when_the_native_way_is_cut_and_comes_back(
     tunnels.mesh.finish();
 }
 
+/// Packets that the rule with this comment has counted.
+fn packets(tunnels: &Tunnels, node: &str, comment: &str) -> u64 {
+    let listed = tunnels.run(node, "nft list table inet watch");
+    let line = listed.lines().find(|line| line.contains(comment)).unwrap_or_else(|| panic!("{listed}"));
+    let packets = line.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    packets.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+}
+
+#[test]
+fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_way_changes() {
+    const WORKERS: [&str; 2] = ["west-worker", "east-worker"];
+    const PODS: &str = "{ 10.0.1.10, 10.1.1.10 }";
+    let tunnels = Tunnels::up("routing: {mode: auto, fast_path: true}\ntunnel: {protocol: vxlan}\n", true);
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    tunnels.wait_probed();
+    let (client, server) = (mesh.node("west-worker-webpod"), mesh.node("east-worker-webpod"));
+    // A packet filter that drops what it has seen half of, as that of Kubernetes does.
+    for node in WORKERS {
+        let rules = format!(
+            "ct state invalid counter drop comment \\\"half\\\"
+             ip saddr {PODS} ip daddr {PODS} counter comment \\\"seen\\\""
+        );
+        let chain = "type filter hook forward priority 0;";
+        tunnels.run(node, &format!("nft \"table inet watch {{\nchain watch {{\n{chain}\n{rules}\n}}\n}}\""));
+    }
+    // The first packets find out who the neighbors are, through the stack.
+    let is_fast = |node: &str| {
+        let seen = packets(&tunnels, node, "seen");
+        assert_eq!(ping(&client, "10.1.1.10"), TTL);
+        counted(mesh, node, "forwarded") > 0 && packets(&tunnels, node, "seen") == seen
+    };
+    for node in WORKERS {
+        assert!(eventually(|| is_fast(node)), "{}; {}", mesh.ask(node, &["status"]), mesh.log(node));
+    }
+    assert_eq!(mesh.ask("west-worker", &["status"])["datapath"]["fast_path"], true);
+    let seen = WORKERS.map(|node| packets(&tunnels, node, "seen"));
+    let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
+    let mut load = Load::new().expect("a load");
+    let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
+    load.serve(&server, at.ip()).expect("a server");
+    load.stream(&client, at).expect("connected");
+    wait_progress(&mut load, "natively");
+
+    // What programs send meets no chain but that of the link.
+    for (node, from, to) in
+        [("west-worker", "10.0.1.0/24", "10.1.1.0/24"), ("east-worker", "10.1.1.0/24", "10.0.1.0/24")]
+    {
+        let chain = "type filter hook egress device eth0 priority 0;";
+        let rule = format!("ip saddr {from} ip daddr {to} drop");
+        tunnels.run(node, &format!("nft 'table netdev cut {{\nchain cut {{\n{chain}\n{rule}\n}}\n}}'"));
+    }
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "tunnel");
+    tunnels.wait_mode("east-worker", "10.0.1.0/24", "tunnel");
+    wait_progress(&mut load, "through the tunnel");
+    assert_eq!(ping(&client, "10.1.1.10"), TTL);
+    for node in WORKERS {
+        wait_counted(mesh, node);
+    }
+    let counted = traffic.finish().expect("counted");
+    assert!(counted.longest_gap < DEADLINE, "{counted:?}");
+
+    let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
+    for node in WORKERS {
+        mesh.daemon(node).kill9().expect("killed");
+        mesh.daemon(node).start().expect("started");
+    }
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "tunnel");
+    thread::sleep(DEADLINE);
+    for node in WORKERS {
+        tunnels.run(node, "nft delete table netdev cut");
+    }
+    tunnels.wait_mode("west-worker", "10.1.1.0/24", "native");
+    tunnels.wait_mode("east-worker", "10.0.1.0/24", "native");
+    wait_progress(&mut load, "natively again");
+    let counted = traffic.finish().expect("counted");
+    assert_eq!(counted.lost(), 0, "{counted:?}");
+    let figures = load.finish().expect("the connection holds");
+    assert!(figures.longest_pause < STREAM_DEADLINE, "{figures:?}");
+    for (node, seen) in WORKERS.into_iter().zip(seen) {
+        assert_eq!(packets(&tunnels, node, "seen"), seen, "the packet filter of {node} has seen them");
+        assert_eq!(packets(&tunnels, node, "half"), 0, "{node}");
+    }
+    mesh.wait_healthy(&NODES);
+    tunnels.mesh.finish();
+}
+
 #[test]
 fn large_packets_that_vanish_make_routes_narrower() {
     let tunnels = Tunnels::up("routing: {mode: auto}\ntunnel: {protocol: vxlan}\n", true);

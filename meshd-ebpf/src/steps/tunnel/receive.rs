@@ -5,7 +5,7 @@
 //! tunnel. Geneve has no device here, so all of it is taken off.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, TC_ACT_OK},
     helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_ecn_set_ce},
     programs::TcContext,
 };
@@ -13,7 +13,7 @@ use meshd_abi::{Address, Reason, Settings, Tunnel, V4, V6, identity_flags, setti
 use meshd_steps::{
     Frame, Packet, Part,
     dsr::plain_outer,
-    header::{ETHERNET, ethertype, protocol},
+    header::{ETHERNET, ethertype, parse, protocol},
     tunnel::{ECN_CE, Head, UDP_TUNNEL, head, overhead},
 };
 
@@ -21,11 +21,14 @@ use super::{HEADERS, Key, address_of, far_end, fits, key_of, send::FIXED_SEGMENT
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
-    steps::{deliver, dsr},
+    steps::{deliver, dsr, fast, fragment},
 };
 
 /// What the half of a program answers that leaves a packet to [`tc`]; no verdict of TC.
 pub const TC_TUNNELLED: i32 = i32::MIN + 4;
+/// What [`unwrap`] answers for a packet that may take the fast path.
+const TC_OPENED4: i32 = i32::MIN + 6;
+const TC_OPENED6: i32 = i32::MIN + 7;
 /// `BPF_ADJ_ROOM_MAC`: room behind the link-layer header.
 const BEHIND_ETHERNET: u32 = 1;
 /// `BPF_F_ADJ_ROOM_DECAP_L3_IPV4` (6.3 and newer): what is inside is IPv4, and what was outside is not.
@@ -56,11 +59,42 @@ fn is_own<A: Tables>(address: &A, settings: &Settings) -> bool {
 /// What a program says: the verdict of its half for this family, or the one about the frame that it left.
 #[inline(always)]
 pub fn tc<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
-    match (verdict, A::IS_V4) {
+    let verdict = match (verdict, A::IS_V4) {
         (TC_TUNNELLED, true) => tc_unwrap4(ctx.skb.skb),
         (TC_TUNNELLED, false) => tc_unwrap6(ctx.skb.skb),
-        (verdict, _) => verdict,
+        (verdict, _) => return verdict,
+    };
+    match verdict {
+        TC_OPENED4 => tc_opened4(ctx.skb.skb),
+        TC_OPENED6 => tc_opened6(ctx.skb.skb),
+        verdict => verdict,
     }
+}
+
+families!(tc_opened4, tc_opened6, opened, __sk_buff, TcContext, i32);
+
+/// A packet that was in a frame: by the fast path to its workload, or to the tunnel's link.
+#[inline(always)]
+fn opened<A: Tables>(ctx: &TcContext) -> i32 {
+    linear(ctx, HEADERS);
+    let Some(settings) = maps::settings() else { return deliver::tc_shot(Reason::NoRoute, ctx.length()) };
+    if let Ok(mut packet) = parse::<A, true>(&ctx.frame(), ETHERNET)
+        && fragment::complete(&mut packet)
+        && fast::goes(&packet, settings)
+    {
+        let verdict = fast::forward::<A>(ctx, true);
+        if verdict != TC_ACT_OK as i32 {
+            return verdict;
+        }
+    }
+    to_link(settings)
+}
+
+/// To the tunnel's link, as if the device had taken it out.
+#[inline(always)]
+fn to_link(settings: &Settings) -> i32 {
+    // SAFETY: the helper takes numbers.
+    unsafe { bpf_redirect(settings.tunnel_link, INGRESS) as i32 }
 }
 
 families!(tc_unwrap4, tc_unwrap6, unwrap, __sk_buff, TcContext, i32);
@@ -126,8 +160,11 @@ fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
         // SAFETY: the context is valid. A packet whose sender does not understand marks stays without one.
         unsafe { bpf_skb_ecn_set_ce(ctx.skb.skb) };
     }
-    // SAFETY: the helper takes numbers.
-    unsafe { bpf_redirect(settings.tunnel_link, INGRESS) as i32 }
+    match (fast::is_on(settings) && judged == Judged::Local, kind == V4::ETHERTYPE) {
+        (true, true) => TC_OPENED4,
+        (true, false) => TC_OPENED6,
+        (false, _) => to_link(settings),
+    }
 }
 
 /// What is thought of a packet inside of a frame.

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room},
     programs::TcContext,
 };
-use meshd_abi::{Address, REMOTE_NODE, Reason, Settings, V4, V6, identity_flags, mark, settings_flags};
+use meshd_abi::{Address, REMOTE_NODE, Reason, Settings, Tunnel, V4, V6, identity_flags, mark, settings_flags};
 use meshd_steps::{
     Frame,
     dsr::Ends,
@@ -66,11 +66,36 @@ extern "C" fn tc_wrap(ctx: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn plan(ctx: &TcContext) -> Option<u32> {
-    let settings = maps::settings().filter(|settings| is_on(settings))?;
     let mut key = Key::default();
     let is_v4 = key_of(ctx, &mut key)?;
     let far = address_of(key.local, is_v4);
     let tunnel = TUNNELS.get(tunnel_to(&far)).filter(|tunnel| tunnel.address == far)?;
+    fill(ctx, tunnel)
+}
+
+/// Puts a packet that has not come to the tunnel's link into a frame for a far end and sends it. `TC_ACT_UNSPEC`: it is as it was, for the device.
+#[inline(always)]
+pub fn to(ctx: &TcContext, index: u32) -> i32 {
+    match tc_wrap_to(ctx.skb.skb, index) {
+        4 => tc_wrap4(ctx.skb.skb),
+        6 => tc_wrap6(ctx.skb.skb),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// The same as [`tc_wrap`] with the element of a far end.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_wrap_to(ctx: *mut __sk_buff, index: u32) -> u32 {
+    let tunnel = TUNNELS.get(index).filter(|tunnel| tunnel.address != V6::default());
+    tunnel.and_then(|tunnel| fill(&TcContext::new(ctx), tunnel)).unwrap_or(0)
+}
+
+#[inline(always)]
+fn fill(ctx: &TcContext, tunnel: &Tunnel) -> Option<u32> {
+    let settings = maps::settings().filter(|settings| is_on(settings))?;
+    let far = tunnel.address;
+    let is_v4 = far.unmapped().is_some();
     linear(ctx, HEADERS);
     let frame = &ctx.frame();
     let kind = ethertype(frame)?;

@@ -36,7 +36,7 @@ pub(crate) fn check(outcome: &Outcome, program: Program, packet: &[u8]) {
     assert_eq!(reason.is_drop() && !is_told, verdict == Verdict::Drop, "{}", told());
     // A note comes or goes with packets of services only.
     let may_differ = matches!(reason, Reason::NewConnection | Reason::ToBackend | Reason::DsrReceived | Reason::TooBig)
-        || matches!(reason, Reason::RewriteFailed | Reason::Decapsulated);
+        || matches!(reason, Reason::RewriteFailed | Reason::Decapsulated | Reason::Encapsulated);
     assert!(outcome.out.len() == packet.len() || may_differ, "{}", told());
     assert!(outcome.out.len() <= packet.len() + LONGEST_NOTE, "{}", told());
     if matches!(reason, Reason::Passed | Reason::Malformed | Reason::FragmentUnknown) {

@@ -452,6 +452,14 @@ impl Scene<'_> {
         put::<V6>(self.maps, index, state);
     }
 
+    /// Says who has an address.
+    pub(crate) fn put_identity(&self, ip: IpAddr, identity: Identity) {
+        fn put<A: Family>(maps: &Maps, ip: IpAddr, identity: &Identity) {
+            A::maps(maps).identities.put(&A::of(ip), identity).expect("an identity");
+        }
+        by_family!(ip, put(self.maps, ip, &identity));
+    }
+
     /// Makes a backend that of another service.
     pub(crate) fn put_backend_owner(&self, index: u32, owner: u32) {
         put_owner::<V4>(self.maps, index, owner);

@@ -22,6 +22,8 @@ const PORT: u16 = 8472;
 pub(crate) const VNI: u32 = 2;
 /// The identity that everybody in the scene has.
 const IDENTITY: u32 = 300;
+/// Largest packet that goes in.
+pub(crate) const TUNNEL_MTU: usize = 1_350;
 /// The element of the peer among the far ends.
 pub(crate) const FAR: u32 = 5;
 
@@ -66,7 +68,7 @@ pub(crate) fn put_tunnel(scene: &Scene<'_>, flags: u32) {
     for net in NETS {
         scene.maps.far_ends.put(&mapped(net.peer_ip()), &FAR).expect("a far end");
     }
-    let tunnel = Tunnel { address: mapped(NET4.peer_ip()), next_hop: 0, mtu: 1_350, reserved: 0 };
+    let tunnel = Tunnel { address: mapped(NET4.peer_ip()), next_hop: 0, mtu: TUNNEL_MTU as u16, reserved: 0 };
     scene.maps.tunnels.put(&FAR, &tunnel).expect("a tunnel");
 }
 

@@ -31,6 +31,8 @@ pub struct RoutingConfig {
     pub tunnel: Option<TunnelSettings>,
     /// Segments of TCP that are forwarded are made to fit their route.
     pub mss_clamp: bool,
+    /// Packets between workloads of different nodes go past the stack.
+    pub fast_path: bool,
 }
 
 impl Config {

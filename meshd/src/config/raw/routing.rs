@@ -34,6 +34,10 @@ section! {
         /// Lower the largest segment that TCP connections agree on to what the route takes, for all that this node forwards: for paths on
         /// which senders do not hear that a packet is too long. Needs the program `nft`.
         mss_clamp: Option<bool> = "false",
+        /// Let packets between workloads of different nodes go past the routing and the packet filter of this node: from the workload's link
+        /// to the one that leads to the other node, natively or through the tunnel, and back. Rules of netfilter do not see them then. Needs
+        /// `services.enabled`; a change takes a restart.
+        fast_path: Option<bool> = "false",
         /// Path probes. They are sent to nodes with mode `auto`, when there is a tunnel.
         probe: RawProbe = "",
     }

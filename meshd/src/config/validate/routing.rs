@@ -39,6 +39,11 @@ impl Validator<'_> {
             // The kernel turns metric 0 of an IPv6 route into 1024, so what we read back would differ.
             self.error("routing.metric", "metric 0 is not possible", "write 1 or more; the default is 77");
         }
+        let fast_path = raw.fast_path.unwrap_or(false);
+        if fast_path && !services {
+            let hint = "write services: {enabled: true}, or leave the key out";
+            self.error("routing.fast_path", "the kernel's programs, which are switched off, do it", hint);
+        }
         let has_tunnel = tunnel.is_some();
         let tunnel = tunnel.map(|tunnel| self.tunnel(&tunnel, services));
         let nodes = self.node_modes(&raw.nodes);
@@ -68,6 +73,7 @@ impl Validator<'_> {
             probe,
             tunnel,
             mss_clamp: raw.mss_clamp.unwrap_or(false),
+            fast_path,
         }
     }
 

@@ -16,6 +16,7 @@
 
 mod actual;
 mod far_ends;
+mod fast;
 mod links;
 mod masquerade;
 mod ops;
@@ -59,6 +60,7 @@ use tracing::{debug, info, warn};
 use self::{
     actual::Lifetimes,
     far_ends::FarEnds,
+    fast::Fast,
     links::{LinkPlan, Links},
     masquerade::Masquerade,
     ops::Refused,
@@ -119,6 +121,8 @@ pub struct Options {
     pub events_per_tick: u32,
     /// How notes of frontends travel with direct server return.
     pub dsr: DsrKind,
+    /// Workloads of different nodes reach each other past the stack.
+    pub fast_path: bool,
 }
 
 impl Options {
@@ -166,6 +170,7 @@ impl Options {
             masquerade: config.masquerade.as_ref().is_some_and(|masquerade| masquerade.by_programs),
             events_per_tick: EVENTS_PER_TICK,
             dsr: services.dsr,
+            fast_path: config.routing.fast_path,
         }
     }
 }
@@ -227,6 +232,7 @@ pub fn start(
         links: Links::default(),
         far_ends: FarEnds::new(options.sizes.next_hops, &tunnels, inherited, policies),
         sockets,
+        fast: Fast::default(),
         last: Arc::default(),
         finished: false,
         has_direct: false,
@@ -329,6 +335,7 @@ struct State {
     links: Links,
     far_ends: FarEnds,
     sockets: Sockets,
+    fast: Fast,
     last: Arc<Snapshot>,
     /// What an earlier process left has been swept.
     finished: bool,
@@ -359,6 +366,7 @@ impl State {
             ports: self.options.ports.0,
             port_count: self.options.ports.1,
             flags: settings_flags::EVENTS
+                | if self.options.fast_path { settings_flags::FAST_PATH } else { 0 }
                 | dsr_flags(self.options.dsr, self.has_direct)
                 | self.masquerade.flags()
                 | if self.programs.features().ipv6_checksum { settings_flags::IPV6_CHECKSUM_FLAG } else { 0 },
@@ -387,6 +395,7 @@ impl State {
         moved.extend(self.moved_ways(&last, &snapshot));
         self.follow_far_ends(&last, &snapshot, &mut moved, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
+        self.move_fast(moved.iter().copied(), &snapshot, &mut writes);
         writes.extend(self.masquerade.exclusions.update(&snapshot.desired.masquerade));
         let count = writes.len();
         self.refused.run(&self.programs.maps, writes);
@@ -402,6 +411,7 @@ impl State {
         let ended = self.sockets.end(&self.programs.maps);
         // Links last: a program that is attached finds its tables filled.
         self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
+        self.follow_fast(&snapshot);
         let untold = self.tell_tunnel();
         self.link_problems.extend(untold);
         if let Err(error) = ended {
@@ -500,10 +510,10 @@ impl State {
             let tables = new.observed.clusters.get(name).unwrap_or(&nothing);
             let old = last.observed.clusters.get(name).unwrap_or(&nothing);
             let cluster = self.cluster_id(name, tables);
-            self.cluster_identities(name, cluster, tables, old, writes);
+            self.cluster_identities(name, cluster, tables, old, new, writes);
             if self.cluster_ids.insert(name.clone(), cluster).is_some_and(|before| before != cluster) {
                 // All rows say another id now, also those that did not change.
-                self.cluster_identities(name, cluster, tables, &nothing, writes);
+                self.cluster_identities(name, cluster, tables, &nothing, new, writes);
             }
         }
     }
@@ -515,6 +525,7 @@ impl State {
         cluster: u16,
         tables: &ClusterTables,
         old: &ClusterTables,
+        snapshot: &Snapshot,
         writes: &mut Vec<Write>,
     ) {
         let remote = *name != self.options.local.cluster;
@@ -528,7 +539,7 @@ impl State {
             if prefix.prefix_len() != prefix.max_prefix_len() {
                 continue;
             }
-            let identity = row.map(|row| self.endpoint(row, remote, cluster));
+            let identity = row.map(|row| self.endpoint(prefix.addr(), row, remote, cluster, snapshot));
             writes.extend(self.identities.put(prefix.addr(), &workload, identity));
         }
         for diff in tables.nodes.diff(&old.nodes) {
@@ -562,10 +573,18 @@ impl State {
         node().or_else(peer).or_else(known).unwrap_or(0)
     }
 
-    fn endpoint(&self, row: &EndpointRow, remote: bool, cluster: u16) -> Identity {
+    fn endpoint(
+        &mut self,
+        address: IpAddr,
+        row: &EndpointRow,
+        remote: bool,
+        cluster: u16,
+        snapshot: &Snapshot,
+    ) -> Identity {
         let local = !remote && row.host.is_some_and(|host| self.options.local.addresses.contains(&host));
         let flags = if local { identity_flags::LOCAL } else { 0 };
-        Identity { identity: row.identity.0, way: 0, flags, cluster }
+        let way = self.fast_way(address, snapshot);
+        Identity { identity: row.identity.0, way, flags, cluster }
     }
 
     fn node(&self, address: IpAddr, cluster: u16) -> Identity {
@@ -584,7 +603,10 @@ impl State {
             || new.desired.bgp.revision() != last.desired.bgp.revision()
             || new.desired.targets.revision() != last.desired.targets.revision()
             || new.observed.routes.revision() != last.observed.routes.revision();
-        if routes_changed { self.ways.recheck(&new.observed, &new.desired) } else { BTreeSet::new() }
+        if !routes_changed {
+            return BTreeSet::new();
+        }
+        self.ways.recheck((&last.observed, &last.desired), (&new.observed, &new.desired))
     }
 
     fn plan_services(&mut self, last: &Snapshot, new: &Snapshot, moved: &BTreeSet<IpAddr>) {
@@ -682,7 +704,10 @@ impl State {
         self.busiest = sweep.busiest;
         let plan = self.services.release(|ipv4, index| sweep.used[usize::from(!ipv4)].contains(&index));
         let wanted: BTreeSet<IpAddr> = self.services.addresses().chain(self.far_ends.addresses()).collect();
-        self.ways.retain(|address| wanted.contains(&address));
+        let (ways, identities) = (&mut self.ways, &self.identities);
+        ways.retain(|address| {
+            wanted.contains(&address) || self.options.fast_path && identities.find(address).is_some()
+        });
         self.refused.run(&self.programs.maps, plan.writes);
         self.hops.release(|index| sweep.hops.contains(&index));
         self.retry();

@@ -16,6 +16,8 @@ pub struct DatapathStatus {
     pub direct_return: Option<&'static str>,
     /// What the programs write around packets that go through the tunnel; `None`: the kernel's device does it, or there is no tunnel.
     pub tunnel: Option<&'static str>,
+    /// Workloads of different nodes reach each other past the stack.
+    pub fast_path: bool,
     /// What the kernel lacks, with what follows from it.
     pub lacking: Vec<(&'static str, &'static str)>,
     /// Packets by reason, since the maps were made; those without any are left out.
@@ -90,6 +92,7 @@ impl State {
         });
         let lacking = self.programs.features().lacking();
         let tunnel = self.far_ends.protocol();
-        DatapathStatus { programs, maps, direct_return, tunnel, lacking, packets }
+        let fast_path = self.options.fast_path;
+        DatapathStatus { programs, maps, direct_return, tunnel, fast_path, lacking, packets }
     }
 }

@@ -72,6 +72,30 @@ impl IdentityPlanner {
         std::mem::take(&mut self.inherited).into_keys().map(|address| write(address, None)).collect()
     }
 
+    /// By which next hop the fast path reaches a workload; 0: through the stack. What a node has goes through the stack always.
+    pub fn set_way(&mut self, address: IpAddr, way: u32) -> Option<Write> {
+        let claims = self.claims.get_mut(&address)?;
+        let before = claims.first().map(|(_, identity)| *identity);
+        for (_, identity) in claims.iter_mut().filter(|(standing, _)| !standing.node) {
+            identity.way = way;
+        }
+        let after = claims.first().map(|(_, identity)| *identity);
+        (before != after).then(|| write(address, after))
+    }
+
+    /// The next hop of an address as it is written, maybe by an earlier process.
+    #[must_use]
+    pub fn way(&self, address: IpAddr) -> u32 {
+        self.find(address).or_else(|| self.inherited.get(&address).copied()).map_or(0, |identity| identity.way)
+    }
+
+    /// Addresses that are a workload's.
+    pub fn workloads(&self) -> impl Iterator<Item = IpAddr> {
+        let is_workload =
+            |claims: &Vec<(Standing, Identity)>| claims.first().is_some_and(|(standing, _)| !standing.node);
+        self.claims.iter().filter(move |(_, claims)| is_workload(claims)).map(|(address, _)| *address)
+    }
+
     /// Who has an address.
     #[must_use]
     pub fn find(&self, address: IpAddr) -> Option<Identity> {

@@ -584,6 +584,28 @@ fn the_source_that_stands_higher_names_an_address() {
 }
 
 #[test]
+fn ways_of_the_fast_path_are_those_of_workloads() {
+    let mut planner = IdentityPlanner::default();
+    let address: IpAddr = "10.1.0.10".parse().unwrap();
+    let identity = |number, way| Identity { identity: number, way, flags: 0, cluster: 2 };
+    let workload = Standing { remote: true, node: false, cluster: 2, name: "east".parse().unwrap() };
+    let node = Standing { node: true, ..workload.clone() };
+    assert_eq!(planner.set_way(address, 7), None, "nobody has it");
+    planner.put(address, &node, Some(identity(6, 0)));
+    assert_eq!(planner.set_way(address, 7), None, "a node's goes through the stack");
+    planner.put(address, &workload, Some(identity(300, 7)));
+    let write = Write::Identity4(V4::from_octets([10, 1, 0, 10]), Some(identity(300, 8)));
+    assert_eq!(planner.set_way(address, 8), Some(write));
+    assert_eq!(planner.set_way(address, 8), None);
+    assert_eq!(planner.way(address), 8);
+    assert_eq!(planner.workloads().collect::<Vec<_>>(), [address]);
+    planner.put(address, &workload, None);
+    assert_eq!((planner.way(address), planner.workloads().count()), (0, 0));
+    let inherited = IdentityPlanner::new(&[(V4::from_octets([10, 1, 0, 10]), identity(300, 9))], &[]);
+    assert_eq!(inherited.way(address), 9);
+}
+
+#[test]
 fn identities_of_an_earlier_process_stay_until_every_list_is_complete() {
     let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
     let at = |last| V4::from_octets([10, 1, 0, last]);

@@ -5,16 +5,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
+    ops::Bound,
 };
 
 use ipnet::IpNet;
 
 use crate::{
-    desired::{Desired, RouteMode},
+    desired::{Desired, RouteMode, TargetKey},
     id::{IfIndex, MAIN_TABLE, Metric, TableId},
     observed::{Observed, RouteKey, RouteKind},
 };
+
+/// With more addresses than this only those are looked at again whose prefixes changed.
+const FEW: usize = if cfg!(test) { 4 } else { 4_096 };
 
 /// A neighbor: a link and an address on it; at the tunnel's link the far end.
 pub type Way = (IfIndex, IpAddr);
@@ -24,7 +28,12 @@ pub type Way = (IfIndex, IpAddr);
 pub struct Ways {
     ways: BTreeMap<IpAddr, Option<Way>>,
     behind: BTreeMap<Way, BTreeSet<IpAddr>>,
+    /// Lengths of the prefixes that there are routes to; `None`: to be found out.
+    lengths: Option<Lengths>,
 }
+
+/// Lengths of prefixes of IPv4 and of IPv6, the longest first.
+type Lengths = [Vec<u8>; 2];
 
 impl Ways {
     /// The way of an address, remembered until [`Ways::recheck`].
@@ -32,28 +41,50 @@ impl Ways {
         if let Some(way) = self.ways.get(&address) {
             return *way;
         }
-        let way = find(address, observed, desired);
+        let lengths = self.lengths.get_or_insert_with(|| lengths(observed, desired));
+        let way = find(address, lengths, observed, desired);
         self.set(address, way);
         way
     }
 
-    /// Looks at all routes again; returns the addresses whose way is another one now.
-    pub fn recheck(&mut self, observed: &Observed, desired: &Desired) -> BTreeSet<IpAddr> {
-        let addresses: Vec<IpAddr> = self.ways.keys().copied().collect();
+    /// Looks again at what may be routed differently now than it was; returns the addresses whose way is another one.
+    pub fn recheck(
+        &mut self,
+        (old_observed, old_desired): (&Observed, &Desired),
+        (observed, desired): (&Observed, &Desired),
+    ) -> BTreeSet<IpAddr> {
+        let lengths = lengths(observed, desired);
+        let addresses: BTreeSet<IpAddr> = if self.ways.len() <= FEW {
+            self.ways.keys().copied().collect()
+        } else {
+            let prefixes = rerouted((old_observed, old_desired), (observed, desired));
+            prefixes
+                .iter()
+                .flat_map(|prefix| self.ways.range(prefix.network()..=prefix.broadcast()).map(|(address, _)| *address))
+                .collect()
+        };
         let mut changed = BTreeSet::new();
         for address in addresses {
-            let way = find(address, observed, desired);
+            let way = find(address, &lengths, observed, desired);
             if self.ways.get(&address) != Some(&way) {
                 self.set(address, way);
                 changed.insert(address);
             }
         }
+        self.lengths = Some(lengths);
         changed
     }
 
     /// Addresses that are reached through a neighbor.
     pub fn behind(&self, way: &Way) -> impl Iterator<Item = IpAddr> {
         self.behind.get(way).into_iter().flatten().copied()
+    }
+
+    /// Addresses that are reached through a link.
+    pub fn through(&self, link: IfIndex) -> impl Iterator<Item = IpAddr> {
+        let first = (link, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let all = self.behind.range((Bound::Included(first), Bound::Unbounded));
+        all.take_while(move |((of, _), _)| *of == link).flat_map(|(_, addresses)| addresses.iter().copied())
     }
 
     /// Forgets addresses nobody asks for any more.
@@ -82,10 +113,9 @@ impl Ways {
 
 /// The way by the longest prefix among foreign routes of the main table and our own; with equal length the lower metric, which
 /// is the foreign one.
-fn find(address: IpAddr, observed: &Observed, desired: &Desired) -> Option<Way> {
-    let longest = if address.is_ipv4() { 32 } else { 128 };
-    for length in (0..=longest).rev() {
-        let prefix = IpNet::new(address, length).ok()?.trunc();
+fn find(address: IpAddr, lengths: &Lengths, observed: &Observed, desired: &Desired) -> Option<Way> {
+    for length in &lengths[usize::from(address.is_ipv6())] {
+        let prefix = IpNet::new(address, *length).ok()?.trunc();
         if let Some(way) = foreign(prefix, address, observed) {
             return way;
         }
@@ -94,6 +124,38 @@ fn find(address: IpAddr, observed: &Observed, desired: &Desired) -> Option<Way> 
         }
     }
     None
+}
+
+/// Lengths of all prefixes with a route.
+fn lengths(observed: &Observed, desired: &Desired) -> Lengths {
+    let mut lengths = [BTreeSet::new(), BTreeSet::new()];
+    let mut add = |prefix: &IpNet| lengths[usize::from(prefix.addr().is_ipv6())].insert(prefix.prefix_len());
+    for (key, _) in observed.routes.iter() {
+        add(&key.prefix);
+    }
+    for (prefix, _) in desired.routes.iter() {
+        add(prefix);
+    }
+    for (prefix, _) in desired.bgp.iter() {
+        add(prefix);
+    }
+    lengths.map(|lengths| lengths.into_iter().rev().collect())
+}
+
+/// Prefixes whose routes changed, or what these lead to.
+fn rerouted(
+    (old_observed, old_desired): (&Observed, &Desired),
+    (observed, desired): (&Observed, &Desired),
+) -> BTreeSet<IpNet> {
+    let mut prefixes: BTreeSet<IpNet> =
+        observed.routes.diff(&old_observed.routes).map(|diff| diff.key().prefix).collect();
+    prefixes.extend(desired.routes.diff(&old_desired.routes).map(|diff| *diff.key()));
+    prefixes.extend(desired.bgp.diff(&old_desired.bgp).map(|diff| *diff.key()));
+    let targets: BTreeSet<&TargetKey> = desired.targets.diff(&old_desired.targets).map(|diff| diff.key()).collect();
+    if !targets.is_empty() {
+        prefixes.extend(desired.all_routes().filter(|(_, target)| targets.contains(target)).map(|(prefix, _)| prefix));
+    }
+    prefixes
 }
 
 /// `None` without such a route; `Some(None)` when its next hop is not clear.
@@ -119,4 +181,117 @@ fn ours(prefix: IpNet, desired: &Desired) -> Option<Option<Way>> {
         _ => None,
     };
     Some(way)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        desired::{Hop, NodeTarget, RouteRow, Target},
+        observed::{self, NextHopSpec},
+    };
+
+    const PREFIXES: [&str; 6] =
+        ["10.1.0.0/24", "10.1.0.4/32", "10.0.0.0/8", "0.0.0.0/0", "fd00:1::/64", "fd00:1::4/128"];
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// A prefix is wanted by way of a node, or no longer.
+        Want(usize, Option<u8>),
+        /// A node is reached by a link.
+        Target(u8, u32),
+        /// Somebody's route to a prefix by a link, or none.
+        Foreign(usize, Option<u32>),
+        /// Somebody asks for an address for the first time.
+        Ask(u16),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let prefix = 0..PREFIXES.len();
+        prop_oneof![
+            (prefix.clone(), proptest::option::of(0..3_u8)).prop_map(|(at, node)| Event::Want(at, node)),
+            (0..3_u8, 1..4_u32).prop_map(|(node, link)| Event::Target(node, link)),
+            (prefix, proptest::option::of(1..4_u32)).prop_map(|(at, link)| Event::Foreign(at, link)),
+            (0..12_u16).prop_map(Event::Ask),
+        ]
+    }
+
+    fn node(number: u8) -> TargetKey {
+        let node = format!("node-{number}").parse().unwrap();
+        NodeTarget { cluster: "east".parse().unwrap(), node, ipv4: true }.into()
+    }
+
+    fn apply(event: &Event, observed: &mut Observed, desired: &mut Desired) {
+        let prefix = |at: usize| -> IpNet { PREFIXES[at].parse().unwrap() };
+        match event {
+            Event::Want(at, None) => drop(desired.routes.remove(&prefix(*at))),
+            Event::Want(at, Some(number)) => {
+                drop(desired.routes.put(prefix(*at), Arc::new(RouteRow { target: node(*number) })));
+            }
+            Event::Target(number, link) => {
+                let hop = Hop { via: [192, 0, 2, *number].into(), dev: IfIndex(*link), tunnel: None };
+                drop(desired.targets.put(node(*number), Arc::new(Target::native([hop].into(), 1_500))));
+            }
+            Event::Foreign(at, link) => {
+                let (table, metric) = (TableId(MAIN_TABLE), Metric(0));
+                let key = RouteKey { table, prefix: prefix(*at), metric, tos: 0, protocol: 2, hop: None };
+                match link {
+                    None => drop(observed.routes.remove(&key)),
+                    Some(link) => {
+                        let hop = NextHopSpec { via: None, dev: IfIndex(*link) };
+                        let row = observed::RouteRow { kind: RouteKind::Unicast, hops: [hop].into(), nexthop: None };
+                        drop(observed.routes.put(key, row));
+                    }
+                }
+            }
+            Event::Ask(_) => {}
+        }
+    }
+
+    fn address(number: u16) -> IpAddr {
+        match number {
+            0..8 => [10, 1, (number / 6) as u8, number as u8].into(),
+            _ => std::net::Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, number - 6).into(),
+        }
+    }
+
+    proptest! {
+        /// Looking at what changed is as good as looking at everything, and tells exactly what moved.
+        #[test]
+        fn ways_follow_every_change(events in prop::collection::vec(event(), 1..60)) {
+            let (mut observed, mut desired) = (Observed::default(), Desired::default());
+            let mut ways = Ways::default();
+            let mut asked = BTreeSet::new();
+            for event in events {
+                let (before, wanted) = (observed.clone(), desired.clone());
+                let known: Vec<(IpAddr, Option<Way>)> = ways.ways.iter().map(|(address, way)| (*address, *way)).collect();
+                apply(&event, &mut observed, &mut desired);
+                let moved = ways.recheck((&before, &wanted), (&observed, &desired));
+                if let Event::Ask(number) = event {
+                    asked.insert(address(number));
+                }
+                let mut fresh = Ways::default();
+                for address in &asked {
+                    prop_assert_eq!(ways.of(*address, &observed, &desired), fresh.of(*address, &observed, &desired));
+                }
+                let differ: BTreeSet<IpAddr> =
+                    known.iter().filter(|(address, way)| ways.ways[address] != *way).map(|(address, _)| *address).collect();
+                prop_assert_eq!(moved, differ);
+                for link in 1..4 {
+                    let through: BTreeSet<IpAddr> = ways.through(IfIndex(link)).collect();
+                    let expected: BTreeSet<IpAddr> = ways
+                        .ways
+                        .iter()
+                        .filter(|(_, way)| way.is_some_and(|(of, _)| of == IfIndex(link)))
+                        .map(|(address, _)| *address)
+                        .collect();
+                    prop_assert_eq!(through, expected);
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,175 @@
+//! The fast path between workloads of two nodes: what takes it, and what is left to the stack.
+
+use meshd_abi::{Identity, NextHop, Reason, Tunnel, hop_flags, identity_flags, settings_flags};
+use meshd_datapath::Program::{self, TunnelIngress, UplinkIngress, WorkloadIngress};
+
+use crate::{
+    case::{Case, Verdict, case, run, with_machine},
+    frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, packet, ping, tcp},
+    scene::{NETS, Net, POD, Scene, hop},
+    tunnels::{FAR, VNI, put_tunnel, tunnelled},
+};
+
+/// Gives the workload of this node and that of another one a way: by the pod's link, and by one of the next hops.
+pub(crate) fn put_ways(scene: &Scene<'_>, far: u32) {
+    let settings = scene.maps.settings.get(&0).expect("read").expect("settings");
+    let flags = settings.flags | settings_flags::FAST_PATH;
+    scene.maps.settings.put(&0, &meshd_abi::Settings { flags, ..settings }).expect("settings");
+    for net in NETS {
+        let known = |way, flags| Identity { identity: 300, way, flags, cluster: 1 };
+        scene.put_identity(net.workload_ip(), known(hop::POD, identity_flags::LOCAL));
+        scene.put_identity(net.far_workload().ip(), known(far, 0));
+    }
+}
+
+fn given(name: String) -> Case {
+    case(name).given(|scene| put_ways(scene, hop::GATEWAY))
+}
+
+/// A packet as it goes to the other node.
+fn out(inside: &Frame) -> Frame {
+    inside.clone().sent(GATEWAY, OWN).ttl(63)
+}
+
+/// A packet as it comes to the workload.
+fn home(inside: &Frame) -> Frame {
+    inside.clone().sent(POD, OWN).ttl(63)
+}
+
+fn goes(case: Case, program: Program, inside: &Frame, out: &Frame) -> Case {
+    case.becomes(program, inside, Verdict::Redirect, out, Reason::Forwarded)
+}
+
+/// An error of a router about a packet that went from one to the other.
+fn error(net: Net, to: std::net::IpAddr, quoted: Vec<u8>) -> Frame {
+    let (kind, code) = if net.is_v4() { (3, 4) } else { (2, 0) };
+    between(net.router_ip(), to, Body::Error { kind, code, word: 1_280, quoted })
+}
+
+#[test]
+fn workloads_of_two_nodes_reach_each_other_past_the_stack() {
+    run(|| {
+        let mut cases = Vec::new();
+        for net in NETS {
+            let (here, there) = (net.workload(), net.far_workload());
+            for (word, protocol) in [("tcp", TCP), ("udp", UDP), ("sctp", SCTP)] {
+                let (there_to, here_to) = (packet(protocol, here, there), packet(protocol, there, here));
+                let name = |way: &str| format!("{} {word} {way}", net.word);
+                cases.push(goes(given(name("leaves")), WorkloadIngress, &there_to, &out(&there_to)));
+                cases.push(goes(given(name("arrives")), UplinkIngress, &here_to, &home(&here_to)));
+                cases.push(goes(given(name("arrives from the tunnel")), TunnelIngress, &here_to, &home(&here_to)));
+            }
+            let echo = ping(here.ip(), there.ip(), 7);
+            cases.push(goes(given(format!("{} echo", net.word)), WorkloadIngress, &echo, &out(&echo)));
+            let piece = packet(UDP, there, here).data(&[1; 40]).piece(5, 0, 24);
+            let later = packet(UDP, there, here).data(&[1; 40]).piece(5, 24, 24);
+            let pieces = goes(given(format!("{} fragments", net.word)), UplinkIngress, &piece, &home(&piece));
+            cases.push(goes(pieces, UplinkIngress, &later, &home(&later)));
+            // Netfilter knows nothing of what they are about.
+            let told = error(net, here.ip(), tcp(here, there).packet());
+            cases.push(goes(given(format!("{} error", net.word)), UplinkIngress, &told, &home(&told)));
+            let told = between(
+                here.ip(),
+                there.ip(),
+                Body::Error {
+                    kind: if net.is_v4() { 3 } else { 1 },
+                    code: if net.is_v4() { 3 } else { 4 },
+                    word: 0,
+                    quoted: packet(UDP, there, here).packet(),
+                },
+            );
+            cases.push(goes(given(format!("{} error of a workload", net.word)), WorkloadIngress, &told, &out(&told)));
+        }
+        cases
+    });
+}
+
+#[test]
+fn what_has_no_way_or_is_unusual_goes_through_the_stack() {
+    run(|| {
+        let mut cases = Vec::new();
+        for net in NETS {
+            let (here, there) = (net.workload(), net.far_workload());
+            let (leaves, arrives) = (tcp(here, there), tcp(there, here));
+            let name = |what: &str| format!("{} {what}", net.word);
+            let both = |case: Case| case.passes(WorkloadIngress, &leaves).passes(UplinkIngress, &arrives);
+            cases.push(both(case(name("switched off")).given(|scene| {
+                put_ways(scene, hop::GATEWAY);
+                scene.put_settings(|_| {});
+            })));
+            cases.push(both(case(name("without a way there")).given(|scene| put_ways(scene, 0))));
+            cases.push(both(given(name("without a way here")).given(move |scene| {
+                let known = Identity { identity: 300, way: 0, flags: identity_flags::LOCAL, cluster: 1 };
+                scene.put_identity(net.workload_ip(), known);
+            })));
+            cases.push(both(given(name("with a node")).given(move |scene| {
+                let known = Identity { identity: 6, way: hop::GATEWAY, flags: identity_flags::NODE, cluster: 1 };
+                scene.put_identity(net.far_workload().ip(), known);
+            })));
+            cases.push(both(given(name("of one node")).given(move |scene| {
+                let known = Identity { identity: 6, way: hop::POD, flags: identity_flags::LOCAL, cluster: 1 };
+                scene.put_identity(net.far_workload().ip(), known);
+            })));
+            let known = case(name("of a service's connection")).given(move |scene| {
+                put_ways(scene, hop::GATEWAY);
+                let flags = meshd_abi::connection_flags::STACK | meshd_abi::connection_flags::REPLY;
+                scene.put_connection(TCP, (there, here), (there, here), 0, flags);
+            });
+            cases.push(known.passes(UplinkIngress, &arrives));
+            // The stack tells the sender.
+            let old = leaves.clone().ttl(1);
+            cases.push(given(name("with its last hop")).passes(WorkloadIngress, &old));
+            let narrow = case(name("that is too long")).given(|scene| put_ways(scene, hop::NARROW));
+            cases.push(narrow.passes(WorkloadIngress, &packet(UDP, here, there).data(&[7; 100])));
+            let gone = case(name("whose neighbor is gone")).given(|scene| put_ways(scene, hop::UNRESOLVED));
+            cases.push(gone.passes(WorkloadIngress, &leaves));
+            let optional = if net.is_v4() {
+                leaves.clone().options(&[1, 1, 1, 0])
+            } else {
+                leaves.clone().extension(0, &[0, 0, 5, 2, 0, 0, 1, 0])
+            };
+            cases.push(given(name("with options")).passes(WorkloadIngress, &optional));
+            let stranger = error(net, here.ip(), tcp(here, net.world()).packet());
+            cases.push(given(name("error about something else")).passes(UplinkIngress, &stranger));
+        }
+        cases
+    });
+}
+
+#[test]
+fn the_fast_path_goes_into_the_tunnel_and_out_of_it() {
+    with_machine(|machine| {
+        for net in NETS {
+            let scene = machine.scene();
+            scene.reset();
+            put_tunnel(&scene, 0);
+            put_ways(&scene, hop::GATEWAY);
+            let old = scene.maps.next_hops.get(&hop::GATEWAY).expect("read").expect("a next hop");
+            let far = NextHop { flags: hop_flags::TUNNEL, destination: Tunnel::link_address(FAR), ..old };
+            scene.maps.next_hops.put(&hop::GATEWAY, &far).expect("a next hop");
+            let leaves = tcp(net.workload(), net.far_workload());
+            let inside = leaves.clone().sent(Tunnel::link_address(FAR), OWN).ttl(63).bytes();
+            let outcome = machine.run(WorkloadIngress, &leaves.bytes());
+            assert_eq!(outcome.verdict, Some(Verdict::Redirect), "{}: {:?}", net.word, outcome.counted);
+            let counted: Vec<_> = outcome.counted.iter().map(|(reason, ..)| *reason).collect();
+            assert_eq!(counted, [Reason::Encapsulated, Reason::Forwarded], "{}", net.word);
+            // Ethernet, IPv4, UDP and eight octets, the last four of which begin with who sends.
+            let (frame, packet) = outcome.out.split_at(14 + 20 + 8 + 8);
+            assert_eq!(packet, inside, "{}", net.word);
+            assert_eq!(frame[46..49], 300_u32.to_be_bytes()[1..], "{}", net.word);
+            crate::frame::verify(&outcome.out).expect("sums are right");
+            // The kernel's device does it where the programs are not told of the tunnel.
+            scene.put_settings(|settings| settings.flags |= settings_flags::FAST_PATH);
+            let outcome = machine.run(WorkloadIngress, &leaves.bytes());
+            assert_eq!((outcome.verdict, outcome.out), (Some(Verdict::Redirect), inside));
+            put_tunnel(&scene, settings_flags::FAST_PATH);
+
+            let arrives = tcp(net.far_workload(), net.workload());
+            let outcome = machine.run(UplinkIngress, &tunnelled(net, false, VNI, &arrives));
+            let counted: Vec<_> = outcome.counted.iter().map(|(reason, ..)| *reason).collect();
+            assert_eq!(counted, [Reason::Decapsulated, Reason::Forwarded], "{}", net.word);
+            assert_eq!(outcome.verdict, Some(Verdict::Redirect));
+            assert_eq!(outcome.out, home(&arrives).bytes());
+        }
+    });
+}
