@@ -100,9 +100,10 @@ fn add_tunnel(pair: &Pair, outer: Ends, protocol: Protocol) {
             own.0
         );
         for (mine, others) in pods {
-            let prefix = if others.is_ipv4() { 32 } else { 128 };
+            // An address that may still turn out to be another host's is no source.
+            let (prefix, usable) = if others.is_ipv4() { (32, "") } else { (128, " nodad") };
             lines += &format!(
-                "ip addr add {mine}/{prefix} dev lo\nip route add {others}/{prefix} encap {kind} id 2 dst {} {ttl} 64 dev {name} src {mine}\n",
+                "ip addr add {mine}/{prefix} dev lo{usable}\nip route add {others}/{prefix} encap {kind} id 2 dst {} {ttl} 64 dev {name} src {mine}\n",
                 nodes.1
             );
         }
