@@ -59,10 +59,11 @@ const ROUTED_RATIOS: &[Ratio] = &[
 const MESH_RATIOS: &[Ratio] = &[
     connects("netns-vxlan-device-connects-of-routing", "vxlan-device", "mesh-routing", None),
     trips("netns-vxlan-device-trips-of-routing", "vxlan-device", "mesh-routing"),
-    connects("netns-tunnel-connects-of-vxlan-device", "own-vxlan", "vxlan-device", Some(1.2)),
-    connects("netns-geneve-connects-of-vxlan-device", "own-geneve", "vxlan-device", Some(1.2)),
-    connects("netns-tunnel-connects-of-routing", "own-vxlan", "mesh-routing", None),
-    trips("netns-tunnel-trips-of-vxlan-device", "own-vxlan", "vxlan-device"),
+    connects("netns-tunnel-connects-of-vxlan-device", "own-vxlan-fast", "vxlan-device", Some(1.2)),
+    connects("netns-tunnel-geneve-connects-of-vxlan-device", "own-geneve-fast", "vxlan-device", Some(1.2)),
+    connects("netns-tunnel-by-the-stack-connects-of-vxlan-device", "own-vxlan", "vxlan-device", None),
+    connects("netns-tunnel-connects-of-routing", "own-vxlan-fast", "mesh-routing", None),
+    trips("netns-tunnel-trips-of-vxlan-device", "own-vxlan-fast", "vxlan-device"),
 ];
 
 /// Measures everything whose name contains `only`. The calling thread is in mount and network namespaces of the benchmark's own.

@@ -24,6 +24,9 @@ pub(super) const UP_LINK: IfIndex = IfIndex(32);
 /// Link-layer addresses: the router's to the client, the client's, the router's on, the next one's.
 pub(super) const MACS: [&str; 4] = ["02:00:00:00:31:01", "02:00:00:00:31:02", "02:00:00:00:32:01", "02:00:00:00:32:02"];
 
+/// The last router's to the server, and the server's.
+pub(super) const SERVER_MACS: (&str, &str) = ("02:00:00:00:33:01", "02:00:00:00:33:02");
+
 /// A network namespace.
 pub(super) struct Namespace(File);
 
@@ -99,6 +102,7 @@ impl Place {
             "ip addr add 10.64.0.2/24 dev c0; ip link set c0 up; ip route add default via 10.64.0.1
              ip neigh replace 10.64.0.1 lladdr {near} dev c0 nud permanent"
         ))?;
+        let (to_server, of_server) = SERVER_MACS;
         next_namespace.enter()?;
         if is_alone {
             return shell(&format!(
@@ -110,16 +114,16 @@ impl Place {
             "sysctl -qw net.ipv4.ip_forward=1
              ip addr add 192.0.2.2/24 dev s0; ip link set s0 up
              ip neigh replace 192.0.2.1 lladdr {on} dev s0 nud permanent
-             ip link add sv address 02:00:00:00:33:01 type veth peer name w0 address 02:00:00:00:33:02 netns {server}
+             ip link add sv address {to_server} type veth peer name w0 address {of_server} netns {server}
              ip addr add 10.65.0.1/24 dev sv; ip link set sv up
-             ip neigh replace 10.65.0.2 lladdr 02:00:00:00:33:02 dev sv nud permanent",
+             ip neigh replace 10.65.0.2 lladdr {of_server} dev sv nud permanent",
             server = self.server.path()
         ))?;
         self.server.enter()?;
-        shell(
+        shell(&format!(
             "ip addr add 10.65.0.2/24 dev w0; ip link set w0 up; ip route add default via 10.65.0.1
-             ip neigh replace 10.65.0.1 lladdr 02:00:00:00:33:01 dev w0 nud permanent",
-        )
+             ip neigh replace 10.65.0.1 lladdr {to_server} dev w0 nud permanent",
+        ))
     }
 
     /// Runs lines in a router.

@@ -3,12 +3,12 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
-use meshd_abi::{Identity, NextHop, Settings, Tunnel, V4, V6, identity_flags, settings_flags};
+use meshd_abi::{Identity, NextHop, Settings, Tunnel, V4, V6, hop_flags, identity_flags, settings_flags};
 use meshd_core::id::IfIndex;
 use meshd_datapath::{Maps, Program};
 
 use super::{
-    place::{MACS, Place},
+    place::{MACS, Place, SERVER_MACS},
     ways::{CLIENT, SERVER, Way, mac},
 };
 
@@ -16,6 +16,9 @@ use super::{
 const PORT: u16 = 8_472;
 /// The number of the far end among those of a node.
 const FAR: u32 = 5;
+/// Next hops: the workload of the node, and the far end.
+const HOME: u32 = 2;
+const AWAY: u32 = 3;
 /// Largest packet that goes in.
 const MTU: u16 = 1_450;
 
@@ -25,11 +28,25 @@ struct Node {
     workload: Ipv4Addr,
     links: [&'static str; 2],
     macs: (usize, usize),
+    /// Link-layer addresses of the workload's link and of the workload.
+    home: (&'static str, &'static str),
 }
 
 const NODES: [Node; 2] = [
-    Node { address: Ipv4Addr::new(192, 0, 2, 1), workload: CLIENT, links: ["cl", "wan0"], macs: (2, 3) },
-    Node { address: Ipv4Addr::new(192, 0, 2, 2), workload: SERVER, links: ["sv", "s0"], macs: (3, 2) },
+    Node {
+        address: Ipv4Addr::new(192, 0, 2, 1),
+        workload: CLIENT,
+        links: ["cl", "wan0"],
+        macs: (2, 3),
+        home: (MACS[0], MACS[1]),
+    },
+    Node {
+        address: Ipv4Addr::new(192, 0, 2, 2),
+        workload: SERVER,
+        links: ["sv", "s0"],
+        macs: (3, 2),
+        home: SERVER_MACS,
+    },
 ];
 
 /// The tunnel's link in every node.
@@ -78,6 +95,8 @@ fn link_address(number: usize) -> String {
 pub(super) struct Written {
     pub(super) name: &'static str,
     pub(super) geneve: bool,
+    /// Past routing and packet filter (`routing.fast_path`).
+    pub(super) fast: bool,
 }
 
 impl Way for Written {
@@ -88,7 +107,7 @@ impl Way for Written {
         routes(place)?;
         for number in 0..NODES.len() {
             let links = links(place, number)?;
-            fill(&place.programs(number)?.maps, number, &links, self.geneve)?;
+            fill(&place.programs(number)?.maps, number, &links, self)?;
             place.attach(number, &programs(links))?;
         }
         Ok(())
@@ -122,7 +141,7 @@ fn programs([workload, uplink, tunnel]: [IfIndex; 3]) -> [(Program, IfIndex); 6]
 }
 
 /// The tables of a node that has one other node behind the tunnel.
-fn fill(maps: &Maps, number: usize, links: &[IfIndex; 3], geneve: bool) -> anyhow::Result<()> {
+fn fill(maps: &Maps, number: usize, links: &[IfIndex; 3], way: &Written) -> anyhow::Result<()> {
     let address = |ip: Ipv4Addr| V4::from_octets(ip.octets());
     let (own, far) = (&NODES[number], &NODES[1 - number]);
     let settings = Settings {
@@ -130,7 +149,8 @@ fn fill(maps: &Maps, number: usize, links: &[IfIndex; 3], geneve: bool) -> anyho
         flags: settings_flags::EVENTS
             | settings_flags::IPV6_CHECKSUM_FLAG
             | settings_flags::TUNNEL_FILTER
-            | if geneve { settings_flags::TUNNEL_GENEVE } else { 0 },
+            | if way.geneve { settings_flags::TUNNEL_GENEVE } else { 0 }
+            | if way.fast { settings_flags::FAST_PATH } else { 0 },
         seed: 7_606,
         events_per_tick: crate::EVENTS_PER_TICK,
         tunnel_link: links[2].0,
@@ -142,14 +162,23 @@ fn fill(maps: &Maps, number: usize, links: &[IfIndex; 3], geneve: bool) -> anyho
     maps.settings.put(&0, &settings)?;
     let workload = identity_flags::LOCAL;
     let (this, other) = (identity_flags::NODE | identity_flags::THIS_NODE, identity_flags::NODE);
-    for (ip, identity, flags) in
-        [(own.address, 1, this), (far.address, 6, other), (own.workload, 300, workload), (far.workload, 301, 0)]
-    {
-        let identity = Identity { identity, way: 0, flags, cluster: 1 };
+    for (ip, identity, way, flags) in [
+        (own.address, 1, 0, this),
+        (far.address, 6, 0, other),
+        (own.workload, 300, HOME, workload),
+        (far.workload, 301, AWAY, 0),
+    ] {
+        let identity = Identity { identity, way, flags, cluster: 1 };
         maps.v4.identities.put(&address(ip), &identity).context("an identity")?;
     }
     let (source, destination) = (mac(MACS[own.macs.0])?, mac(MACS[own.macs.1])?);
     maps.next_hops.put(&1, &NextHop { link: links[1].0, mtu: 1_500, destination, source, flags: 0 })?;
+    let (source, destination) = (mac(own.home.0)?, mac(own.home.1)?);
+    let home = NextHop { link: links[0].0, mtu: 1_500, destination, source, flags: hop_flags::PEER };
+    maps.next_hops.put(&HOME, &home)?;
+    let (source, destination) = (mac(&link_address(number))?, Tunnel::link_address(FAR));
+    let away = NextHop { link: links[2].0, mtu: MTU, destination, source, flags: hop_flags::TUNNEL };
+    maps.next_hops.put(&AWAY, &away)?;
     let end = V6::mapped(address(far.address));
     maps.tunnels.put(&FAR, &Tunnel { address: end, next_hop: 1, mtu: MTU, reserved: 0 })?;
     Ok(maps.far_ends.put(&end, &FAR)?)

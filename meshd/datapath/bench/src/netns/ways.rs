@@ -71,8 +71,9 @@ pub(super) const ROUTED: &[&dyn Way] = &[
 pub(super) const MESH: &[&dyn Way] = &[
     &MeshRouting,
     &VxlanDevice,
-    &Written { name: "own-vxlan", geneve: false },
-    &Written { name: "own-geneve", geneve: true },
+    &Written { name: "own-vxlan", geneve: false, fast: false },
+    &Written { name: "own-vxlan-fast", geneve: false, fast: true },
+    &Written { name: "own-geneve-fast", geneve: true, fast: true },
 ];
 
 /// The server is a workload of the same node.
