@@ -29,6 +29,7 @@ use meshd_core::{
 };
 use meshd_datapath::Events;
 use tokio::{
+    signal::unix::Signal,
     sync::{Notify, mpsc, watch},
     task::{JoinError, JoinHandle, spawn_blocking},
     time::{Instant, interval, timeout},
@@ -104,6 +105,8 @@ pub fn run(config: Config, source: ConfigSource) -> anyhow::Result<()> {
 
 async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
     let started = Timestamp::now();
+    // First of all: a signal that nobody handles ends the process, and one that comes before we are ready is a reload, too.
+    let hangups = hangups().context("failed to handle SIGHUP")?;
     let stop = CancellationToken::new();
     let problems = Problems::default();
     let mut tasks = Tasks::default();
@@ -304,7 +307,7 @@ async fn start(config: Config, source: ConfigSource) -> anyhow::Result<()> {
         routes: routes_handle,
         problems,
     };
-    let result = main_loop(&live, &mut tasks, settled).await;
+    let result = main_loop(&live, &mut tasks, settled, hangups).await;
     notify::stopping();
     stop.cancel();
     let ended = timeout(STOP_DEADLINE, async {
@@ -344,8 +347,12 @@ struct Live {
     problems: Problems,
 }
 
-async fn main_loop(live: &Live, tasks: &mut Tasks, mut settled: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let mut hangups = hangups().context("failed to handle SIGHUP")?;
+async fn main_loop(
+    live: &Live,
+    tasks: &mut Tasks,
+    mut settled: watch::Receiver<bool>,
+    mut hangups: Signal,
+) -> anyhow::Result<()> {
     let stop = stop_signal();
     tokio::pin!(stop);
     let mut watchdog = notify::watchdog_period().map(interval);

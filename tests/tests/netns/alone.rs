@@ -6,6 +6,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -395,6 +396,23 @@ fn a_node_says_that_another_zone_waits_for_a_restart() {
         daemon.stop();
         daemon.start_again();
         daemon.until("the zone", || record().contains(r#""topology.kubernetes.io/zone":"z1""#));
+    });
+}
+
+#[test]
+fn a_reload_that_comes_during_the_start_waits() {
+    in_namespace(|| {
+        let mut daemon = Daemon::start("", |_| {});
+        while !daemon.log().contains("meshd starts") {
+            assert!(daemon.process.try_wait().expect("a child").is_none(), "{}", daemon.log());
+        }
+        // As an agent does that has just written the configuration.
+        for _ in 0..20 {
+            daemon.signal(Signal::SIGHUP);
+            thread::sleep(Duration::from_millis(10));
+        }
+        daemon.until("it runs", || daemon.status()["problems"] == serde_json::json!([]));
+        assert!(daemon.process.try_wait().expect("a child").is_none(), "{}", daemon.log());
     });
 }
 
