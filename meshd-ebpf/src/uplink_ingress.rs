@@ -62,6 +62,10 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
+    if let Some(answer) = fast::taken(&packet, settings, true) {
+        event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
+        return answer;
+    }
     let now = steps::ticks();
     let addressee = addressee(&packet.key, settings);
     let mut decision = past::at_uplink(&packet, addressee == Addressee::Other, now);
@@ -70,10 +74,6 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     event::decided(ctx, &packet, &decision, event_place::FROM_NETWORK);
     let outcome = match decision {
-        Decision::Pass if fast::goes(&packet, settings) => {
-            event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
-            Ok(fast::TC_FAST)
-        }
         Decision::Pass if dsr::may_have_option(frame, &packet, settings) || dsr::may_be_geneve(&packet, settings) => {
             Ok(dsr::TC_WRAPPED)
         }

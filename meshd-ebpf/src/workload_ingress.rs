@@ -48,6 +48,10 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
+    if let Some(answer) = maps::settings().and_then(|settings| fast::taken(&packet, settings, false)) {
+        event::untranslated(ctx, &packet, event_place::FROM_WORKLOAD);
+        return answer;
+    }
     let now = steps::ticks();
     let mut decision = serve(&packet, Scope::Internal, || sender(ctx, frame), || now);
     if matches!(decision, Decision::Pass) {
@@ -57,8 +61,7 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     let outcome = match decision {
         Decision::Pass => {
             event::untranslated(ctx, &packet, event_place::FROM_WORKLOAD);
-            let is_fast = maps::settings().is_some_and(|settings| fast::goes(&packet, settings));
-            Ok(if is_fast { fast::TC_FAST } else { deliver::tc_pass(Reason::Passed, length) })
+            Ok(deliver::tc_pass(Reason::Passed, length))
         }
         Decision::Drop(reason) => Err(reason),
         Decision::Send(send) => deliver::tc(ctx, frame, &packet, &send),

@@ -26,8 +26,14 @@ use crate::{
     maps::{self, Tables},
 };
 
-/// What the half of a program answers that leaves a packet to [`tc`]; no verdict of TC.
-pub const TC_FAST: i32 = i32::MIN + 5;
+/// What the half of a program answers that leaves a packet to [`tc`], with the element of its next hop in the lower bits; no verdict of TC.
+const TC_FAST: i32 = i32::MIN | 1 << 29;
+/// The same to a workload of this node.
+const TC_FAST_HOME: i32 = TC_FAST | 1 << 28;
+/// The bits by which both are told from verdicts and other answers.
+const KIND: i32 = 0xef << 24;
+/// Elements of next hops: an answer has room for no more.
+const HOPS: u32 = 1 << 24;
 
 /// True where workloads have a fast path.
 #[inline(always)]
@@ -35,53 +41,61 @@ pub fn is_on(settings: &Settings) -> bool {
     settings.flags & settings_flags::FAST_PATH != 0
 }
 
-/// True for a packet that takes it.
+/// What a program answers for a packet that takes it, from a workload of this node or to one.
 #[inline(always)]
-pub fn goes<A: Tables>(packet: &Packet<A>, settings: &Settings) -> bool {
-    is_on(settings) && is_between(&packet.key) && A::connection(&packet.key).is_none()
+pub fn taken<A: Tables>(packet: &Packet<A>, settings: &Settings, is_home: bool) -> Option<i32> {
+    if !is_on(settings) {
+        return None;
+    }
+    between(&packet.key, is_home).filter(|_| A::connection(&packet.key).is_none())
 }
 
-/// True for a tuple, or the tuple of its answers, between a workload of this node and one of another that both have a way.
+/// The same for a tuple of whatever connection. What comes from outside and says that a workload of this node sent it does not have it.
 #[inline(always)]
-pub fn is_between<A: Tables>(key: &ConnectionKey<A>) -> bool {
-    let Some(source) = A::identity(&key.source).filter(|known| known.way != 0) else { return false };
-    let Some(destination) = A::identity(&key.destination).filter(|known| known.way != 0) else { return false };
-    let nodes = identity_flags::NODE | identity_flags::THIS_NODE;
-    (source.flags ^ destination.flags) & identity_flags::LOCAL != 0 && (source.flags | destination.flags) & nodes == 0
+pub fn between<A: Tables>(key: &ConnectionKey<A>, is_home: bool) -> Option<i32> {
+    // First what most packets do not have: an address of a service is nobody's.
+    let destination = A::identity(&key.destination).filter(|known| known.way != 0 && known.way < HOPS)?;
+    let source = A::identity(&key.source).filter(|known| known.way != 0)?;
+    let place = identity_flags::LOCAL | identity_flags::NODE | identity_flags::THIS_NODE;
+    let (from, to) = if is_home { (0, identity_flags::LOCAL) } else { (identity_flags::LOCAL, 0) };
+    if source.flags & place != from || destination.flags & place != to {
+        return None;
+    }
+    let home = if is_home { TC_FAST_HOME } else { TC_FAST };
+    Some(home | destination.way as i32)
 }
 
 /// What a program says: the verdict of its half for this family, or the one about the packet that it left.
 #[inline(always)]
 pub fn tc<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
-    if verdict == TC_FAST { forward::<A>(ctx, false) } else { verdict }
+    if verdict & KIND == TC_FAST { forward::<A>(ctx, verdict, false) } else { verdict }
 }
 
-/// Sends a packet to its destination, which has a way, or lets it pass to the stack. One that was counted already is only noted.
+/// Sends a packet by the next hop of an answer, or lets it pass to the stack. One that was counted already is only noted.
 #[inline(always)]
-pub fn forward<A: Tables>(ctx: &TcContext, is_counted: bool) -> i32 {
-    let (skb, is_counted) = (ctx.skb.skb, u32::from(is_counted));
-    if A::IS_V4 { tc_forward4(skb, is_counted) } else { tc_forward6(skb, is_counted) }
+pub fn forward<A: Tables>(ctx: &TcContext, answer: i32, is_counted: bool) -> i32 {
+    let (skb, answer, is_counted) = (ctx.skb.skb, answer as u32, u32::from(is_counted));
+    if A::IS_V4 { tc_forward4(skb, answer, is_counted) } else { tc_forward6(skb, answer, is_counted) }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn tc_forward4(ctx: *mut __sk_buff, is_counted: u32) -> i32 {
-    send::<V4>(&TcContext::new(ctx), is_counted != 0)
+extern "C" fn tc_forward4(ctx: *mut __sk_buff, answer: u32, is_counted: u32) -> i32 {
+    send::<V4>(&TcContext::new(ctx), answer, is_counted != 0)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn tc_forward6(ctx: *mut __sk_buff, is_counted: u32) -> i32 {
-    send::<V6>(&TcContext::new(ctx), is_counted != 0)
+extern "C" fn tc_forward6(ctx: *mut __sk_buff, answer: u32, is_counted: u32) -> i32 {
+    send::<V6>(&TcContext::new(ctx), answer, is_counted != 0)
 }
 
 #[inline(always)]
-fn send<A: Tables>(ctx: &TcContext, is_counted: bool) -> i32 {
+fn send<A: Tables>(ctx: &TcContext, answer: u32, is_counted: bool) -> i32 {
     let length = if is_counted { 0 } else { ctx.length() };
     let frame = &ctx.frame();
-    let Some((destination, l4, protocol)) = plain::<A>(frame) else { return tc_pass(Reason::Passed, length) };
-    let Some(known) = A::identity(&destination) else { return tc_pass(Reason::Passed, length) };
-    let Some(next) = maps::next_hop(known.way) else { return tc_pass(Reason::Passed, length) };
+    let Some((l4, protocol)) = plain::<A>(frame) else { return tc_pass(Reason::Passed, length) };
+    let Some(next) = maps::next_hop(answer & (HOPS - 1)) else { return tc_pass(Reason::Passed, length) };
     if longest(ctx, l4, protocol) > u32::from(next.mtu) || hop::left::<A>(frame, ETHERNET).is_none_or(|left| left <= 1) {
         return tc_pass(Reason::Passed, length);
     }
@@ -99,7 +113,7 @@ fn send<A: Tables>(ctx: &TcContext, is_counted: bool) -> i32 {
         }
     }
     maps::count(Reason::Forwarded, length);
-    let is_local = known.flags & identity_flags::LOCAL != 0;
+    let is_local = answer & TC_FAST_HOME as u32 == TC_FAST_HOME as u32;
     if !is_local {
         // SAFETY: the context is valid while the program runs.
         let skb = unsafe { &mut *ctx.skb.skb };
@@ -110,18 +124,16 @@ fn send<A: Tables>(ctx: &TcContext, is_counted: bool) -> i32 {
     (unsafe { if has_peer { bpf_redirect_peer(next.link, 0) } else { bpf_redirect(next.link, 0) } }) as i32
 }
 
-/// Destination, beginning of the next header and its number; `None` with options and extension headers.
+/// Beginning of the next header and its number; `None` with options that are for every router.
 #[inline(always)]
-fn plain<A: Tables>(frame: &Frame) -> Option<(A, usize, u8)> {
-    if A::IS_V4 {
+fn plain<A: Tables>(frame: &Frame) -> Option<(usize, u8)> {
+    let (is_plain, protocol) = if A::IS_V4 {
         let [version, _]: [u8; 2] = frame.read(ETHERNET)?;
         let [_, protocol]: [u8; 2] = frame.read(ETHERNET + 8)?;
-        let destination: u32 = frame.read(ETHERNET + 16)?;
-        (version == 0x45).then_some((A::from_words([destination, 0, 0, 0]), ETHERNET + A::HEADER, protocol))
+        (version == 0x45, protocol)
     } else {
         let [next, _]: [u8; 2] = frame.read(ETHERNET + 6)?;
-        let destination: [u32; 4] = frame.read(ETHERNET + 24)?;
-        // Hop-by-hop options are for every router; the others are for the ends.
-        (next != 0).then_some((A::from_words(destination), ETHERNET + A::HEADER, next))
-    }
+        (next != 0, next)
+    };
+    is_plain.then_some((ETHERNET + A::HEADER, protocol))
 }

@@ -162,9 +162,12 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     *key = work.error.answer_key();
     let Some(connection) = A::connection(key) else {
         // About a packet that took the fast path, which netfilter knows nothing of.
-        let is_fast = maps::settings().is_some_and(fast::is_on) && fast::is_between(key);
-        if is_fast && (place == UPLINK_INGRESS || place == WORKLOAD_INGRESS) {
-            return fast::forward::<A>(ctx, false);
+        let is_on = maps::settings().is_some_and(fast::is_on);
+        if is_on
+            && (place == UPLINK_INGRESS || place == WORKLOAD_INGRESS)
+            && let Some(answer) = fast::between(key, place == UPLINK_INGRESS)
+        {
+            return fast::forward::<A>(ctx, answer, false);
         }
         return deliver::tc_pass(Reason::Passed, length);
     };

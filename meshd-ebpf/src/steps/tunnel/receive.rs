@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_ecn_set_ce},
     programs::TcContext,
 };
-use meshd_abi::{Address, Reason, Settings, Tunnel, V4, V6, identity_flags, settings_flags};
+use meshd_abi::{Address, Reason, Settings, Tunnel, V4, V6, event_place, identity_flags, settings_flags};
 use meshd_steps::{
     Frame, Packet, Part,
     dsr::plain_outer,
@@ -21,7 +21,7 @@ use super::{HEADERS, Key, address_of, far_end, fits, key_of, send::FIXED_SEGMENT
 use crate::{
     context::{Context, linear},
     maps::{self, Tables},
-    steps::{deliver, dsr, fast, fragment},
+    steps::{deliver, dsr, event, fast, fragment},
 };
 
 /// What the half of a program answers that leaves a packet to [`tc`]; no verdict of TC.
@@ -80,9 +80,10 @@ fn opened<A: Tables>(ctx: &TcContext) -> i32 {
     let Some(settings) = maps::settings() else { return deliver::tc_shot(Reason::NoRoute, ctx.length()) };
     if let Ok(mut packet) = parse::<A, true>(&ctx.frame(), ETHERNET)
         && fragment::complete(&mut packet)
-        && fast::goes(&packet, settings)
+        && let Some(answer) = fast::taken(&packet, settings, true)
     {
-        let verdict = fast::forward::<A>(ctx, true);
+        event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
+        let verdict = fast::forward::<A>(ctx, answer, true);
         if verdict != TC_ACT_OK as i32 {
             return verdict;
         }

@@ -110,6 +110,8 @@ fn what_has_no_way_or_is_unusual_goes_through_the_stack() {
                 let known = Identity { identity: 6, way: hop::POD, flags: identity_flags::LOCAL, cluster: 1 };
                 scene.put_identity(net.far_workload().ip(), known);
             })));
+            // Somebody outside who says that he is a workload of this node.
+            cases.push(given(name("that comes back")).passes(UplinkIngress, &leaves).passes(WorkloadIngress, &arrives));
             let known = case(name("of a service's connection")).given(move |scene| {
                 put_ways(scene, hop::GATEWAY);
                 let flags = meshd_abi::connection_flags::STACK | meshd_abi::connection_flags::REPLY;
