@@ -24,11 +24,13 @@ pub fn workload_ingress(ctx: TcContext) -> i32 {
     let frame = ctx.frame();
     match ethertype(&frame) {
         Some(V4::ETHERTYPE) => {
-            let verdict = dsr::told::<V4>(fast::tc::<V4>(workload_ingress4(ctx.skb.skb), &ctx), &ctx, event_place::FROM_WORKLOAD);
+            let verdict =
+                dsr::told::<V4>(fast::tc::<V4>(workload_ingress4(ctx.skb.skb), &ctx), &ctx, event_place::FROM_WORKLOAD);
             or_related::<V4>(verdict, &ctx, WORKLOAD_INGRESS)
         }
         Some(V6::ETHERTYPE) => {
-            let verdict = dsr::told::<V6>(fast::tc::<V6>(workload_ingress6(ctx.skb.skb), &ctx), &ctx, event_place::FROM_WORKLOAD);
+            let verdict =
+                dsr::told::<V6>(fast::tc::<V6>(workload_ingress6(ctx.skb.skb), &ctx), &ctx, event_place::FROM_WORKLOAD);
             or_related::<V6>(verdict, &ctx, WORKLOAD_INGRESS)
         }
         _ => deliver::tc_unread(&ctx),

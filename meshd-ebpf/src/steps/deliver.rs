@@ -172,11 +172,8 @@ pub fn tc_by<A: Tables, W: Write>(
 ) -> Result<i32, Reason> {
     let length = ctx.length();
     let hop = maps::next_hop(send.next_hop);
-    let single = if hop.is_some() || !may_use_stack(packet, send) {
-        longest(ctx, packet.l4, packet.key.protocol)
-    } else {
-        0
-    };
+    let single =
+        if hop.is_some() || !may_use_stack(packet, send) { longest(ctx, packet.l4, packet.key.protocol) } else { 0 };
     if let Some(hop) = hop.filter(|hop| single <= u32::from(hop.mtu)) {
         if packet.ttl <= 1 {
             return Err(Reason::TtlExpired);

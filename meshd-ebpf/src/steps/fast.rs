@@ -11,11 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use meshd_abi::{ConnectionKey, Reason, Settings, V4, V6, hop_flags, identity_flags, mark, settings_flags};
-use meshd_steps::{
-    Frame, Packet,
-    header::ETHERNET,
-    hop,
-};
+use meshd_steps::{Frame, Packet, header::ETHERNET, hop};
 
 use super::{
     deliver::{addresses, longest, tc_pass, tc_shot},
@@ -96,7 +92,8 @@ fn send<A: Tables>(ctx: &TcContext, answer: u32, is_counted: bool) -> i32 {
     let frame = &ctx.frame();
     let Some((l4, protocol)) = plain::<A>(frame) else { return tc_pass(Reason::Passed, length) };
     let Some(next) = maps::next_hop(answer & (HOPS - 1)) else { return tc_pass(Reason::Passed, length) };
-    if longest(ctx, l4, protocol) > u32::from(next.mtu) || hop::left::<A>(frame, ETHERNET).is_none_or(|left| left <= 1) {
+    if longest(ctx, l4, protocol) > u32::from(next.mtu) || hop::left::<A>(frame, ETHERNET).is_none_or(|left| left <= 1)
+    {
         return tc_pass(Reason::Passed, length);
     }
     if !frame.write(0, addresses(next)) || hop::take::<A>(frame, ETHERNET).is_none() {

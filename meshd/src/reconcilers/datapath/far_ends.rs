@@ -129,14 +129,15 @@ fn tunnel_link(snapshot: &Snapshot) -> Option<TunnelLink> {
 }
 
 impl State {
-    /// Brings far ends into the maps; adds addresses whose next hop may be another one now.
+    /// Brings far ends into the maps; adds addresses whose next hop may be another one now. Returns what is to be written last.
     pub(super) fn follow_far_ends(
         &mut self,
         last: &Snapshot,
         new: &Snapshot,
         moved: &mut BTreeSet<IpAddr>,
         writes: &mut Vec<Write>,
-    ) {
+    ) -> Vec<Write> {
+        self.far_ends.planner.begin_round();
         let mut changed = self.far_ends.claims(last, new);
         if new.observed.links.revision() != last.observed.links.revision() {
             let link = tunnel_link(new);
@@ -152,17 +153,18 @@ impl State {
             }
         }
         changed.extend(moved.iter().copied().filter(|address| self.far_ends.planner.contains(address)));
-        self.plan_far_ends(&changed, new, moved, writes);
+        self.plan_far_ends(&changed, new, moved, writes)
     }
 
-    /// Plans these far ends again.
+    /// Plans these far ends again. Returns the removal of those that nobody is sent to any more, which is to come last.
     pub(super) fn plan_far_ends(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
         snapshot: &Snapshot,
         moved: &mut BTreeSet<IpAddr>,
         writes: &mut Vec<Write>,
-    ) {
+    ) -> Vec<Write> {
+        let mut last = Vec::new();
         for address in addresses {
             let hop = next_hop(*address, &mut self.ways, &self.hops, snapshot);
             let plan = self.far_ends.planner.plan(*address, hop);
@@ -182,15 +184,16 @@ impl State {
                     writes.extend(planned);
                 }
             }
-            // What nobody is sent to any more goes last.
-            writes.extend(removed);
+            last.extend(removed);
         }
+        last
     }
 
     /// Far ends that an earlier process left and nobody is reached at.
     pub(super) fn finish_far_ends(&mut self, snapshot: &Snapshot, writes: &mut Vec<Write>) {
         let unclaimed: BTreeSet<IpAddr> = self.far_ends.planner.unclaimed().collect();
-        self.plan_far_ends(&unclaimed, snapshot, &mut BTreeSet::new(), writes);
+        let last = self.plan_far_ends(&unclaimed, snapshot, &mut BTreeSet::new(), writes);
+        writes.extend(last);
         self.far_ends.is_complete = true;
     }
 

@@ -36,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use meshd_abi::{Identity, Reason, Settings, V4, V6, identity_flags, settings_flags};
+use meshd_abi::{Identity, NextHop, Reason, Settings, V4, V6, identity_flags, settings_flags};
 use meshd_core::{
     derive::{LocalNode, PathPolicy},
     desired::Service,
@@ -393,12 +393,16 @@ impl State {
         let mut writes = Vec::new();
         let mut moved = self.neighbors(&last, &snapshot, &mut writes);
         moved.extend(self.moved_ways(&last, &snapshot));
-        self.follow_far_ends(&last, &snapshot, &mut moved, &mut writes);
+        let removed = self.follow_far_ends(&last, &snapshot, &mut moved, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
         self.move_fast(moved.iter().copied(), &snapshot, &mut writes);
         writes.extend(self.masquerade.exclusions.update(&snapshot.desired.masquerade));
-        let count = writes.len();
+        let count = writes.len() + removed.len();
+        // Who leads to a next hop is written before that is removed: packets that find none would take another way for a moment.
+        let is_gone = |write: &Write| matches!(write, Write::NextHop(_, hop) if *hop == NextHop::default());
+        let (gone, writes): (Vec<Write>, Vec<Write>) = writes.into_iter().partition(is_gone);
         self.refused.run(&self.programs.maps, writes);
+        self.refused.run(&self.programs.maps, gone.into_iter().chain(removed).collect());
         if count > 0 {
             debug!(writes = count, "changed neighbors and identities");
         }

@@ -28,6 +28,8 @@ pub struct TunnelPlanner {
     elements: BTreeMap<IpAddr, Element>,
     of: BTreeMap<TargetKey, IpAddr>,
     space: Space,
+    /// Elements that were given up in this round: their removal may be carried out after everything else.
+    freed: Vec<u32>,
 }
 
 /// What became of a far end.
@@ -53,7 +55,14 @@ impl TunnelPlanner {
                 elements.insert(address, element);
             }
         }
-        Self { elements, of: BTreeMap::new(), space }
+        Self { elements, of: BTreeMap::new(), space, freed: Vec::new() }
+    }
+
+    /// What was planned so far has been carried out: its elements can be used again.
+    pub fn begin_round(&mut self) {
+        for index in self.freed.drain(..) {
+            self.space.give(index, 1);
+        }
     }
 
     /// A target is reached at a far end, where packets of so many bytes fit; `None`: at none. Adds far ends that are to be planned.
@@ -86,7 +95,7 @@ impl TunnelPlanner {
             if element.index != 0 {
                 writes.push(Write::FarEnd(key, None));
                 writes.push(Write::Tunnel(element.index, Tunnel::default()));
-                self.space.give(element.index, 1);
+                self.freed.push(element.index);
             }
             self.elements.remove(&address);
             return TunnelPlan { writes, hop: None };
@@ -191,6 +200,7 @@ mod tests {
 
     fn apply(planner: &mut TunnelPlanner, maps: &mut Maps, key: &TargetKey, end: Option<(IpAddr, u32)>) {
         let mut changed = BTreeSet::new();
+        planner.begin_round();
         planner.claim(key, end, &mut changed);
         for address in changed {
             maps.run(planner.plan(address, 7).writes);
