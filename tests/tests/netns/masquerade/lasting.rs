@@ -131,7 +131,7 @@ fn what_somebody_deletes_comes_back_and_drain_takes_it_away() {
     ] {
         shell(&mesh, NODE, harm);
         let is_back = eventually(|| without_counts(&table(&mesh)) == without_counts(&whole));
-        assert!(is_back, "after {harm}: {}\nwas {whole}", table(&mesh));
+        assert!(is_back, "after {harm}: {}\nwas {whole}\n{}", table(&mesh), mesh.log(NODE));
         assert_eq!(source(), NODE_ADDRESSES[0], "after {harm}");
     }
     shell(&mesh, NODE, "nft 'add table inet other; add set inet other pods4 { type ipv4_addr; }'");
