@@ -24,6 +24,22 @@ pub struct ConnectionKey<A> {
     pub reserved: [u8; 3],
 }
 
+impl<A: Copy> ConnectionKey<A> {
+    /// The tuple of an answer to a packet with this one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn answer(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
 const _: () = assert!(size_of::<ConnectionKey<V4>>() == 16 && size_of::<ConnectionKey<V6>>() == 40);
 
 /// Bits of [`Connection::flags`].

@@ -8,7 +8,7 @@
 pub mod event_kind {
     /// A connection began.
     pub const NEW: u8 = 1;
-    /// The first of its ends closed a connection.
+    /// The first of its ends closed a connection; of one that nobody translates, each end that does.
     pub const CLOSE: u8 = 2;
     /// A packet was dropped.
     pub const DROP: u8 = 3;

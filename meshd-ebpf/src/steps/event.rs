@@ -119,14 +119,7 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     let event = maps::telling()?;
     event.link = ctx.link();
     event.length = ctx.length() as u32;
-    let key = ConnectionKey {
-        source: A::from_words(event.source),
-        destination: A::from_words(event.destination),
-        source_port: event.source_port,
-        destination_port: event.destination_port,
-        protocol: event.protocol,
-        reserved: [0; 3],
-    };
+    let key = key_of::<A>(event);
     if event.kind == event_kind::CLOSE {
         let known = A::connection(&key);
         if let Some(partner) = known.and_then(|known| A::connection(&other_direction(&known.tuple, key.protocol))) {
@@ -182,6 +175,19 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     Some(())
 }
 
+/// The tuple of the packet that a record is about.
+#[inline(always)]
+fn key_of<A: Tables>(event: &FlowEvent) -> ConnectionKey<A> {
+    ConnectionKey {
+        source: A::from_words(event.source),
+        destination: A::from_words(event.destination),
+        source_port: event.source_port,
+        destination_port: event.destination_port,
+        protocol: event.protocol,
+        reserved: [0; 3],
+    }
+}
+
 /// The functions of a family: they have a stack of their own, and programs at uplinks do without them.
 macro_rules! elsewhere {
     ($name:ident, $family:ty) => {
@@ -200,14 +206,7 @@ elsewhere!(is_told_elsewhere6, V6);
 /// workload that sends it is of this node, too.
 #[inline(always)]
 fn is_told_elsewhere<A: Tables>(event: &FlowEvent) -> bool {
-    let key = &ConnectionKey {
-        source: A::from_words(event.source),
-        destination: A::from_words(event.destination),
-        source_port: event.source_port,
-        destination_port: event.destination_port,
-        protocol: event.protocol,
-        reserved: [0; 3],
-    };
+    let key = &key_of::<A>(event);
     if event.place == event_place::FROM_WORKLOAD {
         let masquerades = maps::settings().is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
         if masquerades && is_own(&key.source) && !is_mesh(&key.destination) {
@@ -219,15 +218,7 @@ fn is_told_elsewhere<A: Tables>(event: &FlowEvent) -> bool {
     if A::connection(key).is_some() {
         return true;
     }
-    let answers = ConnectionKey {
-        source: key.destination,
-        destination: key.source,
-        source_port: key.destination_port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
-        reserved: [0; 3],
-    };
-    A::connection(&answers).is_some()
+    A::connection(&key.answer()).is_some()
 }
 
 /// Takes one from what this CPU may write of a kind in this tick, and answers 1; 0 when there is none left, or nothing is to be told. By

@@ -99,7 +99,9 @@ fn send<A: Tables>(ctx: &TcContext, answer: u32, is_counted: bool) -> i32 {
     if !frame.write(0, addresses(next)) || hop::take::<A>(frame, ETHERNET).is_none() {
         return tc_shot(Reason::RewriteFailed, length);
     }
-    if next.tunnel() != 0 {
+    let is_local = answer & TC_FAST_HOME as u32 == TC_FAST_HOME as u32;
+    // A workload of this node is behind no tunnel.
+    if next.tunnel() != 0 && !is_local {
         let verdict = tunnel::send::to(ctx, next.tunnel());
         if verdict != TC_ACT_UNSPEC {
             maps::count(Reason::Forwarded, 0);
@@ -110,7 +112,6 @@ fn send<A: Tables>(ctx: &TcContext, answer: u32, is_counted: bool) -> i32 {
         }
     }
     maps::count(Reason::Forwarded, length);
-    let is_local = answer & TC_FAST_HOME as u32 == TC_FAST_HOME as u32;
     if !is_local {
         // SAFETY: the context is valid while the program runs.
         let skb = unsafe { &mut *ctx.skb.skb };

@@ -30,15 +30,7 @@ impl<A: Family> IcmpError<A> {
     #[must_use]
     #[inline(always)]
     pub fn answer_key(&self) -> ConnectionKey<A> {
-        let key = &self.inner.key;
-        ConnectionKey {
-            source: key.destination,
-            destination: key.source,
-            source_port: key.destination_port,
-            destination_port: key.source_port,
-            protocol: key.protocol,
-            reserved: [0; 3],
-        }
+        self.inner.key.answer()
     }
 
     /// Where the network header of the packet inside begins.

@@ -60,7 +60,9 @@ fn send_xdp<A: Tables>(ctx: &XdpContext) -> u32 {
     let (Some(hop), Some(total)) = (maps::next_hop(index), dsr::ip_length::<A>(frame, ETHERNET)) else {
         return deliver::xdp_pass(Reason::Passed, length);
     };
-    if hop.tunnel() != 0 || total + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
+    // What stands behind the packet in the frame goes along.
+    let longest = total.max(length as u32 - ETHERNET as u32);
+    if hop.tunnel() != 0 || longest + dsr::overhead::<A>(form) as u32 > u32::from(hop.mtu) {
         return deliver::xdp_pass(Reason::Passed, length);
     }
     if !maps::link(ctx.link()).is_some_and(|at| deliver::may_send(at, hop.link)) {
@@ -113,6 +115,8 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
     let Some(total) = dsr::ip_length::<A>(frame, ETHERNET) else {
         return drop_tc(ctx, &work.packet, Reason::RewriteFailed);
     };
+    // What stands behind the packet in the frame goes along.
+    let longest = total.max(length as u32 - ETHERNET as u32);
     let overhead = dsr::overhead::<A>(form) as u32;
     // SAFETY: the context is valid while the program runs.
     let is_segment = unsafe { (*ctx.skb.skb).gso_size != 0 };
@@ -121,12 +125,12 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
     let mut link = 0;
     if let Some(hop) = hop {
         link = hop.link;
-        if !is_segment && total + overhead > u32::from(hop.mtu) {
+        if !is_segment && longest + overhead > u32::from(hop.mtu) {
             mtu = u32::from(hop.mtu);
         }
     } else {
         let Some(route) = maps::route() else { return drop_tc(ctx, &work.packet, Reason::NoRoute) };
-        ask(route, work, form, &ends, ctx.link(), if is_segment { 0 } else { (total + overhead) as u16 });
+        ask(route, work, form, &ends, ctx.link(), if is_segment { 0 } else { (longest + overhead) as u16 });
         // SAFETY: the context is valid and the structure is as long as the kernel is told.
         match unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) } {
             FOUND | NO_NEIGHBOR => link = route.link,

@@ -316,6 +316,10 @@ pub(crate) fn too_long() -> Vec<Case> {
                     Reason::NewConnection,
                 ));
             }
+            // What a header does not count goes along all the same.
+            let trailed = [&ask(fits).bytes()[..], &[0; 1]].concat();
+            let behind = wide(row(net, form, "an octet behind the packet"));
+            cases.push(behind.passes_bytes(XdpUplink, &trailed, Some(Reason::Passed)));
             let long = ask(fits + 1);
             let mut quoted = long.packet();
             quoted.truncate(64);
@@ -338,6 +342,11 @@ pub(crate) fn too_long() -> Vec<Case> {
             if net.is_v4() {
                 let mut free = long.clone();
                 free.whole = false;
+                let mut trailed = ask(fits);
+                trailed.whole = false;
+                let trailed = [&trailed.bytes()[..], &[0; 1]].concat();
+                let behind = wide(row(net, form, "the same with an octet behind the packet"));
+                cases.push(behind.drops_bytes(UplinkIngress, &trailed, Reason::TooBig));
                 cases.push(wide(row(net, form, "what may be fragmented")).drops(UplinkIngress, &free, Reason::TooBig));
             }
         }

@@ -172,6 +172,13 @@ fn the_fast_path_goes_into_the_tunnel_and_out_of_it() {
             assert_eq!(counted, [Reason::Decapsulated, Reason::Forwarded], "{}", net.word);
             assert_eq!(outcome.verdict, Some(Verdict::Redirect));
             assert_eq!(outcome.out, home(&arrives).bytes());
+
+            // Nobody writes that a workload of this node is behind the tunnel; it would not be believed.
+            let old = scene.maps.next_hops.get(&hop::POD).expect("read").expect("a next hop");
+            let flags = hop_flags::TUNNEL;
+            scene.maps.next_hops.put(&hop::POD, &NextHop { flags, ..old }).expect("a next hop");
+            let outcome = machine.run(UplinkIngress, &arrives.bytes());
+            assert_eq!((outcome.verdict, outcome.out), (Some(Verdict::Redirect), home(&arrives).bytes()));
         }
     });
 }

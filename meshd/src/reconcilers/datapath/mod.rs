@@ -215,7 +215,9 @@ pub fn start(
     let existing = actual::existing(&programs.maps)?;
     let maps = &programs.maps;
     let neighbors = maps.neighbors.all()?;
-    let named = actual::named_hops(maps)?;
+    let identities = IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?);
+    let mut named = actual::named_hops(maps)?;
+    named.extend(identities.ways());
     let tunnels = far_ends::existing(maps.tunnels.all()?);
     let inherited = maps.settings.get(&0)?;
     let was_on = inherited.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
@@ -226,7 +228,7 @@ pub fn start(
     let mut state = State {
         services: ServicePlanner::new(options.services, existing).of_cluster(options.local.cluster.clone()),
         hops: HopPlanner::new(options.sizes.next_hops, &neighbors, &named),
-        identities: IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?),
+        identities,
         masquerade: Masquerade::new(maps, was_on)?,
         ways: Ways::default(),
         links: Links::default(),
@@ -713,7 +715,8 @@ impl State {
             wanted.contains(&address) || self.options.fast_path && identities.find(address).is_some()
         });
         self.refused.run(&self.programs.maps, plan.writes);
-        self.hops.release(|index| sweep.hops.contains(&index));
+        let ways = self.identities.ways();
+        self.hops.release(|index| sweep.hops.contains(&index) || ways.contains(&index));
         self.retry();
         if self.last.local_known {
             self.sockets.follow(&mut self.programs);

@@ -4,7 +4,7 @@
 //! workload over a node with the same address, the lower cluster id over the higher.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -87,6 +87,13 @@ impl IdentityPlanner {
     #[must_use]
     pub fn way(&self, address: IpAddr) -> u32 {
         self.find(address).or_else(|| self.inherited.get(&address).copied()).map_or(0, |identity| identity.way)
+    }
+
+    /// Next hops that records name, also those of an earlier process: none of them may become another neighbor's.
+    #[must_use]
+    pub fn ways(&self) -> BTreeSet<u32> {
+        let claimed = self.claims.values().flatten().map(|(_, identity)| identity.way);
+        claimed.chain(self.inherited.values().map(|identity| identity.way)).filter(|way| *way != 0).collect()
     }
 
     /// Addresses that are a workload's.

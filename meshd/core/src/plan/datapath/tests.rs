@@ -598,11 +598,12 @@ fn ways_of_the_fast_path_are_those_of_workloads() {
     assert_eq!(planner.set_way(address, 8), Some(write));
     assert_eq!(planner.set_way(address, 8), None);
     assert_eq!(planner.way(address), 8);
+    assert_eq!(planner.ways(), [8].into());
     assert_eq!(planner.workloads().collect::<Vec<_>>(), [address]);
     planner.put(address, &workload, None);
     assert_eq!((planner.way(address), planner.workloads().count()), (0, 0));
     let inherited = IdentityPlanner::new(&[(V4::from_octets([10, 1, 0, 10]), identity(300, 9))], &[]);
-    assert_eq!(inherited.way(address), 9);
+    assert_eq!((inherited.way(address), inherited.ways()), (9, [9].into()));
 }
 
 #[test]
