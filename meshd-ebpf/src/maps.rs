@@ -3,6 +3,7 @@
 //! Sizes here are defaults; the loader sets those of the configuration. What the bytes mean is said in `meshd-abi`. Tables that
 //! exist once per family are reached through [`Tables`], so that a program is written once.
 
+pub mod packed;
 pub mod ranges;
 pub mod recent;
 pub mod sockets;
@@ -16,9 +17,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FlowEvent, Fragment,
-    FragmentKey, Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey,
-    Settings, V4, V6,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FRONTEND_WORDS,
+    FlowEvent, Fragment, FragmentKey, Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason,
+    Service, ServiceKey, Settings, V4, V6, frontend_slot,
 };
 use meshd_steps::header::Family;
 
@@ -56,6 +57,8 @@ static MAGLEV: ArrayOfMaps<Chunk, 4_096> = ArrayOfMaps::new();
 static NEXT_HOPS: Array<NextHop, 4_096> = Array::new();
 #[btf_map]
 static LINKS: Array<Link, { LINK_ROOM as usize }> = Array::new();
+#[btf_map]
+static FRONTENDS: Array<u64, { FRONTEND_WORDS as usize }> = Array::new();
 #[btf_map]
 static EVENTS: RingBuf<FlowEvent, 1_048_576> = RingBuf::new();
 
@@ -123,6 +126,13 @@ pub fn count(reason: Reason, bytes: u64) {
             (*counter).bytes += bytes;
         }
     }
+}
+
+/// False for a destination that is no frontend of any service.
+#[inline(always)]
+pub fn may_be_frontend<A: Address>(address: &A, port: u16) -> bool {
+    let (word, bit) = frontend_slot(address, port);
+    FRONTENDS.get(word).is_some_and(|word| *word & bit != 0)
 }
 
 /// A backend's index by its place among the members of a service.
@@ -225,7 +235,7 @@ const fn pair(first: u64, second: u64, bits: u32) -> u64 {
 }
 
 /// The tables of one family.
-pub trait Tables: Family + Ranges + recent::Elements + dsr::Maps + tunnel::Arrived {
+pub trait Tables: Family + Ranges + packed::Packs + dsr::Maps + tunnel::Arrived {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
     /// This CPU's room for an ICMP error under way.

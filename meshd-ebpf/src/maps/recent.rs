@@ -1,4 +1,5 @@
-//! Connections whose packets were seen a moment ago, in front of the table of connections.
+//! Connections whose packets were seen a moment ago, in front of the table of connections: answers, those of IPv6, and what is not in
+//! [`packed`](super::packed).
 //!
 //! A hash table of the kernel takes a call and three or four cache lines that are far apart: with a hundred thousand connections
 //! that is most of what a packet costs. Here the element's place follows from the tuple, and of IPv4 it is one line. What an element
@@ -15,17 +16,37 @@ use aya_ebpf::{
     helpers::{bpf_spin_lock as lock, bpf_spin_unlock as unlock},
     macros::btf_map,
 };
-use meshd_abi::{Address, Connection, ConnectionKey, V4, V6};
+use meshd_abi::{Address, Connection, ConnectionKey, Scope, V4, V6};
 
 use super::{Tables, pair};
+
+/// What asks for a connection: a key alone does not say which of its ends sent a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// A packet for a service, asked from there.
+    Asks(Scope),
+    /// An answer.
+    Answers,
+}
+
+impl Side {
+    /// A number of its own.
+    #[inline(always)]
+    const fn octet(self) -> u8 {
+        match self {
+            Self::Asks(scope) => scope as u8,
+            Self::Answers => 2,
+        }
+    }
+}
 
 /// Elements begin at a page: one of IPv4 is a cache line then.
 const ALIGNED: usize = BPF_F_MMAPABLE as usize;
 /// Elements in which a connection may be, a power of two: the later ones cost little, as they follow in memory, and with fewer more
 /// connections find their places taken.
 const WAYS: u32 = 4;
-/// A tick in which no packet comes.
-const NEVER: u32 = u32::MAX;
+/// A moment in which no packet comes.
+const NEVER: Moment = Moment(u64::MAX);
 
 /// An element.
 #[repr(C)]
@@ -67,14 +88,14 @@ pub trait Elements: Address {
     /// Number of double words of a connection.
     const CONNECTION: usize;
 
-    /// A key in double words.
-    fn halves(key: &ConnectionKey<Self>) -> Self::Key;
+    /// A key in double words, with who asks.
+    fn halves(key: &ConnectionKey<Self>, side: Side) -> Self::Key;
     /// Number of elements less one; 0: none.
     fn mask() -> u32;
     /// An element.
     fn element(index: u32) -> Option<*mut Recent<Self>>;
     /// Calls the family's function that looks for a connection, or the one that writes.
-    fn call(key: &ConnectionKey<Self>, now: u32, write: bool) -> u32;
+    fn call(key: &ConnectionKey<Self>, side: Side, now: Moment, write: bool) -> u32;
 }
 
 impl Elements for V4 {
@@ -82,9 +103,9 @@ impl Elements for V4 {
     const CONNECTION: usize = size_of::<Connection<Self>>() / 8;
 
     #[inline(always)]
-    fn halves(key: &ConnectionKey<Self>) -> [u64; 2] {
+    fn halves(key: &ConnectionKey<Self>, side: Side) -> [u64; 2] {
         let ([source, ..], [destination, ..]) = (key.source.words(), key.destination.words());
-        [pair(source.into(), destination.into(), 32), rest(key)]
+        [pair(source.into(), destination.into(), 32), rest(key, side)]
     }
     #[inline(always)]
     fn mask() -> u32 {
@@ -96,9 +117,9 @@ impl Elements for V4 {
         RECENT4.get_ptr_mut(index)
     }
     #[inline(always)]
-    fn call(key: &ConnectionKey<Self>, now: u32, write: bool) -> u32 {
-        let [addresses, rest] = Self::halves(key);
-        if write { remember4(addresses, rest, now) } else { recall4(addresses, rest, now) }
+    fn call(key: &ConnectionKey<Self>, side: Side, now: Moment, write: bool) -> u32 {
+        let [addresses, rest] = Self::halves(key, side);
+        if write { remember4(addresses, rest, now.0) } else { recall4(addresses, rest, now.0) }
     }
 }
 
@@ -107,10 +128,10 @@ impl Elements for V6 {
     const CONNECTION: usize = size_of::<Connection<Self>>() / 8;
 
     #[inline(always)]
-    fn halves(key: &ConnectionKey<Self>) -> [u64; 5] {
+    fn halves(key: &ConnectionKey<Self>, side: Side) -> [u64; 5] {
         let ([a, b, c, d], [e, f, g, h]) = (key.source.words(), key.destination.words());
         let two = |first: u32, second: u32| pair(first.into(), second.into(), 32);
-        [two(a, b), two(c, d), two(e, f), two(g, h), rest(key)]
+        [two(a, b), two(c, d), two(e, f), two(g, h), rest(key, side)]
     }
     #[inline(always)]
     fn mask() -> u32 {
@@ -122,23 +143,23 @@ impl Elements for V6 {
         RECENT6.get_ptr_mut(index)
     }
     #[inline(always)]
-    fn call(key: &ConnectionKey<Self>, now: u32, write: bool) -> u32 {
+    fn call(key: &ConnectionKey<Self>, side: Side, now: Moment, write: bool) -> u32 {
         // More words than a call takes.
         let Some(room) = Self::beginning() else { return 0 };
         let to = (&raw mut room.recent_key).cast::<u64>();
-        for (at, word) in Self::halves(key).iter().enumerate() {
+        for (at, word) in Self::halves(key, side).iter().enumerate() {
             // SAFETY: inside of the key; volatile, so that double words are written and read as such.
             unsafe { to.add(at).write_volatile(*word) };
         }
-        if write { remember6(now) } else { recall6(now) }
+        if write { remember6(now.0) } else { recall6(now.0) }
     }
 }
 
-/// Ports and protocol.
+/// Ports, protocol and who asks.
 #[inline(always)]
-fn rest<A>(key: &ConnectionKey<A>) -> u64 {
-    let protocol = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
-    pair(pair(key.source_port.into(), key.destination_port.into(), 16), protocol.into(), 32)
+fn rest<A>(key: &ConnectionKey<A>, side: Side) -> u64 {
+    let kind = u32::from_ne_bytes([key.protocol, side.octet(), 0, 0]);
+    pair(pair(key.source_port.into(), key.destination_port.into(), 16), kind.into(), 32)
 }
 
 /// The first element in which a key may be.
@@ -152,12 +173,30 @@ fn place<A: Elements>(words: A::Key) -> u32 {
     (hash as u32) & A::mask() & !(WAYS - 1)
 }
 
-/// What is written now.
-#[inline(always)]
-fn stamp(now: u32) -> Option<u64> {
-    let epoch = EPOCH.get(0)?;
-    // SAFETY: a word of a map; volatile, because user space changes it.
-    Some(u64::from(now) | u64::from(unsafe { core::ptr::from_ref(epoch).read_volatile() }) << 32)
+/// The tick in which a program works and, in the upper half, the epoch: to be taken before anything is looked up that is then remembered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// The moment of a tick.
+    #[inline(always)]
+    pub fn of(tick: u32) -> Option<Self> {
+        // SAFETY: a word of a map; volatile, because user space changes it.
+        let epoch = EPOCH.get(0).map(|epoch| unsafe { core::ptr::from_ref(epoch).read_volatile() })?;
+        Some(Self(u64::from(tick) | u64::from(epoch) << 32))
+    }
+
+    /// The tick.
+    #[inline(always)]
+    pub const fn tick(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The epoch.
+    #[inline(always)]
+    pub const fn epoch(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// True when an element has this key.
@@ -176,8 +215,8 @@ fn has<A: Elements>(element: *const Recent<A>, words: A::Key) -> bool {
 /// The connection of a tuple when one of its packets was seen in this tick: a copy of this CPU's own, until the program asks for its
 /// [`super::Beginning`].
 #[inline(always)]
-pub fn recall<A: Tables>(key: &ConnectionKey<A>, now: u32) -> Option<&'static mut Connection<A>> {
-    if A::mask() == 0 || A::call(key, now, false) == 0 {
+pub fn recall<A: Tables>(key: &ConnectionKey<A>, side: Side, now: Moment) -> Option<&'static mut Connection<A>> {
+    if A::mask() == 0 || A::call(key, side, now, false) == 0 {
         return None;
     }
     A::beginning().map(|room| &mut room.forward)
@@ -195,17 +234,20 @@ pub fn take<A: Tables>(connection: &Connection<A>) -> Option<&'static mut Connec
 
 /// Notes the connection that was [taken](take), of which a packet is seen, unless others have its places in this tick.
 #[inline(always)]
-pub fn remember<A: Tables>(key: &ConnectionKey<A>, now: u32) {
+pub fn remember<A: Tables>(key: &ConnectionKey<A>, side: Side, now: Moment) {
     if A::mask() != 0 {
-        A::call(key, now, true);
+        A::call(key, side, now, true);
     }
 }
 
-/// Makes sure that nobody is told of a connection whose entry is replaced or removed.
+/// Makes sure that nobody is told of a connection whose entry is replaced or removed, whoever asks.
 #[inline(always)]
 pub fn forget<A: Tables>(key: &ConnectionKey<A>) {
     if A::mask() != 0 {
-        A::call(key, NEVER, true);
+        for side in [Side::Asks(Scope::External), Side::Asks(Scope::Internal), Side::Answers] {
+            A::call(key, side, NEVER, true);
+        }
+        A::unpack(key);
     }
 }
 
@@ -214,14 +256,14 @@ macro_rules! functions {
     ($recall:ident, $remember:ident, $family:ty, ($($argument:ident),*), $words:expr) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $recall($($argument: u64,)* now: u32) -> u32 {
-            find::<$family>($words, now).is_some().into()
+        extern "C" fn $recall($($argument: u64,)* now: u64) -> u32 {
+            find::<$family>($words, Moment(now)).is_some().into()
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $remember($($argument: u64,)* now: u32) -> u32 {
-            note::<$family>($words, now).is_some().into()
+        extern "C" fn $remember($($argument: u64,)* now: u64) -> u32 {
+            note::<$family>($words, Moment(now)).is_some().into()
         }
     };
 }
@@ -235,8 +277,8 @@ functions!(recall6, remember6, V6, (), {
 
 /// Looks for a connection and copies what is there to this CPU's room.
 #[inline(always)]
-fn find<A: Tables>(words: A::Key, now: u32) -> Option<()> {
-    let (first, stamp) = (place::<A>(words), stamp(now)?);
+fn find<A: Tables>(words: A::Key, now: Moment) -> Option<()> {
+    let (first, stamp) = (place::<A>(words), now.0);
     let room = A::beginning()?;
     let mut way = 0;
     while way < WAYS {
@@ -258,8 +300,8 @@ fn find<A: Tables>(words: A::Key, now: u32) -> Option<()> {
 /// Writes what is in this CPU's room to an element that the connection has already, or whose time is over; or only that what is there
 /// counts no longer.
 #[inline(always)]
-fn note<A: Tables>(words: A::Key, now: u32) -> Option<()> {
-    let (first, stamp) = (place::<A>(words), stamp(now)?);
+fn note<A: Tables>(words: A::Key, now: Moment) -> Option<()> {
+    let (first, stamp) = (place::<A>(words), now.0);
     let is_over = now == NEVER;
     let room = A::beginning()?;
     let mut way = 0;

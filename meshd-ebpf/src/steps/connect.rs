@@ -7,7 +7,7 @@ use meshd_abi::{
 };
 use meshd_steps::{
     Packet, Part,
-    choose::{mix, reduce},
+    choose::Ports,
     header::{protocol, tcp},
 };
 
@@ -147,13 +147,10 @@ impl<A: Tables> Beginning<A> {
         if settings.port_count == 0 {
             return Err(Reason::NoSource);
         }
-        let ports = u64::from(self.key.source_port) << 16 | u64::from(self.key.destination_port);
-        let mut state = u64::from(self.key.source.folded()) << 32 | ports;
+        let mut ports = Ports::of(&self.key.source, self.key.source_port, self.key.destination_port);
         let mut tries = 0;
         while tries < PORT_TRIES {
-            let hash = mix(state, tries);
-            state = state.rotate_left(17) ^ u64::from(hash);
-            let port = settings.ports.wrapping_add(reduce(hash, u32::from(settings.port_count)) as u16).to_be();
+            let port = ports.next(settings.ports, settings.port_count);
             self.answer_key.destination_port = port;
             if A::add_connection(&self.answer_key, &self.answer) {
                 self.forward.tuple.source_port = port;

@@ -8,6 +8,7 @@ use meshd_steps::{
     Packet,
     choose::{chunk_of, client_hash, flow_hash, reduce},
     header::{protocol, tcp},
+    packed::{Form, Packed},
 };
 
 use super::{
@@ -15,7 +16,11 @@ use super::{
     connect::{self, Beginning},
     past,
 };
-use crate::maps::{self, Tables, recent};
+use crate::maps::{
+    self, Tables,
+    packed::Known,
+    recent::{self, Moment, Side},
+};
 
 /// Decides about a packet by its destination. `reply_hop` is where its answers go, as far as the caller knows, and is asked for the
 /// first packet of a connection only; `now` is the time in ticks, and is asked when there is a service.
@@ -26,22 +31,35 @@ pub fn serve<A: Tables>(
     reply_hop: impl FnOnce() -> u32,
     now: impl FnOnce() -> u32,
 ) -> Decision<A> {
-    let key = ServiceKey::new(packet.key.destination, packet.key.destination_port, packet.key.protocol, scope);
-    let Some(service) = A::service(&key) else { return Decision::Pass };
+    let (address, port) = (packet.key.destination, packet.key.destination_port);
+    if !maps::may_be_frontend(&address, port) {
+        return Decision::Pass;
+    }
     let now = now();
-    if let Some(send) = recalled(packet, now) {
+    let Some(moment) = Moment::of(now) else { return Decision::Pass };
+    if let Some(send) = recalled(packet, scope, moment) {
         return Decision::Send(send);
     }
+    let key = ServiceKey::new(address, port, packet.key.protocol, scope);
+    let Some(service) = A::service(&key) else { return Decision::Pass };
     let mut is_known = false;
     if let Some(connection) = A::connection(&packet.key) {
+        // An answer, to somebody with the address of a service.
+        if connection.flags & connection_flags::REPLY != 0 {
+            return Decision::Pass;
+        }
         is_known = true;
         let is_new = packet.is_syn() && connection.flags & connection_flags::CLOSING != 0;
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {
                 let event = connect::touch(connection, packet, now);
                 let Some(connection) = recent::take(connection) else { return Decision::Pass };
-                if is_common(packet) {
-                    recent::remember(&packet.key, now);
+                // One that leaves is asked for with every packet: its index becomes another's once nobody has an entry with it.
+                if is_common(packet)
+                    && backend.state == BackendState::Active as u8
+                    && !A::pack((&packet.key, scope), connection, backend, moment)
+                {
+                    recent::remember(&packet.key, Side::Asks(scope), moment);
                 }
                 return Decision::Send(to_backend(connection, backend, event));
             }
@@ -75,13 +93,38 @@ pub fn serve<A: Tables>(
 /// What happens to a packet in the middle of a connection of which another one was seen in this tick, as long as its backend takes
 /// connections.
 #[inline(always)]
-fn recalled<A: Tables>(packet: &Packet<A>, now: u32) -> Option<Send<A>> {
+fn recalled<A: Tables>(packet: &Packet<A>, scope: Scope, now: Moment) -> Option<Send<A>> {
     if !is_common(packet) {
         return None;
     }
-    let connection = recent::recall(&packet.key, now)?;
+    if let Some(known) = A::packed(&packet.key, scope, now) {
+        return unpacked(packet, known);
+    }
+    let connection = recent::recall(&packet.key, Side::Asks(scope), now)?;
     let backend = A::backend(connection.to).filter(|backend| backend.state == BackendState::Active as u8)?;
     Some(to_backend(connection, backend, 0))
+}
+
+/// What happens to a packet of a connection of which little but the backend is written down.
+#[inline(always)]
+fn unpacked<A: Tables>(packet: &Packet<A>, known: Known) -> Option<Send<A>> {
+    let Packed { backend: index, form } = known.packed;
+    let backend = A::backend(index).filter(|backend| backend.state == BackendState::Active as u8)?;
+    let tuple = &mut A::beginning()?.forward.tuple;
+    (tuple.source, tuple.source_port) = if form.tries().is_some() {
+        (A::own_source(maps::settings()?), known.port)
+    } else {
+        (packet.key.source, packet.key.source_port)
+    };
+    (tuple.destination, tuple.destination_port) = (backend.address, backend.port);
+    Some(Send {
+        tuple,
+        next_hop: if form == Form::IN_STACK { 0 } else { backend.next_hop },
+        local: backend.local != 0,
+        direct: if form == Form::DIRECT { index } else { 0 },
+        reason: Reason::ToBackend,
+        event: 0,
+    })
 }
 
 /// True for a packet that neither opens nor closes its connection.

@@ -30,6 +30,33 @@ pub const fn mix(value: u64, seed: u32) -> u32 {
     (x >> 32) as u32
 }
 
+/// Ports that are tried for a translated source, in a sequence that differs from flow to flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    state: u64,
+    tries: u32,
+}
+
+impl Ports {
+    /// Those of a flow: its client, that one's port, and the port it asked.
+    #[must_use]
+    #[inline(always)]
+    pub fn of<A: Address>(client: &A, client_port: u16, port: u16) -> Self {
+        let ports = u64::from(client_port) << 16 | u64::from(port);
+        Self { state: u64::from(client.folded()) << 32 | ports, tries: 0 }
+    }
+
+    /// The next one, network byte order, of `count` from `first` on, which is host byte order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn next(&mut self, first: u16, count: u16) -> u16 {
+        let hash = mix(self.state, self.tries);
+        self.state = self.state.rotate_left(17) ^ hash as u64;
+        self.tries += 1;
+        first.wrapping_add(reduce(hash, count as u32) as u16).to_be()
+    }
+}
+
 /// A number below `count` from a hash, each equally often (multiply and shift).
 #[must_use]
 #[inline(always)]
@@ -57,6 +84,17 @@ mod tests {
         assert_eq!(flow_hash(7606, &client, 40_000u16.to_be(), 80u16.to_be(), 6), FIXED);
     }
     const FIXED: u32 = 1_280_592_688;
+
+    #[test]
+    fn ports_are_of_the_range_and_differ() {
+        let client = V4::from_octets([192, 0, 2, 7]);
+        let mut ports = Ports::of(&client, 40_000_u16.to_be(), 80_u16.to_be());
+        let first: [u16; 4] = core::array::from_fn(|_| u16::from_be(ports.next(32_768, 28_000)));
+        assert!(first.iter().all(|port| (32_768..60_768).contains(port)), "{first:?}");
+        assert!(first.windows(2).all(|two| two[0] != two[1]), "{first:?}");
+        let mut others = Ports::of(&client, 40_001_u16.to_be(), 80_u16.to_be());
+        assert_ne!(u16::from_be(others.next(32_768, 28_000)), first[0]);
+    }
 
     #[test]
     fn reduction_stays_below_the_count_and_is_even() {

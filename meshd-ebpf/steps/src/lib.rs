@@ -13,6 +13,7 @@ pub mod frame;
 pub mod header;
 pub mod hop;
 pub mod icmp;
+pub mod packed;
 pub mod rewrite;
 pub mod tunnel;
 

@@ -21,6 +21,7 @@ mod generation;
 mod layouts;
 mod pins;
 mod programs;
+mod services;
 pub mod shape;
 mod sockets;
 mod sys;
@@ -32,6 +33,7 @@ pub use events::Events;
 pub use features::Features;
 pub use generation::latest;
 pub use programs::{Attached, FamilyMaps, Maps, Program, Programs, remove};
+pub use services::Services;
 pub use sockets::{ControlGroup, SocketProgram};
 pub use table::{CpuArray, Table};
 

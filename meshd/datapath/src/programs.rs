@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{
@@ -19,8 +20,8 @@ use aya::{
 };
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Service, ServiceKey, Settings,
-    SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
+    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey,
+    SocketValue, Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
@@ -30,6 +31,7 @@ use crate::{
     filters::{self, Filters},
     generation::{self, Generation},
     pins,
+    services::{Frontends, Services},
     shape::{self, Sizes},
     sockets, sys,
     takeover::{self, Shared},
@@ -129,7 +131,7 @@ impl Attached {
 #[derive(Debug)]
 pub struct FamilyMaps<A> {
     /// Services by destination.
-    pub services: Table<ServiceKey<A>, Service>,
+    pub services: Services<A>,
     /// Backends by index.
     pub backends: Table<u32, Backend<A>>,
     /// Nodes of backends that see clients themselves, by the backend's index.
@@ -177,6 +179,8 @@ pub struct Maps {
     epoch: Table<u32, u32>,
     /// Descriptors of Maglev chunks.
     maglev: Table<u32, u32>,
+    /// Which destinations may be frontends.
+    frontends: Arc<Frontends>,
     /// IPv4.
     pub v4: FamilyMaps<V4>,
     /// IPv6.
@@ -202,10 +206,15 @@ impl Maps {
     }
 
     fn open(folder: &Path) -> Result<Self, DatapathError> {
+        let words = table(&folder.join("FRONTENDS"), "FRONTENDS")?;
+        let frontends = Arc::new(Frontends::new(words));
         macro_rules! family {
             ($digit:literal) => {
                 FamilyMaps {
-                    services: table(&folder.join(concat!("SERVICES", $digit)), concat!("SERVICES", $digit))?,
+                    services: Services::new(
+                        table(&folder.join(concat!("SERVICES", $digit)), concat!("SERVICES", $digit))?,
+                        &frontends,
+                    ),
                     backends: table(&folder.join(concat!("BACKENDS", $digit)), concat!("BACKENDS", $digit))?,
                     direct: table(&folder.join(concat!("DIRECT", $digit)), concat!("DIRECT", $digit))?,
                     receivers: table(&folder.join(concat!("RECEIVERS", $digit)), concat!("RECEIVERS", $digit))?,
@@ -238,7 +247,16 @@ impl Maps {
             maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
             v4: family!("4"),
             v6: family!("6"),
+            frontends,
         })
+    }
+
+    /// Makes the filter in front of the services forget those that were removed. Until then packets for them are looked up, as before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn trim_frontends(&self) -> Result<(), DatapathError> {
+        self.frontends.trim(&self.v4.services, &self.v6.services)
     }
 
     /// To be called after connections were removed or written that may be in use: what the programs remember of any connection counts no
@@ -373,6 +391,9 @@ impl Programs {
         {
             loader.map_max_entries(map, elements.max(1)).override_global(mask, value, true);
         }
+        if remembered[0] == 0 {
+            loader.map_max_entries("PACKED4", 1);
+        }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for program in Program::ALL {
             let loaded = match program.direction() {
@@ -389,6 +410,9 @@ impl Programs {
             }
             generation.set_complete()?;
         }
+        // What there is may be of a process that knew no filter. Programs that look at it meanwhile lose nothing: only what no service
+        // has is taken out.
+        maps.frontends.rebuild(&maps.v4.services, &maps.v6.services)?;
         Ok(Self { ebpf, generation, older, shared, caught_up: false, features, filters, maps })
     }
 

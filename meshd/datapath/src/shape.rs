@@ -4,9 +4,9 @@ use std::fmt;
 
 use aya::maps::MapType;
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings,
-    SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
+    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, FRONTEND_WORDS, Fragment,
+    FragmentKey, Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey,
+    Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 
 /// Kind and sizes of a map.
@@ -53,8 +53,8 @@ pub struct Sizes {
     pub maglev: u32,
     /// Entries of IPv4 connections, two for each; IPv6 gets a quarter.
     pub connections: u32,
-    /// Connections whose packets were seen a moment ago, found faster than in their table: a power of two; IPv6 gets a quarter. 0: all
-    /// are looked for in the table.
+    /// Connections whose packets were seen a moment ago, found faster than in their table: a power of two; IPv6 gets a quarter. 131,072
+    /// of IPv4 are found faster still, in two megabytes. 0: all are looked for in the table.
     pub recent: u32,
     /// Clients with session affinity, per family.
     pub affinity: u32,
@@ -134,6 +134,7 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
     vec![
         spec::<u32, Settings>("SETTINGS", Array, 1),
         spec::<u32, u32>("EPOCH", Array, 1),
+        spec::<u32, u64>("FRONTENDS", Array, FRONTEND_WORDS),
         spec::<u32, Counter>("COUNTERS", PerCpuArray, Reason::COUNT),
         spec::<NeighborKey, u32>("NEIGHBORS", Hash, sizes.next_hops),
         spec::<u32, u32>("MEMBERS", Array, sizes.members),

@@ -183,7 +183,8 @@ impl Taken {
         let owners = owners(path, &services)?;
         let backends: Vec<(u32, Backend<A>)> = layouts::backends(from, family, &owners)?;
         self.put(backends.into_iter().filter(|(index, _)| *index < sizes.backends).collect(), &maps.backends);
-        self.put(services, &maps.services);
+        // Whoever takes over looks through all services afterwards.
+        self.put(services, maps.services.table());
         let direct: Vec<(u32, Direct<A>)> = all(path, &named("DIRECT"))?;
         let direct =
             direct.into_iter().filter(|(index, direct)| *index < sizes.backends && *direct != Direct::default());

@@ -120,25 +120,32 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
     let overhead = dsr::overhead::<A>(form) as u32;
     // SAFETY: the context is valid while the program runs.
     let is_segment = unsafe { (*ctx.skb.skb).gso_size != 0 };
-    let mut mtu = 0;
+    let mut too_small = None;
     let hop = maps::next_hop(next_hop(work, form));
     let mut link = 0;
     if let Some(hop) = hop {
         link = hop.link;
         if !is_segment && longest + overhead > u32::from(hop.mtu) {
-            mtu = u32::from(hop.mtu);
+            too_small = Some(u32::from(hop.mtu));
         }
     } else {
         let Some(route) = maps::route() else { return drop_tc(ctx, &work.packet, Reason::NoRoute) };
-        ask(route, work, form, &ends, ctx.link(), if is_segment { 0 } else { (longest + overhead) as u16 });
+        ask(
+            route,
+            work,
+            form,
+            &ends,
+            ctx.link(),
+            if is_segment { 0 } else { (longest + overhead).min(u16::MAX.into()) as u16 },
+        );
         // SAFETY: the context is valid and the structure is as long as the kernel is told.
         match unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) } {
             FOUND | NO_NEIGHBOR => link = route.link,
-            TOO_LONG => mtu = u32::from(route.length),
+            TOO_LONG => too_small = Some(u32::from(route.length)),
             _ => return drop_tc(ctx, &work.packet, Reason::NoRoute),
         }
     }
-    if mtu != 0 {
+    if let Some(mtu) = too_small {
         work.next_hop = mtu.saturating_sub(overhead);
         return TC_TOO_LONG;
     }

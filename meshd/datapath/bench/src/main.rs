@@ -7,6 +7,7 @@
 mod cases;
 mod driver;
 mod fill;
+mod memory;
 mod netns;
 #[path = "../../../../tests/src/bin/bench/report.rs"]
 mod report;
@@ -67,6 +68,9 @@ fn measure(only: Option<&str>) -> anyhow::Result<Report> {
     let sizes = Sizes { connections: CONNECTIONS, ..Sizes::default() };
     let programs = Programs::load(&folder.path().join("meshd"), &sizes)?;
     world::prepare(&programs.maps, LINK, EVENTS_PER_TICK)?;
+    if wanted("memory") {
+        report.0.push(memory::measure(&machine));
+    }
     for case in cases::all().iter().filter(|case| wanted(&case.name)) {
         let samples = case.measure(&mut driver, &programs).with_context(|| case.name.clone())?;
         report.0.push(cost(&case.name, &samples, case.target, &machine));

@@ -9,6 +9,7 @@ use meshd_abi::{
 };
 use meshd_core::maglev::{Maglev, Slots};
 use meshd_datapath::{FamilyMaps, Maps};
+use meshd_steps::choose::Ports;
 
 use crate::driver::Packets;
 
@@ -246,6 +247,8 @@ pub(crate) fn know<A: Side>(maps: &Maps, aim: Aim, flows: u32) -> anyhow::Result
                 (Tuple { source: A::of(NODE), destination, source_port: own_port, destination_port: port }, 0, flags)
             }
             Aim::Replaced => {
+                // The first that the programs try.
+                let own_port = Ports::of(&source, source_port, port).next(PORTS.0, PORTS.1);
                 let (source, destination_port) = (A::of(NODE), BACKEND_PORT.to_be());
                 let flags = connection_flags::SNAT;
                 (Tuple { source, destination: backend, source_port: own_port, destination_port }, index, flags)

@@ -1,26 +1,31 @@
-//! What the programs remember of connections in front of their table (`meshd-ebpf/src/maps/recent.rs`): that it is used, for how long, and
-//! what ends it at once.
+//! What the programs remember of connections in front of their table (`meshd-ebpf/src/maps/recent.rs` and `packed.rs`): that it is used,
+//! that it says what the table says, for how long, and what ends it at once.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
-use meshd_abi::{Address, BackendState, Reason, Scope};
+use meshd_abi::{Address, BackendState, ConnectionKey, Reason, Scope, V4, V6, connection_flags, settings_flags};
 use meshd_datapath::{
     FamilyMaps,
-    Program::{self, UplinkIngress, XdpUplink},
+    Program::{self, UplinkIngress, WorkloadIngress, XdpUplink},
+};
+use meshd_steps::{
+    choose::Ports,
+    packed::{Key, WAYS},
 };
 
 use crate::{
     case::{
         Machine, Outcome,
-        Verdict::{Back, Pass, Redirect},
+        Verdict::{self, Back, Pass, Redirect},
         with_machine,
     },
-    frame::{ACK, FIN, Frame, GATEWAY, OWN, TCP, syn, tcp},
-    scene::{Kind, NETS, Net, backend, service, ticks},
+    frame::{ACK, FIN, Frame, GATEWAY, OWN, SCTP, TCP, UDP, opening, packet, syn, tcp},
+    scene::{Family, Kind, NET4, NETS, Net, OTHER, backend, service, ticks},
 };
 
 /// Backends of the service that is asked, one after the other.
@@ -85,15 +90,8 @@ impl<'a> Talk<'a> {
         Err(format!("{} {}: {outcome:02x?}, not {verdict:?} {counted:?}", self.net.word, self.program.name()))
     }
 
-    /// Removes the entries of both directions from the table, and tells nobody.
     fn remove(&self) {
-        fn remove<A: Address>(maps: &FamilyMaps<A>) {
-            let keys: Vec<_> = maps.connections.all().expect("read").into_iter().map(|(key, _)| key).collect();
-            maps.connections.remove_all(&keys).expect("removed");
-        }
-        remove(&self.machine.programs.maps.v4);
-        remove(&self.machine.programs.maps.v6);
-        assert_eq!(self.machine.scene().connections(), 0);
+        remove(self.machine);
     }
 
     /// A late answer of the first backend is nobody's.
@@ -115,6 +113,44 @@ impl<'a> Talk<'a> {
         panic!("{TRIES} times a tick was over too early");
     }
 }
+
+/// Removes all entries from the table, and tells nobody.
+fn remove(machine: &Machine) {
+    fn remove<A: Address>(maps: &FamilyMaps<A>) {
+        let keys: Vec<_> = maps.connections.all().expect("read").into_iter().map(|(key, _)| key).collect();
+        maps.connections.remove_all(&keys).expect("removed");
+    }
+    remove(&machine.programs.maps.v4);
+    remove(&machine.programs.maps.v6);
+    assert_eq!(machine.scene().connections(), 0);
+}
+
+/// What the table says of a connection's packet, and what is remembered of it: both must have been seen within one tick.
+fn said_and_remembered(machine: &Machine, program: Program, opening: &Frame, packet: &Frame) -> [Told; 2] {
+    for _ in 0..TRIES {
+        let begin = ticks();
+        let told = |packet: &Frame| {
+            let Outcome { verdict, out, counted, .. } = machine.run(program, &packet.bytes());
+            (verdict, out, counted)
+        };
+        told(opening);
+        // From now on it is one of which more than the beginning was seen.
+        told(packet);
+        machine.programs.maps.forget_recent().expect("another epoch");
+        let said = told(packet);
+        remove(machine);
+        let remembered = told(packet);
+        let is_untouched = machine.scene().connections() == 0;
+        remove(machine);
+        if ticks() == begin {
+            assert!(is_untouched, "nothing was remembered: {remembered:02x?}, after {said:02x?}");
+            return [said, remembered];
+        }
+    }
+    panic!("{TRIES} times a tick was over too early");
+}
+
+type Told = (Option<Verdict>, Vec<u8>, Vec<(Reason, u64, u64)>);
 
 /// Waits for a tick to begin.
 fn next_tick() {
@@ -214,6 +250,270 @@ fn a_backend_that_goes_ends_what_is_remembered() {
                 let is_ended = counted == [(Reason::BackendKilled, 1, asked.len() as u64)];
                 if is_ended { Ok(()) } else { Err(format!("{counted:?}")) }
             });
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "s390x")),
+    ignore = "nothing is remembered here: this processor may change the order of loads or of stores"
+)]
+fn what_is_remembered_is_what_the_table_says() {
+    with_machine(|machine| {
+        let forms = [None, Some(0), Some(settings_flags::DSR_IPIP), Some(settings_flags::DSR_GENEVE)];
+        let mut seen = BTreeMap::new();
+        for (net, form) in NETS.into_iter().flat_map(|net| forms.map(|form| (net, form))) {
+            let ways = [
+                (XdpUplink, Kind::LoadBalancer, net.client()),
+                (UplinkIngress, Kind::LoadBalancer, net.client()),
+                (UplinkIngress, Kind::NodePort, net.client()),
+                (WorkloadIngress, Kind::Cluster, net.workload()),
+                (WorkloadIngress, Kind::Cluster, (net.backend_ip(backend::POD), 33_000).into()),
+            ];
+            for ((program, kind, from), protocol) in ways.into_iter().flat_map(|way| [TCP, UDP, SCTP].map(|p| (way, p)))
+            {
+                for index in backend::ALL {
+                    machine.scene().reset();
+                    if let Some(form) = form {
+                        machine.scene().put_direct(form);
+                    }
+                    let to = net.frontend(kind, index);
+                    let [opening, packet] = [opening(protocol, from, to), packet(protocol, from, to)];
+                    // What is dropped, or is no service here, leaves nothing behind.
+                    let begins = machine
+                        .run(program, &opening.bytes())
+                        .counted
+                        .iter()
+                        .any(|(reason, ..)| *reason == Reason::NewConnection);
+                    if !begins {
+                        continue;
+                    }
+                    let flags = machine.scene().connection_flags(protocol, (from, to)).expect("an entry");
+                    let [said, remembered] = said_and_remembered(machine, program, &opening, &packet);
+                    let name = format!("{} {} {kind:?} {protocol} {index} {form:?}", net.word, program.name());
+                    assert_eq!(remembered, said, "{name}, {flags:#x}");
+                    let what = flags & !(connection_flags::LOCAL | connection_flags::ANSWERED);
+                    *seen.entry((net.word, what)).or_insert(0) += 1;
+                }
+            }
+        }
+        // Of everything that a connection can be there was some.
+        let kinds = [0, connection_flags::SNAT, connection_flags::DSR, connection_flags::STACK];
+        for (net, kind) in NETS.into_iter().flat_map(|net| kinds.map(|kind| (net, kind))) {
+            assert!(seen.get(&(net.word, kind)).is_some_and(|cases| *cases > 5), "{}, {kind:#x}: {seen:?}", net.word);
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "s390x")),
+    ignore = "nothing is remembered here: this processor may change the order of loads or of stores"
+)]
+fn a_port_is_remembered_however_many_were_tried() {
+    with_machine(|machine| {
+        for (net, taken) in NETS.into_iter().flat_map(|net| (0..7).map(move |taken| (net, taken))) {
+            machine.scene().reset();
+            machine.scene().put_settings(|settings| (settings.ports, settings.port_count) = (40_000, 10_000));
+            let (from, to, backend) = (net.client(), net.frontend(Kind::LoadBalancer, 2), net.backend(backend::REMOTE));
+            let [mut own4, mut own6] = [
+                Ports::of(&V4::of(NETS[0].client_ip()), from.port().to_be(), to.port().to_be()),
+                Ports::of(&V6::of(NETS[1].client_ip()), from.port().to_be(), to.port().to_be()),
+            ];
+            let mut next = || if net.is_v4() { own4.next(40_000, 10_000) } else { own6.next(40_000, 10_000) };
+            let before: Vec<u16> = (0..taken).map(|_| u16::from_be(next())).collect();
+            let wanted = u16::from_be(next());
+            let take = || {
+                for port in &before {
+                    machine.scene().put_connection(
+                        TCP,
+                        (backend, (net.node_ip(), *port).into()),
+                        (backend, from),
+                        0,
+                        0,
+                    );
+                }
+            };
+            take();
+            assert_eq!(machine.scene().connections(), taken);
+            let told = |packet: &Frame| machine.run(XdpUplink, &packet.bytes());
+            let mut done = false;
+            for _ in 0..TRIES {
+                let begin = ticks();
+                told(&syn(from, to));
+                told(&tcp(from, to));
+                remove(machine);
+                let out = told(&tcp(from, to)).out;
+                let is_untouched = machine.scene().connections() == 0;
+                if ticks() == begin {
+                    let expected = tcp((net.node_ip(), wanted).into(), backend).sent(GATEWAY, OWN);
+                    assert!(is_untouched, "{} {taken}: nothing was remembered", net.word);
+                    assert_eq!(out, expected.bytes(), "{} {taken}", net.word);
+                    done = true;
+                    break;
+                }
+                remove(machine);
+                take();
+            }
+            assert!(done, "{TRIES} times a tick was over too early");
+        }
+    });
+}
+
+/// Workloads whose connections to a frontend share their set.
+fn of_one_set(to: SocketAddr, count: usize) -> Vec<SocketAddr> {
+    let set = |from: SocketAddr| {
+        let key = ConnectionKey {
+            source: V4::of(from.ip()),
+            destination: V4::of(to.ip()),
+            source_port: from.port().to_be(),
+            destination_port: to.port().to_be(),
+            protocol: TCP,
+            reserved: [0; 3],
+        };
+        Key::new(&key, Scope::Internal).expect("TCP").at(0).set
+    };
+    let first = set(NET4.workload());
+    let all = (20..40).flat_map(|last| (1..=u16::MAX).map(move |port| SocketAddr::from(([10, 1, 0, last], port))));
+    let clients: Vec<SocketAddr> = all.filter(|from| set(*from) == first).take(count).collect();
+    assert_eq!(clients.len(), count);
+    clients
+}
+
+#[test]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "s390x")),
+    ignore = "nothing is remembered here: this processor may change the order of loads or of stores"
+)]
+fn connections_that_find_no_place_are_remembered_elsewhere() {
+    // Three times as many as there is room for in a set.
+    let to = NET4.frontend(Kind::Cluster, backend::OTHER);
+    let clients = of_one_set(to, 3 * WAYS);
+    with_machine(move |machine| {
+        for _ in 0..TRIES {
+            next_tick();
+            let begin = ticks();
+            machine.scene().reset();
+            let told = |packet: &Frame| machine.run(WorkloadIngress, &packet.bytes());
+            for from in &clients {
+                told(&syn(*from, to));
+                told(&tcp(*from, to));
+            }
+            remove(machine);
+            let outs: Vec<_> = clients.iter().map(|from| (told(&tcp(*from, to)), from)).collect();
+            let is_untouched = machine.scene().connections() == 0;
+            if ticks() != begin {
+                continue;
+            }
+            assert!(is_untouched, "one of them was looked up");
+            for (outcome, from) in outs {
+                let expected = tcp(*from, NET4.backend(backend::OTHER)).sent(OTHER, OWN).bytes();
+                assert_eq!((outcome.verdict, outcome.out), (Some(Redirect), expected), "{from}");
+            }
+            return;
+        }
+        panic!("{TRIES} times a tick was over too early");
+    });
+}
+
+#[test]
+fn what_is_no_frontend_any_more_is_nobodys() {
+    with_machine(|machine| {
+        for net in NETS {
+            let to = SocketAddr::from((net.frontend(Kind::LoadBalancer, 1).ip(), 61));
+            let scene = machine.scene();
+            scene.reset();
+            scene.maps.trim_frontends().expect("trimmed");
+            let counted = || machine.run(XdpUplink, &syn(net.client(), to).bytes()).counted[0].0;
+            assert_eq!(counted(), Reason::Passed);
+            scene.put_service(to, TCP, Scope::External, service(61, FIRST));
+            assert_eq!(counted(), Reason::NewConnection);
+            // Removed, and only then taken out of the filter, which holds everything else still.
+            scene.reset();
+            assert_eq!(counted(), Reason::Passed);
+            scene.maps.trim_frontends().expect("trimmed");
+            assert_eq!(counted(), Reason::Passed);
+            let other = net.frontend(Kind::LoadBalancer, backend::REMOTE);
+            let known = machine.run(XdpUplink, &syn(net.client(), other).bytes()).counted[0].0;
+            assert_eq!(known, Reason::NewConnection);
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "s390x")),
+    ignore = "nothing is remembered here: this processor may change the order of loads or of stores"
+)]
+fn one_that_is_replaced_is_forgotten_wherever_it_lies() {
+    let to = NET4.frontend(Kind::Cluster, backend::OTHER);
+    let clients = of_one_set(to, 4);
+    with_machine(move |machine| {
+        for _ in 0..TRIES {
+            next_tick();
+            let begin = ticks();
+            machine.scene().reset();
+            let told = |packet: &Frame| machine.run(WorkloadIngress, &packet.bytes()).out;
+            for from in &clients {
+                told(&syn(*from, to));
+                told(&tcp(*from, to));
+            }
+            // The first leaves a gap in front of the others, and the last begins anew with another backend.
+            told(&tcp(clients[0], to).flags(FIN | ACK));
+            told(&syn(clients[0], to));
+            told(&tcp(clients[3], to).flags(FIN | ACK));
+            let other = service(backend::OTHER, backend::REMOTE);
+            machine.scene().put_service(to, TCP, Scope::Internal, other);
+            machine.scene().put_backend_owner(backend::REMOTE, backend::OTHER);
+            told(&syn(clients[3], to));
+            let outs = [1, 2, 3].map(|at| told(&tcp(clients[at], to)));
+            if ticks() != begin {
+                continue;
+            }
+            let expected = [(1, backend::OTHER, OTHER), (2, backend::OTHER, OTHER), (3, backend::REMOTE, GATEWAY)]
+                .map(|(at, index, mac)| tcp(clients[at], NET4.backend(index)).sent(mac, OWN).bytes());
+            assert_eq!(outs, expected);
+            return;
+        }
+        panic!("{TRIES} times a tick was over too early");
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "s390x")),
+    ignore = "nothing is remembered here: this processor may change the order of loads or of stores"
+)]
+fn a_backend_that_leaves_is_not_remembered() {
+    with_machine(|machine| {
+        for talk in Talk::all(machine) {
+            talk.within_a_tick(|| {
+                talk.begin()?;
+                machine.programs.maps.forget_recent().expect("another epoch");
+                machine.scene().put_backend_state(FIRST, BackendState::Terminating);
+                talk.asks(tcp, FIRST, Reason::ToBackend)?;
+                // Its index may be another's soon, and then it takes connections again.
+                machine.scene().put_backend_state(FIRST, BackendState::Active);
+                talk.remove();
+                talk.asks(tcp, FIRST, Reason::NewConnection)
+            });
+        }
+    });
+}
+
+#[test]
+fn an_answer_is_no_question_even_to_the_address_of_a_service() {
+    with_machine(|machine| {
+        for net in NETS {
+            machine.scene().reset();
+            let (from, to) = (net.client(), net.frontend(Kind::LoadBalancer, backend::REMOTE));
+            let flags = connection_flags::REPLY | connection_flags::SNAT | connection_flags::ANSWERED;
+            machine.scene().put_connection(TCP, (from, to), (to, from), backend::REMOTE, flags);
+            for _ in 0..3 {
+                let outcome = machine.run(XdpUplink, &tcp(from, to).bytes());
+                assert_eq!((outcome.verdict, outcome.out), (Some(Pass), tcp(from, to).bytes()), "{}", net.word);
+            }
         }
     });
 }

@@ -385,7 +385,16 @@ impl State {
             }
         }
         self.far_ends.write(&mut settings);
-        self.programs.maps.settings.put(&0, &settings)
+        let maps = &self.programs.maps;
+        // What programs remember of a connection is in part told by these.
+        let sources = |settings: &Settings| (settings.source4, settings.ports, settings.port_count);
+        let is_other = maps.settings.get(&0)?.is_some_and(|old| sources(&old) != sources(&settings));
+        if is_other {
+            maps.forget_recent()?;
+        }
+        maps.settings.put(&0, &settings)?;
+        // Again for what was written in between.
+        if is_other { maps.forget_recent() } else { Ok(()) }
     }
 
     /// Takes a new snapshot over.
@@ -721,7 +730,8 @@ impl State {
         if self.last.local_known {
             self.sockets.follow(&mut self.programs);
         }
-        self.sockets.sweep(&self.programs.maps)
+        self.sockets.sweep(&self.programs.maps)?;
+        self.programs.maps.trim_frontends()
     }
 
     /// What holds up new connections, or soon will.
