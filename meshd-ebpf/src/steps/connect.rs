@@ -11,6 +11,7 @@ use meshd_steps::{
     header::{protocol, tcp},
 };
 
+use super::event;
 use crate::maps::{Tables, recent};
 
 /// Ports that are tried for a translated source before the packet is dropped. More tries find a port later and cost every
@@ -200,7 +201,8 @@ pub fn reason_of(verdict: u32) -> Option<Reason> {
     }
 }
 
-/// Notes that a packet of a known connection was seen. Answers `CLOSE` for the one that says goodbye in its direction, otherwise 0.
+/// Notes that a packet of a known connection was seen. Answers `CLOSE` for the one that says goodbye in its direction, [`event::RESET`] for
+/// one that then ends the other direction as well, otherwise 0.
 #[inline(always)]
 pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32) -> u8 {
     // Written only when it changes, so that the cache line stays shared between CPUs.
@@ -214,7 +216,8 @@ pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now:
     if !packet.is_syn() {
         flags |= connection_flags::ANSWERED;
     }
-    let mut told = 0;
+    let is_reset = packet.part != Part::Later && packet.tcp_flags & tcp::RST != 0;
+    let mut told = if is_reset { event::RESET } else { 0 };
     if flags != connection.flags {
         if flags & !connection.flags & connection_flags::CLOSING != 0 {
             told = event_kind::CLOSE;

@@ -34,6 +34,9 @@ const NO_WAKEUP: u64 = 1;
 /// `BPF_RB_FORCE_WAKEUP`.
 const WAKEUP: u64 = 2;
 
+/// The end of a connection by somebody who has said goodbye before: the other direction's entry notes it, and nobody is told again.
+pub const RESET: u8 = 1 << 7;
+
 /// Tells what was decided when it is worth a record.
 #[inline(always)]
 pub fn decided<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, decision: &Decision<A>, place: u8) {
@@ -48,7 +51,7 @@ pub fn decided<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, decision: &De
 #[inline(always)]
 pub fn tell<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, kind: u8, reason: Reason, place: u8) {
     // A flood of connections or drops is not worth what a record costs to fill in. An end is: it is noted in the entry.
-    if kind != event_kind::CLOSE && may_tell(kind.into()) == 0 {
+    if kind != event_kind::CLOSE && kind != RESET && may_tell(kind.into()) == 0 {
         return;
     }
     if lay_down(packet, kind, reason, place) {
@@ -120,7 +123,7 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     event.link = ctx.link();
     event.length = ctx.length() as u32;
     let key = key_of::<A>(event);
-    if event.kind == event_kind::CLOSE {
+    if event.kind == event_kind::CLOSE || event.kind == RESET {
         let known = A::connection(&key);
         if let Some(partner) = known.and_then(|known| A::connection(&other_direction(&known.tuple, key.protocol))) {
             if partner.flags & connection_flags::CLOSING != 0 {
@@ -131,6 +134,9 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
                 partner.flags |= connection_flags::CLOSING;
             }
         }
+    }
+    if event.kind == RESET {
+        return None;
     }
     if event.kind == event_kind::CLOSE && may_tell(event.kind.into()) == 0 {
         return None;

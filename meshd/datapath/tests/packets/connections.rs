@@ -369,3 +369,34 @@ fn translated_ports_are_those_of_the_node_and_never_the_same_twice() {
         }
     });
 }
+
+#[test]
+fn a_reset_ends_both_directions_also_of_one_that_was_half_closed() {
+    crate::case::with_machine(|machine| {
+        let scene = machine.scene();
+        for (net, program) in NETS.into_iter().flat_map(|net| [XdpUplink, UplinkIngress].map(|program| (net, program)))
+        {
+            let (client, node, remote) = (net.client(), net.node(), net.backend(backend::REMOTE));
+            let frontend = net.frontend(Kind::NodePort, backend::REMOTE);
+            // By which of the ends, and whether it has said goodbye before.
+            for (by_client, says_goodbye) in [(true, true), (true, false), (false, true), (false, false)] {
+                scene.reset();
+                let (from, to) = if by_client { (client, frontend) } else { (remote, node) };
+                let sends = |flags| tcp(from, to).flags(flags).bytes();
+                machine.run(program, &syn(client, frontend).bytes());
+                machine.run(program, &tcp(remote, node).bytes());
+                machine.run(program, &tcp(client, frontend).bytes());
+                machine.take_events();
+                let mut told = 0;
+                if says_goodbye {
+                    told += machine.run(program, &sends(FIN | ACK)).events.len();
+                    assert_eq!(scene.closing(), 1, "the other end may go on");
+                }
+                told += machine.run(program, &sends(RST)).events.len();
+                let name = format!("{} {} {by_client} {says_goodbye}", net.word, program.name());
+                assert_eq!((scene.closing(), told), (2, 1), "{name}");
+                assert_eq!(machine.run(program, &sends(RST)).events, [], "{name}");
+            }
+        }
+    });
+}

@@ -273,8 +273,8 @@ section! {
         services: Option<u32> = "65536",
         /// Backends of services.
         backends: Option<u32> = "65536",
-        /// Connections through services. Half as many that were active within the last second, 1048576 at most, are also kept where a packet finds them
-        /// faster.
+        /// Connections through services. Those that were active within the last second are also kept where a packet finds them faster: 131072 of
+        /// IPv4, and half as many as this of all, 1048576 at most.
         connections: Option<u32> = "524288",
         /// Clients that keep their backend.
         affinity: Option<u32> = "65536",
