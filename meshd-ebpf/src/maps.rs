@@ -3,6 +3,7 @@
 //! Sizes here are defaults; the loader sets those of the configuration. What the bytes mean is said in `meshd-abi`. Tables that
 //! exist once per family are reached through [`Tables`], so that a program is written once.
 
+pub mod connections;
 pub mod packed;
 pub mod ranges;
 pub mod recent;
@@ -17,11 +18,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, FRONTEND_WORDS,
-    FlowEvent, Fragment, FragmentKey, Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason,
-    Service, ServiceKey, Settings, V4, V6, frontend_slot,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Counter, FRONTEND_WORDS, FlowEvent, Fragment, FragmentKey,
+    Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4,
+    V6, frontend_slot,
 };
-use meshd_steps::header::Family;
+use meshd_steps::{bucket::pair, header::Family};
 
 use self::ranges::Ranges;
 use crate::{
@@ -197,45 +198,22 @@ pub fn events() -> &'static RingBuf<FlowEvent, 1_048_576> {
     &EVENTS
 }
 
-/// A key of IPv4 as two whole double words.
+/// A key of a service of IPv4 as a whole double word.
 ///
 /// The kernel reads keys by words and double words. What was written octet by octet it has to wait for, because a processor hands
 /// a load what one earlier store wrote, and not what several did.
-#[inline(always)]
-fn whole_connection<A: Address>(key: &ConnectionKey<A>) -> MaybeUninit<[u64; 2]> {
-    let mut whole = MaybeUninit::<[u64; 2]>::uninit();
-    let at = whole.as_mut_ptr().cast::<u64>();
-    let (source, destination) = ((&raw const key.source).cast::<u32>(), (&raw const key.destination).cast::<u32>());
-    // SAFETY: all are inside of the key and of the array. Volatile, so that the compiler neither takes the writes apart nor reads at
-    // once what was written as two.
-    unsafe {
-        at.write_volatile(pair(source.read_volatile().into(), destination.read_volatile().into(), 32));
-        let ports = ((&raw const key.source_port).read_volatile(), (&raw const key.destination_port).read_volatile());
-        let rest = u32::from_ne_bytes([key.protocol, 0, 0, 0]);
-        at.add(1).write_volatile(pair(pair(ports.0.into(), ports.1.into(), 16), rest.into(), 32));
-    }
-    whole
-}
-
-/// The same of a service.
 #[inline(always)]
 fn whole_service<A: Address>(key: &ServiceKey<A>) -> MaybeUninit<u64> {
     let mut whole = MaybeUninit::<u64>::uninit();
     let kind = u16::from_ne_bytes([key.protocol, key.scope]);
     let rest = pair(key.port.into(), kind.into(), 16);
-    // SAFETY: it is the whole value; volatile as above.
+    // SAFETY: it is the whole value. Volatile, so that the compiler does not take the write apart.
     unsafe { whole.as_mut_ptr().write_volatile(pair(key.address.words()[0].into(), rest, 32)) };
     whole
 }
 
-/// Two halves of a word of `2 * bits` bits, in the order in which they lie in memory.
-#[inline(always)]
-const fn pair(first: u64, second: u64, bits: u32) -> u64 {
-    if cfg!(target_endian = "little") { first | second << bits } else { first << bits | second }
-}
-
 /// The tables of one family.
-pub trait Tables: Family + Ranges + packed::Packs + dsr::Maps + tunnel::Arrived {
+pub trait Tables: Family + Ranges + connections::Connections + packed::Packs + dsr::Maps + tunnel::Arrived {
     /// This CPU's room for a connection that begins: the stack is too small for it.
     fn beginning() -> Option<&'static mut Beginning<Self>>;
     /// This CPU's room for an ICMP error under way.
@@ -246,14 +224,6 @@ pub trait Tables: Family + Ranges + packed::Packs + dsr::Maps + tunnel::Arrived 
     fn service(key: &ServiceKey<Self>) -> Option<&'static Service>;
     /// A backend by index.
     fn backend(index: u32) -> Option<&'static Backend<Self>>;
-    /// A known connection; its fields may be changed in place.
-    fn connection(key: &ConnectionKey<Self>) -> Option<&'static mut Connection<Self>>;
-    /// Adds a connection; false when it exists or there is no room.
-    fn add_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool;
-    /// Adds or replaces a connection; false when there is no room.
-    fn put_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool;
-    /// Removes a connection.
-    fn remove_connection(key: &ConnectionKey<Self>);
     /// The backend a client had last.
     fn affinity(key: &AffinityKey<Self>) -> Option<AffinityValue>;
     /// Remembers a client's backend.
@@ -274,7 +244,7 @@ pub trait Tables: Family + Ranges + packed::Packs + dsr::Maps + tunnel::Arrived 
 
 macro_rules! tables {
     ($family:ty, $module:ident, $bits:literal, $source:ident, $loopback:ident,
-     $services:ident, $backends:ident, $connections:ident, $affinity:ident, $fragments:ident, $identities:ident, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
+     $services:ident, $backends:ident, $affinity:ident, $fragments:ident, $identities:ident, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
         mod $module {
             use super::*;
 
@@ -286,8 +256,6 @@ macro_rules! tables {
             pub static $services: HashMap<ServiceKey<$family>, Service, 65_536, ON_DEMAND> = HashMap::new();
             #[btf_map]
             pub static $backends: Array<Backend<$family>, 65_536> = Array::new();
-            #[btf_map]
-            pub static $connections: HashMap<ConnectionKey<$family>, Connection<$family>, 524_288> = HashMap::new();
             #[btf_map]
             pub static $affinity: LruHashMap<AffinityKey<$family>, AffinityValue, 65_536> = LruHashMap::new();
             #[btf_map]
@@ -327,32 +295,6 @@ macro_rules! tables {
             #[inline(always)]
             fn backend(index: u32) -> Option<&'static Backend<Self>> {
                 $backends.get(index)
-            }
-            #[inline(always)]
-            fn connection(key: &ConnectionKey<Self>) -> Option<&'static mut Connection<Self>> {
-                // SAFETY: programs on other CPUs may change the same element; they write single aligned fields, and the last
-                // one wins.
-                unsafe {
-                    let found = if Self::IS_V4 {
-                        $connections.get_ptr_mut(&*whole_connection(key).as_ptr().cast::<ConnectionKey<Self>>())
-                    } else {
-                        $connections.get_ptr_mut(key)
-                    };
-                    found.map(|connection| &mut *connection)
-                }
-            }
-            #[inline(always)]
-            fn add_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool {
-                $connections.insert(key, value, NOT_THERE).is_ok()
-            }
-            #[inline(always)]
-            fn put_connection(key: &ConnectionKey<Self>, value: &Connection<Self>) -> bool {
-                $connections.insert(key, value, 0).is_ok()
-            }
-            #[inline(always)]
-            fn remove_connection(key: &ConnectionKey<Self>) {
-                // It may be gone already, which is what was wanted.
-                let _gone = $connections.remove(key);
             }
             #[inline(always)]
             fn affinity(key: &AffinityKey<Self>) -> Option<AffinityValue> {
@@ -400,9 +342,6 @@ macro_rules! tables {
     };
 }
 
-/// `BPF_NOEXIST`.
-const NOT_THERE: u64 = 1;
-
 tables!(
     V4,
     v4,
@@ -411,7 +350,6 @@ tables!(
     loopback4,
     SERVICES4,
     BACKENDS4,
-    CONNECTIONS4,
     AFFINITY4,
     FRAGMENTS4,
     IDENTITIES4,
@@ -428,7 +366,6 @@ tables!(
     loopback6,
     SERVICES6,
     BACKENDS6,
-    CONNECTIONS6,
     AFFINITY6,
     FRAGMENTS6,
     IDENTITIES6,

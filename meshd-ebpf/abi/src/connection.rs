@@ -3,10 +3,12 @@
 //! A translated connection has one entry per direction, in `connections4` or `connections6`. Each is complete: the tuple as it
 //! arrives is the key, the tuple as it leaves is the value. A packet of a known connection needs no other decision, whatever made
 //! the entry: a service, session affinity, masquerade or DSR.
+//!
+//! To the kernel the table is an array of [`Bucket`]s; how entries are found in it is in `meshd_steps::bucket`, which both sides use.
 
 use crate::{V4, V6};
 
-/// The tuple of a packet as it arrives. Key of `connections4` and `connections6`.
+/// The tuple of a packet as it arrives. Key of an [`Entry`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ConnectionKey<A> {
@@ -77,7 +79,7 @@ pub struct Tuple<A> {
     pub destination_port: u16,
 }
 
-/// The tuple of a packet as it leaves, and what is known of its connection. Value of `connections4` and `connections6`.
+/// The tuple of a packet as it leaves, and what is known of its connection. Value of an [`Entry`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection<A> {
@@ -98,3 +100,31 @@ pub struct Connection<A> {
 }
 
 const _: () = assert!(size_of::<Connection<V4>>() == 32 && size_of::<Connection<V6>>() == 56);
+
+/// A direction of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry<A> {
+    /// The tuple as it arrives.
+    pub key: ConnectionKey<A>,
+    /// What is known of it.
+    pub connection: Connection<A>,
+}
+
+const _: () = assert!(size_of::<Entry<V4>>() == 48 && size_of::<Entry<V6>>() == 96);
+
+/// Entries of a bucket: as many as have their words in one cache line.
+pub const WAYS: usize = 8;
+
+/// Entries that are looked for together. Value of `connections4` and `connections6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket<A> {
+    /// What tells entries apart; what is in them means nothing without it.
+    pub words: [u64; WAYS],
+    /// The entries.
+    pub entries: [Entry<A>; WAYS],
+}
+
+// Whole cache lines, so that each begins with one.
+const _: () = assert!(size_of::<Bucket<V4>>() == 448 && size_of::<Bucket<V6>>() == 832);

@@ -46,7 +46,7 @@ mod socket;
 mod tunnel;
 
 pub use backend::{Backend, BackendState, NeighborKey, NextHop, hop_flags};
-pub use connection::{Connection, ConnectionKey, Tuple, connection_flags};
+pub use connection::{Bucket, Connection, ConnectionKey, Entry, Tuple, WAYS, connection_flags};
 pub use counter::{Counter, Reason};
 pub use direct::{Direct, ReceiverKey};
 pub use event::{FlowEvent, event_kind, event_place};
@@ -67,7 +67,7 @@ pub use tunnel::{REMOTE_NODE, Tunnel, VNI_MAX};
 pub const BPFFS_FOLDER: &str = "/sys/fs/bpf/meshd";
 
 /// Version of all layouts in this crate, part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// The bits of the packet mark that belong to meshd; see the table at the top of the crate.
 pub mod mark {

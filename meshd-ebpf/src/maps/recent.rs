@@ -18,7 +18,9 @@ use aya_ebpf::{
 };
 use meshd_abi::{Address, Connection, ConnectionKey, Scope, V4, V6};
 
-use super::{Tables, pair};
+use meshd_steps::bucket::pair;
+
+use super::Tables;
 
 /// What asks for a connection: a key alone does not say which of its ends sent a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! Answers of known connections: back to the tuple that was asked.
 
 use meshd_abi::{Connection, Reason, connection_flags};
-use meshd_steps::Packet;
+use meshd_steps::{Packet, bucket::Client};
 
 use super::{Decision, Send, connect, serve::is_common};
 use crate::maps::{
-    Tables,
+    Tables, connections,
     recent::{self, Moment, Side},
 };
 
@@ -19,7 +19,7 @@ pub fn answer<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
             return Decision::Send(reply(connection, 0));
         }
     }
-    let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
+    let Some(connection) = connections::get(&packet.key, Client::Destination) else { return Decision::Pass };
     let decision = back(connection, packet, now);
     if is_common && matches!(decision, Decision::Send(_)) {
         recent::remember(&packet.key, Side::Answers, moment);

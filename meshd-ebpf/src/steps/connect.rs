@@ -7,12 +7,17 @@ use meshd_abi::{
 };
 use meshd_steps::{
     Packet, Part,
+    bucket::Client,
     choose::Ports,
     header::{protocol, tcp},
 };
 
 use super::event;
-use crate::maps::{Tables, recent};
+use crate::maps::{
+    Tables,
+    connections::{self, Way},
+    recent,
+};
 
 /// Ports that are tried for a translated source before the packet is dropped. More tries find a port later and cost every
 /// packet of a client that finds none.
@@ -68,24 +73,24 @@ impl<A: Tables> Beginning<A> {
     /// Removes both entries of the connection that had this tuple before, and with the one of its answers the port it had.
     #[inline(always)]
     pub fn forget(&mut self) {
-        let Some(old) = A::connection(&self.key) else { return };
+        let Some(old) = connections::get(&self.key, Client::Source) else { return };
         self.answer_key.source = old.tuple.destination;
         self.answer_key.destination = old.tuple.source;
         self.answer_key.source_port = old.tuple.destination_port;
         self.answer_key.destination_port = old.tuple.source_port;
         self.answer_key.protocol = self.key.protocol;
         self.answer_key.reserved = [0; 3];
-        if let Some(answer) = A::connection(&self.answer_key) {
+        if let Some(answer) = connections::get(&self.answer_key, Client::Destination) {
             // The port may have gone to somebody else meanwhile.
             let is_ours = answer.flags & connection_flags::REPLY != 0
                 && answer.tuple.destination_port == self.key.source_port
                 && answer.tuple.destination == self.key.source;
             if is_ours {
-                A::remove_connection(&self.answer_key);
+                connections::remove::<A>(Way::Answer);
                 recent::forget(&self.answer_key);
             }
         }
-        A::remove_connection(&self.key);
+        connections::remove::<A>(Way::Forward);
         recent::forget(&self.key);
     }
 
@@ -129,16 +134,23 @@ impl<A: Tables> Beginning<A> {
     #[inline(always)]
     pub fn connect(&mut self, settings: &Settings) -> Result<(), Reason> {
         // The ports of SCTP stay.
-        if self.allocate && self.key.protocol != protocol::SCTP {
+        let is_ours = if self.allocate && self.key.protocol != protocol::SCTP {
             self.allocate_port(settings)?;
-        } else if !A::add_connection(&self.answer_key, &self.answer) {
+            true
+        } else if connections::add::<A>(Way::Answer) {
+            true
+        } else {
             self.take_over()?;
+            false
+        };
+        if connections::put::<A>(Way::Forward) {
+            return Ok(());
         }
-        if !A::put_connection(&self.key, &self.forward) {
-            A::remove_connection(&self.answer_key);
-            return Err(Reason::NoConnection);
+        // What was there may be of somebody who begins the same connection at this moment.
+        if is_ours {
+            connections::remove::<A>(Way::Answer);
         }
-        Ok(())
+        Err(Reason::NoConnection)
     }
 
     /// Finds a port that no other connection to this destination has: the first free of [`PORT_TRIES`] in a sequence that
@@ -153,20 +165,26 @@ impl<A: Tables> Beginning<A> {
         while tries < PORT_TRIES {
             let port = ports.next(settings.ports, settings.port_count);
             self.answer_key.destination_port = port;
-            if A::add_connection(&self.answer_key, &self.answer) {
+            if connections::add::<A>(Way::Answer) {
                 self.forward.tuple.source_port = port;
                 return Ok(());
             }
             tries += 1;
         }
         // Either every port tried is taken, or the table is: whoever looks at the last key sees which.
-        Err(if A::connection(&self.answer_key).is_some() { Reason::NoPort } else { Reason::NoConnection })
+        Err(if connections::get(&self.answer_key, Client::Destination).is_some() {
+            Reason::NoPort
+        } else {
+            Reason::NoConnection
+        })
     }
 
     /// An entry with the same tuple exists: it gives way when it belongs to the past.
     #[inline(always)]
     fn take_over(&self) -> Result<(), Reason> {
-        let Some(known) = A::connection(&self.answer_key) else { return Err(Reason::NoConnection) };
+        let Some(known) = connections::get(&self.answer_key, Client::Destination) else {
+            return Err(Reason::NoConnection);
+        };
         let answer = &self.answer;
         let same = known.tuple == answer.tuple;
         let past = known.flags & connection_flags::CLOSING != 0 || self.now.wrapping_sub(known.used) > STALE;
@@ -174,7 +192,7 @@ impl<A: Tables> Beginning<A> {
             return Err(Reason::NoPort);
         }
         recent::forget(&self.answer_key);
-        if A::put_connection(&self.answer_key, answer) { Ok(()) } else { Err(Reason::NoConnection) }
+        if connections::put::<A>(Way::Answer) { Ok(()) } else { Err(Reason::NoConnection) }
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    maps::{self, Budget, Tables},
+    maps::{self, Budget, Tables, connections},
 };
 
 /// `BPF_RB_NO_WAKEUP`: user space looks by itself, a wake-up costs three hundred records.
@@ -124,8 +124,10 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     event.length = ctx.length() as u32;
     let key = key_of::<A>(event);
     if event.kind == event_kind::CLOSE || event.kind == RESET {
-        let known = A::connection(&key);
-        if let Some(partner) = known.and_then(|known| A::connection(&other_direction(&known.tuple, key.protocol))) {
+        let known = connections::get_any(&key);
+        if let Some(partner) =
+            known.and_then(|known| connections::get_any(&other_direction(&known.tuple, key.protocol)))
+        {
             if partner.flags & connection_flags::CLOSING != 0 {
                 // The other end was first.
                 return None;
@@ -144,7 +146,7 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     // SAFETY: the helper takes nothing.
     event.time = unsafe { bpf_ktime_get_coarse_ns() };
     let budget = maps::event_budget()?;
-    match A::connection(&key) {
+    match connections::get_any(&key) {
         Some(known) => {
             event.new_source = known.tuple.source.words();
             event.new_destination = known.tuple.destination.words();
@@ -221,10 +223,10 @@ fn is_told_elsewhere<A: Tables>(event: &FlowEvent) -> bool {
     } else if A::identity(&key.source).is_some_and(|source| source.flags & identity_flags::LOCAL != 0) {
         return true;
     }
-    if A::connection(key).is_some() {
+    if connections::get_any(key).is_some() {
         return true;
     }
-    A::connection(&key.answer()).is_some()
+    connections::get_any(&key.answer()).is_some()
 }
 
 /// Takes one from what this CPU may write of a kind in this tick, and answers 1; 0 when there is none left, or nothing is to be told. By

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    maps::{self, Tables},
+    maps::{self, Tables, connections},
 };
 
 /// What the half of a program answers that leaves a packet to [`tc`], with the element of its next hop in the lower bits; no verdict of TC.
@@ -43,7 +43,7 @@ pub fn taken<A: Tables>(packet: &Packet<A>, settings: &Settings, is_home: bool) 
     if !is_on(settings) {
         return None;
     }
-    between(&packet.key, is_home).filter(|_| A::connection(&packet.key).is_none())
+    between(&packet.key, is_home).filter(|_| connections::get_any(&packet.key).is_none())
 }
 
 /// The same for a tuple of whatever connection. What comes from outside and says that a workload of this node sent it does not have it.

@@ -13,13 +13,16 @@ use super::{
     answer::back,
     connect::{self, Beginning},
 };
-use crate::maps::{self, Tables};
+use crate::maps::{
+    self, Tables,
+    connections::{self, Way},
+};
 
 /// Decides about a packet that leaves through an uplink: an answer, or one that gets the node's address. `skb_mark` is that of the packet.
 #[inline(always)]
 pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, skb_mark: u32, now: u32) -> Decision<A> {
     // Known connections first: they cost one lookup. What answers a connection from outside has an entry that keeps its source.
-    let known = A::connection(&packet.key);
+    let known = connections::get_any(&packet.key);
     if let Some(connection) = known {
         if connection.flags & connection_flags::REPLY != 0 {
             return back(connection, packet, now);
@@ -84,14 +87,14 @@ pub fn admit<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8
         destination_port: packet.key.destination_port,
     };
     beginning.plan(&unchanged, 0, 0, 0, connection_flags::MASQUERADE);
-    if let Some(known) = A::connection(&beginning.answer_key) {
+    if let Some(known) = connections::get_any(&beginning.answer_key) {
         return connect::touch(known, packet, now);
     }
     // An answer to what a workload sent has an entry, whoever made it; without one this is somebody's first packet.
     if !may_begin(packet) {
         return 0;
     }
-    if !A::add_connection(&beginning.answer_key, &beginning.answer) {
+    if !connections::add::<A>(Way::Answer) {
         maps::count(Reason::NoConnection, 0);
         return 0;
     }

@@ -6,15 +6,15 @@
 //! alike: before it on the way to a backend, and behind it on the way back.
 
 use meshd_abi::{Connection, connection_flags};
-use meshd_steps::Packet;
+use meshd_steps::{Packet, bucket::Client};
 
 use super::{Decision, answer::back};
-use crate::maps::{self, Tables};
+use crate::maps::{self, Tables, connections};
 
 /// Decides about what a workload sends, which may be an answer.
 #[inline(always)]
 pub fn from_workload<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
-    match A::connection(&packet.key) {
+    match connections::get(&packet.key, Client::Destination) {
         Some(connection) if connection.flags & connection_flags::STACK == 0 => back(connection, packet, now),
         _ => Decision::Pass,
     }
@@ -24,7 +24,7 @@ pub fn from_workload<A: Tables>(packet: &Packet<A>, now: u32) -> Decision<A> {
 /// the stack; `to_workload` says which of both.
 #[inline(always)]
 pub fn at_uplink<A: Tables>(packet: &Packet<A>, to_workload: bool, now: u32) -> Decision<A> {
-    let Some(connection) = A::connection(&packet.key) else { return Decision::Pass };
+    let Some(connection) = connections::get(&packet.key, Client::Destination) else { return Decision::Pass };
     let (mask, wanted) = if to_workload { (KIND, PAST) } else { (connection_flags::REPLY, connection_flags::REPLY) };
     if connection.flags & mask == wanted { back(connection, packet, now) } else { Decision::Pass }
 }

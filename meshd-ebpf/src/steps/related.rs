@@ -19,7 +19,7 @@ use meshd_steps::{
 use super::{Send, deliver, fast, past};
 use crate::{
     context::{Context, linear},
-    maps::{self, Tables},
+    maps::{self, Tables, connections},
     xdp_uplink::{Addressee, addressee},
 };
 
@@ -160,7 +160,7 @@ fn related<A: Tables>(ctx: &TcContext, place: u32) -> i32 {
     let Some(work) = A::relating() else { return deliver::tc_pass(Reason::Passed, length) };
     let key = &mut work.key;
     *key = work.error.answer_key();
-    let Some(connection) = A::connection(key) else {
+    let Some(connection) = connections::get_any(key) else {
         // About a packet that took the fast path, which netfilter knows nothing of.
         let is_on = maps::settings().is_some_and(fast::is_on);
         if is_on

@@ -6,6 +6,7 @@ use meshd_abi::{
 };
 use meshd_steps::{
     Packet,
+    bucket::Client,
     choose::{chunk_of, client_hash, flow_hash, reduce},
     header::{protocol, tcp},
     packed::{Form, Packed},
@@ -17,7 +18,7 @@ use super::{
     past,
 };
 use crate::maps::{
-    self, Tables,
+    self, Tables, connections,
     packed::Known,
     recent::{self, Moment, Side},
 };
@@ -42,13 +43,13 @@ pub fn serve<A: Tables>(
     }
     let key = ServiceKey::new(address, port, packet.key.protocol, scope);
     let Some(service) = A::service(&key) else { return Decision::Pass };
-    let mut is_known = false;
-    if let Some(connection) = A::connection(&packet.key) {
-        // An answer, to somebody with the address of a service.
-        if connection.flags & connection_flags::REPLY != 0 {
-            return Decision::Pass;
-        }
-        is_known = true;
+    let known = connections::get(&packet.key, Client::Source);
+    let is_known = known.is_some();
+    // An answer, to somebody with the address of a service. What opens a connection is none.
+    if !is_known && !packet.is_syn() && connections::get(&packet.key, Client::Destination).is_some() {
+        return Decision::Pass;
+    }
+    if let Some(connection) = known {
         let is_new = packet.is_syn() && connection.flags & connection_flags::CLOSING != 0;
         if let Some(backend) = A::backend(connection.to).filter(|_| !is_new) {
             if may_stay(backend.state, packet, service) {

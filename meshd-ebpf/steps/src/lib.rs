@@ -6,6 +6,7 @@
 
 #![no_std]
 
+pub mod bucket;
 pub mod checksum;
 pub mod choose;
 pub mod dsr;

@@ -100,6 +100,12 @@ pub enum DatapathError {
     /// The filter table could not be listed.
     #[error("failed to list the programs of clsact qdiscs")]
     Filters(#[source] io::Error),
+    /// The kernel gave no random number.
+    #[error("failed to get a random number from the kernel")]
+    Random {
+        /// The refusal.
+        source: io::Error,
+    },
     /// The kernel was asked what it can do, and gave no answer.
     #[error("failed to ask the kernel {question}")]
     Probe {

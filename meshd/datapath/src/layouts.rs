@@ -4,14 +4,16 @@
 //! |---|---|
 //! | 2 | first one that was released for trial |
 //! | 3 | a backend names the service it serves; tables of source ranges, of sockets and of far ends of tunnels |
+//! | 4 | connections are in buckets of their own kind; before they were in a hash table of the kernel |
 
 use std::collections::HashMap;
 
 use meshd_abi::{Address, Backend, Connection, ConnectionKey};
 
-use crate::{DatapathError, generation::Generation, takeover::all};
+use crate::{Connections, DatapathError, generation::Generation, takeover::all};
 
-/// Since this layout the elements of all maps that programs write themselves are what they are today.
+/// Since this layout the elements of all maps that programs write themselves are what they are today, but those of connections, which
+/// another kind of map tells apart.
 pub(crate) const LIVE_SINCE: u32 = 2;
 
 /// What a map held, with keys `K` and values `V`.
@@ -50,6 +52,12 @@ pub(crate) fn backends<A: Address>(
 }
 
 /// Known connections.
-pub(crate) fn connections<A: Address>(from: &Generation, family: &str) -> Elements<ConnectionKey<A>, Connection<A>> {
-    all(&from.path, &format!("CONNECTIONS{family}"))
+pub(crate) fn connections<A: Address>(
+    from: &Generation,
+    name: &'static str,
+) -> Elements<ConnectionKey<A>, Connection<A>> {
+    if from.layout < 4 {
+        return all(&from.path, name);
+    }
+    Connections::open(&from.path, name)?.map_or_else(|| Ok(Vec::new()), |table| table.all())
 }

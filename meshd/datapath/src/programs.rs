@@ -19,15 +19,15 @@ use aya::{
     },
 };
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, Fragment, FragmentKey,
-    Identity, Link, MAGLEV_CHUNK, NeighborKey, NextHop, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey,
-    SocketValue, Tunnel, V4, V6,
+    AffinityKey, AffinityValue, Backend, CidrKey, Counter, Direct, Fragment, FragmentKey, Identity, Link, MAGLEV_CHUNK,
+    NeighborKey, NextHop, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
 
 use crate::{
     CpuArray, DatapathError, Features, OBJECT, Table,
+    connections::{self, Connections},
     filters::{self, Filters},
     generation::{self, Generation},
     pins,
@@ -139,7 +139,7 @@ pub struct FamilyMaps<A> {
     /// Backends of this node that other nodes may send to, for a service; the backend's index.
     pub receivers: Table<ReceiverKey<A>, u32>,
     /// Known connections.
-    pub connections: Table<ConnectionKey<A>, Connection<A>>,
+    pub connections: Connections<A>,
     /// Backends that clients had last.
     pub affinity: Table<AffinityKey<A>, AffinityValue>,
     /// Datagrams in fragments.
@@ -218,7 +218,9 @@ impl Maps {
                     backends: table(&folder.join(concat!("BACKENDS", $digit)), concat!("BACKENDS", $digit))?,
                     direct: table(&folder.join(concat!("DIRECT", $digit)), concat!("DIRECT", $digit))?,
                     receivers: table(&folder.join(concat!("RECEIVERS", $digit)), concat!("RECEIVERS", $digit))?,
-                    connections: table(&folder.join(concat!("CONNECTIONS", $digit)), concat!("CONNECTIONS", $digit))?,
+                    connections: Connections::open(folder, concat!("CONNECTIONS", $digit))?.ok_or(
+                        DatapathError::Missing { kind: "table of connections", name: concat!("CONNECTIONS", $digit) },
+                    )?,
                     affinity: table(&folder.join(concat!("AFFINITY", $digit)), concat!("AFFINITY", $digit))?,
                     fragments: table(&folder.join(concat!("FRAGMENTS", $digit)), concat!("FRAGMENTS", $digit))?,
                     identities: table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
@@ -329,7 +331,7 @@ impl Maps {
     }
 }
 
-fn open(pin: &Path, map: &'static str) -> Result<OwnedFd, DatapathError> {
+pub(crate) fn open(pin: &Path, map: &'static str) -> Result<OwnedFd, DatapathError> {
     let error = |source| DatapathError::Map { map, source: Box::new(source) };
     let data = MapData::from_pin(pin).map_err(error)?;
     let descriptor = data.fd().as_fd().try_clone_to_owned();
@@ -378,6 +380,15 @@ impl Programs {
             None => Shared::default(),
         };
         let mut loader = EbpfLoader::new();
+        let keeps_order = u32::from(!shape::KEEPS_ORDER);
+        loader.override_global("CHANGES_ORDER", &keeps_order, true);
+        let buckets: Vec<(&str, u32)> = specs
+            .iter()
+            .filter_map(|spec| Some((connections::buckets_of(spec.name)?, spec.shape.max_entries)))
+            .collect();
+        for (name, count) in &buckets {
+            loader.override_global(name, count, true);
+        }
         for spec in specs {
             let pin = generation.path.join(spec.name);
             loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
@@ -403,6 +414,7 @@ impl Programs {
             loaded.map_err(|source| verify_error(program.name(), source))?;
         }
         sockets::load(&mut ebpf)?;
+        connections::draw_seed(&generation.path)?;
         let maps = Maps::open(&generation.path)?;
         if !generation.is_complete() {
             if let Some(last) = older.last() {

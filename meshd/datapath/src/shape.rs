@@ -4,10 +4,11 @@ use std::fmt;
 
 use aya::maps::MapType;
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Counter, Direct, FRONTEND_WORDS, Fragment,
-    FragmentKey, Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey,
-    Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
+    AffinityKey, AffinityValue, Backend, Bucket, CidrKey, Counter, Direct, FRONTEND_WORDS, Fragment, FragmentKey,
+    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings,
+    SocketClient, SocketKey, SocketValue, Tunnel, V4, V6, WAYS,
 };
+use meshd_steps::bucket::GROUP;
 
 /// Kind and sizes of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,8 @@ pub struct Sizes {
     pub members: u32,
     /// Chunks of Maglev tables: a service takes one, or four with the large table.
     pub maglev: u32,
-    /// Entries of IPv4 connections, two for each; IPv6 gets a quarter.
+    /// Entries of IPv4 connections that find room, two for each; IPv6 gets a quarter. Up to twice as many are taken as long as they find a
+    /// place.
     pub connections: u32,
     /// Connections whose packets were seen a moment ago, found faster than in their table: a power of two; IPv6 gets a quarter. 131,072
     /// of IPv4 are found faster still, in two megabytes. 0: all are looked for in the table.
@@ -95,6 +97,9 @@ impl Default for Sizes {
     }
 }
 
+/// True where a processor keeps loads in order, and stores.
+pub(crate) const KEEPS_ORDER: bool = cfg!(any(target_arch = "x86_64", target_arch = "s390x"));
+
 impl Sizes {
     /// Elements of both families in which the programs remember connections. None where a processor may change the order of loads or
     /// of stores, because readers there would have to ask for it with every packet.
@@ -102,11 +107,10 @@ impl Sizes {
     pub fn remembered(&self) -> [u32; 2] {
         /// As many as a connection may be in.
         const WAYS: u32 = 4;
-        let keeps_order = cfg!(any(target_arch = "x86_64", target_arch = "s390x"));
         [self.recent, self.recent / 4].map(|wanted| {
             // The greatest power of two that is not more.
             let power = wanted.checked_ilog2().map_or(0, |bits| 1 << bits);
-            if keeps_order && power >= WAYS { power } else { 0 }
+            if KEEPS_ORDER && power >= WAYS { power } else { 0 }
         })
     }
 }
@@ -126,11 +130,15 @@ const fn spec<K, V>(name: &'static str, kind: MapType, max_entries: u32) -> MapS
     MapSpec { name, shape }
 }
 
+/// Buckets of a table in which so many entries of connections find room: there is twice as much, because not every entry may be anywhere.
+const fn buckets(connections: u32) -> u32 {
+    connections.saturating_mul(2).div_ceil(WAYS as u32).next_multiple_of(GROUP)
+}
+
 /// Every map of the object that is pinned.
 #[must_use]
 pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
     use MapType::{Array, ArrayOfMaps, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
-    let connections6 = sizes.connections.div_ceil(4);
     vec![
         spec::<u32, Settings>("SETTINGS", Array, 1),
         spec::<u32, u32>("EPOCH", Array, 1),
@@ -152,8 +160,9 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<u32, Direct<V6>>("DIRECT6", Array, sizes.backends),
         spec::<ReceiverKey<V4>, u32>("RECEIVERS4", Hash, sizes.backends),
         spec::<ReceiverKey<V6>, u32>("RECEIVERS6", Hash, sizes.backends),
-        spec::<ConnectionKey<V4>, Connection<V4>>("CONNECTIONS4", Hash, sizes.connections),
-        spec::<ConnectionKey<V6>, Connection<V6>>("CONNECTIONS6", Hash, connections6),
+        spec::<u32, u64>("SEED", Array, 1),
+        spec::<u32, Bucket<V4>>("CONNECTIONS4", Array, buckets(sizes.connections)),
+        spec::<u32, Bucket<V6>>("CONNECTIONS6", Array, buckets(sizes.connections.div_ceil(4))),
         spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, sizes.affinity),
         spec::<AffinityKey<V6>, AffinityValue>("AFFINITY6", LruHash, sizes.affinity),
         spec::<FragmentKey<V4>, Fragment>("FRAGMENTS4", LruHash, sizes.fragments),

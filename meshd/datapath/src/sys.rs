@@ -8,6 +8,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::NonNull,
 };
 
 use libc::{SYS_bpf, c_long};
@@ -78,6 +79,52 @@ pub(crate) unsafe fn element(command: Element, map: BorrowedFd<'_>, key: *const 
     };
     // SAFETY: the caller vouches for the pointers.
     result(unsafe { libc::syscall(SYS_bpf, command as i32, &raw mut attr, size_of::<ElementAttr>()) })
+}
+
+/// Memory of a map that was made for it, which programs use at the same time.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    start: NonNull<u8>,
+    octets: usize,
+}
+
+// SAFETY: it is memory that is shared already; who uses it says how.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Maps so many octets, which the map must have.
+    pub(crate) fn map(map: BorrowedFd<'_>, octets: usize) -> io::Result<Self> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, wherever the kernel has room for it.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), octets, access, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, octets })
+    }
+
+    /// The first octet.
+    pub(crate) const fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody can have a pointer into it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.octets) };
+    }
+}
+
+/// A random number.
+pub(crate) fn random() -> io::Result<u64> {
+    let mut number = 0u64;
+    // SAFETY: as many octets as there are. So few are never given in part.
+    let got = unsafe { libc::getrandom((&raw mut number).cast(), size_of_val(&number), 0) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
 }
 
 /// Where the next batch of a lookup begins.

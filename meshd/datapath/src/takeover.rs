@@ -17,13 +17,13 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, ConnectionKey, Direct, Identity, RangeKey, ReceiverKey,
-    Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Direct, Identity, RangeKey,
+    ReceiverKey, Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
 };
 use tracing::{info, warn};
 
 use crate::{
-    DatapathError, FamilyMaps, Maps, Table,
+    Connections, DatapathError, FamilyMaps, Maps, Table,
     generation::Generation,
     layouts, pins, programs,
     shape::{MapSpec, Sizes},
@@ -33,7 +33,8 @@ use crate::{
 pub(crate) const OLD: &str = "of an earlier generation";
 
 /// Maps that programs write with every packet or every connection.
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 10] = [
+    "SEED",
     "CONNECTIONS4",
     "CONNECTIONS6",
     "AFFINITY4",
@@ -205,10 +206,10 @@ impl Taken {
         shared: &Shared,
     ) -> Result<(), DatapathError> {
         let path = &from.path;
-        let [connections, affinity, sockets] =
-            ["CONNECTIONS", "AFFINITY", "SOCKETS"].map(|name| format!("{name}{family}"));
-        if !shared.has(&connections) {
-            self.put(layouts::connections(from, family)?, &maps.connections);
+        let [affinity, sockets] = ["AFFINITY", "SOCKETS"].map(|name| format!("{name}{family}"));
+        let connections = maps.connections.name();
+        if !shared.has(connections) {
+            self.connect(layouts::connections(from, connections)?, &maps.connections)?;
         }
         if !shared.has(&affinity) {
             self.put::<AffinityKey<A>, AffinityValue>(all(path, &affinity)?, &maps.affinity);
@@ -227,21 +228,37 @@ impl Taken {
         from: &Generation,
         shared: &Shared,
     ) -> Result<(), DatapathError> {
-        if !shared.has(&format!("CONNECTIONS{family}")) {
-            // Both are read in batches: every call that is not made shortens the time in which they differ.
+        let connections = maps.connections.name();
+        if !shared.has(connections) {
             let known: HashMap<ConnectionKey<A>, u32> =
                 maps.connections.all()?.into_iter().map(|(key, connection)| (key, connection.used)).collect();
-            let mut connections = layouts::connections::<A>(from, family)?;
+            let mut later = layouts::connections::<A>(from, connections)?;
             // Time runs in a circle.
-            connections.retain(|(key, connection)| {
+            later.retain(|(key, connection)| {
                 known.get(key).is_none_or(|known| connection.used.wrapping_sub(*known).cast_signed() > 0)
             });
-            self.put(connections, &maps.connections);
+            self.connect(later, &maps.connections)?;
         }
         if !shared.has(&format!("SOCKETS{family}")) {
             let mut sockets: Vec<(SocketKey<A>, SocketValue<A>)> = all(&from.path, &format!("SOCKETS{family}"))?;
             sockets.retain(|(key, _)| !matches!(maps.sockets.get(key), Ok(Some(_))));
             self.put(sockets, &maps.sockets);
+        }
+        Ok(())
+    }
+
+    /// Entries of connections.
+    fn connect<A: Address>(
+        &mut self,
+        entries: Vec<(ConnectionKey<A>, Connection<A>)>,
+        to: &Connections<A>,
+    ) -> Result<(), DatapathError> {
+        let view = to.view()?;
+        for (key, connection) in &entries {
+            match view.put(key, connection) {
+                Ok(()) => self.elements += 1,
+                Err(_) => self.left += 1,
+            }
         }
         Ok(())
     }

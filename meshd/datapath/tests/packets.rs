@@ -3,6 +3,8 @@
 
 #[path = "packets/bench.rs"]
 mod bench;
+#[path = "packets/buckets.rs"]
+mod buckets;
 #[path = "packets/case.rs"]
 mod case;
 #[path = "packets/choices.rs"]

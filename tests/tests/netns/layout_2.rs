@@ -11,7 +11,7 @@ use aya::{
         tc::TcAttachOptions,
     },
 };
-use meshd_abi::{BPFFS_FOLDER, LAYOUT_VERSION, MAGLEV_CHUNK};
+use meshd_abi::{BPFFS_FOLDER, Connection, ConnectionKey, LAYOUT_VERSION, MAGLEV_CHUNK, V4};
 use meshd_datapath::{Maps, Program, shape, shape::Sizes};
 
 /// Puts the programs of layout 2 in the place of today's, with maps that hold the same, and removes today's. To be called inside of a
@@ -76,9 +76,17 @@ fn fill(today: &Path, old: &Path) {
     array::<16, 12>(today, old, "BACKENDS4");
     hash::<12, 4>(today, old, "NEIGHBORS");
     hash::<8, 24>(today, old, "SERVICES4");
-    hash::<16, 32>(today, old, "CONNECTIONS4");
     hash::<4, 12>(today, old, "IDENTITIES4");
     let maps = Maps::existing(Path::new(BPFFS_FOLDER)).expect("maps of today");
+    // Then they were a hash table of the kernel.
+    let mut connections: HashMap<_, [u8; 16], [u8; 32]> = open(old, "CONNECTIONS4").try_into().expect("a hash");
+    for (key, connection) in maps.v4.connections.all().expect("read") {
+        // SAFETY: plain types without padding, in a crate that says so.
+        let key = unsafe { std::mem::transmute::<ConnectionKey<V4>, [u8; 16]>(key) };
+        // SAFETY: as above.
+        let connection = unsafe { std::mem::transmute::<Connection<V4>, [u8; 32]>(connection) };
+        connections.insert(key, connection, 0).expect("written");
+    }
     maps.walk_chunks(|index, slots| chunk(old, index, slots)).expect("chunks");
 }
 

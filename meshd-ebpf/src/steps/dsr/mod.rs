@@ -22,6 +22,7 @@ use meshd_abi::{
 };
 use meshd_steps::{
     Frame, Packet,
+    bucket::Client,
     dsr::{self, Form, GENEVE_PORT, Header, Note},
     header::{ETHERNET, protocol, tcp},
 };
@@ -29,7 +30,7 @@ use meshd_steps::{
 use super::{Send, connect, deliver};
 use crate::{
     context::Context as _,
-    maps::{self, ON_DEMAND, Tables},
+    maps::{self, ON_DEMAND, Tables, connections},
 };
 
 /// What the half of an XDP program answers that leaves a packet to [`send`]; no verdict.
@@ -198,7 +199,7 @@ pub fn keep<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8 
         protocol: packet.key.protocol,
         reserved: [0; 3],
     };
-    match A::connection(&key).filter(|known| known.flags & connection_flags::DSR != 0) {
+    match connections::get(&key, Client::Destination).filter(|known| known.flags & connection_flags::DSR != 0) {
         Some(connection) => connect::touch(connection, packet, now),
         None => 0,
     }

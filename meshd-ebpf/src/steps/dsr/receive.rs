@@ -19,6 +19,7 @@ use meshd_abi::{
 };
 use meshd_steps::{
     Packet,
+    bucket::Client,
     dsr::{self, Form},
     header::{ETHERNET, parse, protocol},
 };
@@ -26,7 +27,10 @@ use meshd_steps::{
 use super::{Directing, HEADERS, make_room, shift};
 use crate::{
     context::{Context, linear},
-    maps::{self, Tables},
+    maps::{
+        self, Tables,
+        connections::{self, Way},
+    },
     steps::{connect, deliver, event, fragment, ticks},
 };
 
@@ -240,7 +244,7 @@ fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32
     // What is taken off its note goes up the stack, and so does what follows without one: netfilter sees the question.
     answer.flags = connection_flags::REPLY | connection_flags::DSR | connection_flags::STACK;
     answer.reserved = [0; 3];
-    if let Some(known) = A::connection(&beginning.answer_key) {
+    if let Some(known) = connections::get(&beginning.answer_key, Client::Destination) {
         let is_over = known.flags & connection_flags::CLOSING != 0;
         let is_same = known.tuple == beginning.answer.tuple && known.flags & connection_flags::DSR != 0;
         if is_same && !(is_over && packet.is_syn()) {
@@ -251,7 +255,7 @@ fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32
             return None;
         }
     }
-    A::put_connection(&beginning.answer_key, &beginning.answer).then_some(BEGUN)
+    connections::put::<A>(Way::Answer).then_some(BEGUN)
 }
 
 /// Octets that go with a note.

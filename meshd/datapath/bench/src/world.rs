@@ -300,17 +300,14 @@ pub(crate) fn forget<A: Side>(maps: &Maps) -> anyhow::Result<()> {
 }
 
 fn remove<A: Side>(maps: &Maps, which: impl Fn(&Connection<A>) -> bool) -> anyhow::Result<()> {
-    let mut keys = Vec::new();
-    let connections = &A::maps(maps).connections;
-    connections.walk(|key, connection| {
-        if which(connection) {
-            keys.push(*key);
-        }
-    })?;
-    Ok(connections.remove_all(&keys)?)
+    A::maps(maps).connections.remove_if(|_, connection| which(connection))?;
+    Ok(())
 }
 
 fn put<A: Side>(tables: &FamilyMaps<A>, all: &[(ConnectionKey<A>, Connection<A>)]) -> anyhow::Result<()> {
-    let (keys, values): (Vec<_>, Vec<_>) = all.iter().copied().unzip();
-    Ok(tables.connections.put_all(&keys, &values)?)
+    let view = tables.connections.view()?;
+    for (key, connection) in all {
+        view.put(key, connection)?;
+    }
+    Ok(())
 }

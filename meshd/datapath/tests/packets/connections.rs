@@ -291,13 +291,10 @@ pub(crate) fn exhausted() -> Vec<Case> {
                         .given(|scene| assert_eq!(scene.connections(), 2)),
                 );
                 cases.push(
-                    row("room for half a connection")
-                        .given(move |scene| {
-                            scene.fill_connections(net);
-                            scene.remove_filler(net, 0);
-                        })
+                    row("room again")
+                        .given(move |scene| scene.fill_connections(net))
                         .drops(program, &known, Reason::NoConnection)
-                        .given(move |scene| scene.remove_filler(net, 1))
+                        .given(move |scene| scene.remove_fillers(net))
                         .becomes(program, &known, back(program), &sent, Reason::NewConnection),
                 );
                 cases.push(
@@ -341,6 +338,33 @@ pub(crate) fn exhausted() -> Vec<Case> {
         );
     }
     cases
+}
+
+#[test]
+fn a_connection_of_which_half_finds_room_leaves_nothing() {
+    crate::case::with_machine(|machine| {
+        let scene = machine.scene();
+        for net in NETS {
+            scene.reset();
+            scene.fill_connections(net);
+            // Each direction has its places, and other ones than the other. They become free one after the other.
+            let asks = syn(net.client(), net.frontend(Kind::NodePort, backend::REMOTE)).bytes();
+            let mut refused = 0;
+            loop {
+                let before = scene.connections();
+                let outcome = machine.run(XdpUplink, &asks);
+                if outcome.verdict == Some(Back) {
+                    assert_eq!(scene.connections(), before + 2);
+                    break;
+                }
+                assert!(outcome.counted.iter().any(|(reason, ..)| *reason == Reason::NoConnection), "{outcome:?}");
+                assert_eq!(scene.connections(), before, "after {refused}");
+                assert!(scene.remove_filler(net), "there is room now");
+                refused += 1;
+            }
+            assert!(refused > 0);
+        }
+    });
 }
 
 #[test]

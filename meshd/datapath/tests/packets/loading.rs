@@ -7,7 +7,7 @@ use crate::bench::{in_namespaces, load};
 /// Most instructions the verifier may look at for one program; the kernel's own limit is 1,000,000.
 const VERIFIED_MAX: u32 = 250_000;
 /// The same with Linux 6.1, whose verifier finds fewer states alike.
-const VERIFIED_MAX_6_1: u32 = 600_000;
+const VERIFIED_MAX_6_1: u32 = 400_000;
 
 #[test]
 fn every_program_loads_and_stays_easy_to_verify() {

@@ -10,6 +10,7 @@ use meshd_abi::{Counter, NO_TABLE, NextHop, Reason, Scope, Tunnel, hop_flags, se
 use meshd_datapath::Program;
 
 use crate::{
+    buckets::in_buckets,
     case::{Machine, Outcome, Verdict, with_machine},
     dsr::{FORMS, noted},
     fast::put_ways,
@@ -142,6 +143,8 @@ impl World {
 /// MTU, settings of any kind.
 fn disturb(machine: &Machine, random: &mut Random) -> World {
     let scene = machine.scene();
+    in_buckets(&scene.maps.v4.connections, |bucket| bucket.fill(0));
+    in_buckets(&scene.maps.v6.connections, |bucket| bucket.fill(0));
     scene.reset();
     know(&scene);
     if let Some(form) = FORMS.get(random.below(4) as usize) {
@@ -163,6 +166,9 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
     for net in NETS {
         disturb_family(machine, net, random);
     }
+    let share = [0, 0, 2, 8][random.below(4) as usize];
+    in_buckets(&scene.maps.v4.connections, |bucket| scribble(bucket, random, share));
+    in_buckets(&scene.maps.v6.connections, |bucket| scribble(bucket, random, share));
     let mut world = World::default();
     for index in HOPS {
         let link = if random.below(4) == 0 { random.next() } else { [1, 20, 21][random.below(3) as usize] };
@@ -181,6 +187,16 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
         scene.maps.v4.backends.put(&index, &value).expect("a backend");
     }
     world
+}
+
+/// Writes anything into some buckets: words of entries that are somebody else's or nobody's, and counts of entries that are nowhere.
+fn scribble(bucket: &mut [u64], random: &mut Random, share: u32) {
+    if random.below(8) < share {
+        bucket.fill_with(|| {
+            let [low, high] = [random.next() & random.next(), random.next()];
+            u64::from(low) | u64::from(high) << 32
+        });
+    }
 }
 
 fn disturb_family(machine: &Machine, net: Net, random: &mut Random) {

@@ -1,6 +1,9 @@
 //! The node of the tables: its addresses, services, backends and neighbors in either family, and the maps that say so.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::ControlFlow,
+};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use meshd_abi::{
@@ -9,6 +12,7 @@ use meshd_abi::{
     connection_flags, event_kind, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
 };
 use meshd_datapath::{FamilyMaps, Maps, Program};
+use meshd_steps::bucket::Client;
 
 use crate::frame::{GATEWAY, Mac, OWN, SCTP, TCP, UDP};
 
@@ -301,9 +305,7 @@ impl Scene<'_> {
 
     fn reset_family<A: Family>(&self, net: Net) {
         let maps = A::maps(self.maps);
-        let connections = maps.connections.all().expect("connections");
-        let connections: Vec<_> = connections.into_iter().map(|(key, _)| key).collect();
-        maps.connections.remove_all(&connections).expect("remove connections");
+        maps.connections.remove_if(|_, _| true).expect("remove connections");
         for (key, _) in maps.affinity.all().expect("affinity") {
             maps.affinity.remove(&key).expect("remove affinity");
         }
@@ -621,8 +623,14 @@ impl Scene<'_> {
     /// Fills the table of connections of a family to the last entry.
     pub(crate) fn fill_connections(&self, net: Net) {
         fn fill<A: Family>(maps: &Maps) {
-            for number in 0..u16::MAX {
-                if A::maps(maps).connections.put(&filler(number), &Connection::default()).is_err() {
+            let connections = &A::maps(maps).connections;
+            let view = connections.view().expect("mapped");
+            let mut known = 0;
+            view.walk(|_, _| known += 1);
+            // Some are refused before there is no room for any.
+            for number in 0..u32::MAX {
+                known += usize::from(view.put(&filler(number), &Connection::default()).is_ok());
+                if known == connections.room() {
                     return;
                 }
             }
@@ -630,20 +638,33 @@ impl Scene<'_> {
         if net.is_v4 { fill::<V4>(self.maps) } else { fill::<V6>(self.maps) }
     }
 
-    /// Makes room for one more of them.
-    pub(crate) fn remove_filler(&self, net: Net, number: u16) {
-        let removed = if net.is_v4 {
-            self.maps.v4.connections.remove(&filler(number))
-        } else {
-            self.maps.v6.connections.remove(&filler(number))
-        };
-        assert!(removed.expect("remove"), "it was there");
+    /// Removes what filled it.
+    pub(crate) fn remove_fillers(&self, net: Net) {
+        while self.remove_filler(net) {}
+    }
+
+    /// Removes one of them; false without any.
+    pub(crate) fn remove_filler(&self, net: Net) -> bool {
+        fn remove<A: Family>(maps: &Maps) -> bool {
+            let view = A::maps(maps).connections.view().expect("mapped");
+            let mut found = None;
+            view.walk_until(|key, _| {
+                found = Some(*key).filter(|key| key.protocol == FILLER);
+                if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            found.is_some_and(|key| view.remove(&key, Client::Source))
+        }
+        if net.is_v4 { remove::<V4>(self.maps) } else { remove::<V6>(self.maps) }
     }
 }
 
+/// IP protocol number of what fills the table.
+const FILLER: u8 = 255;
+
 /// A key of no packet.
-fn filler<A: Family>(number: u16) -> ConnectionKey<A> {
-    ConnectionKey { source_port: number, protocol: 255, ..ConnectionKey::default() }
+fn filler<A: Family>(number: u32) -> ConnectionKey<A> {
+    let source = A::from_words([number, 0, 0, 0]);
+    ConnectionKey { source, protocol: FILLER, ..ConnectionKey::default() }
 }
 
 fn connection_key<A: Family>(protocol: u8, key: (SocketAddr, SocketAddr)) -> ConnectionKey<A> {

@@ -367,14 +367,8 @@ fn prefixes(
 
 /// Removes entries of connections, both directions of each.
 fn flush<A: Address>(maps: &FamilyMaps<A>, wanted: &[Wanted], nat_only: bool) -> Result<usize, DatapathError> {
-    let mut keys = Vec::new();
-    maps.connections.walk(|key, connection| {
-        if (!nat_only || is_translation(connection.flags)) && is_of(key, connection, wanted) {
-            keys.push(*key);
-        }
-    })?;
-    maps.connections.remove_all(&keys)?;
-    Ok(keys.len())
+    maps.connections
+        .remove_if(|key, connection| (!nat_only || is_translation(connection.flags)) && is_of(key, connection, wanted))
 }
 
 /// The programs' clock, see `meshd_abi::Connection::used`.

@@ -7,7 +7,7 @@ use std::{
 
 use meshd_abi::{Address, Connection, ConnectionKey, Direct, V4, V6, connection_flags};
 use meshd_core::plan::datapath::{Existing, digest_of};
-use meshd_datapath::{DatapathError, FamilyMaps, Maps};
+use meshd_datapath::{DatapathError, FamilyMaps, Maps, Unwritten, client_of};
 
 use super::refusals::Busiest;
 
@@ -131,10 +131,16 @@ impl Sweep {
 ///
 /// # Errors
 /// When a map cannot be read or written.
-pub(super) fn sweep(maps: &Maps, now: u32, lifetimes: &Lifetimes) -> Result<Sweep, DatapathError> {
+pub(super) fn sweep(
+    maps: &Maps,
+    now: u32,
+    lifetimes: &Lifetimes,
+    unwritten: &mut [Unwritten; 2],
+) -> Result<Sweep, DatapathError> {
     let mut sweep = Sweep::default();
-    sweep_family(&maps.v4, now, lifetimes, &mut sweep, 0)?;
-    sweep_family(&maps.v6, now, lifetimes, &mut sweep, 1)?;
+    let [v4, v6] = unwritten;
+    sweep_family(&maps.v4, now, lifetimes, (&mut sweep, 0), v4)?;
+    sweep_family(&maps.v6, now, lifetimes, (&mut sweep, 1), v6)?;
     Ok(sweep)
 }
 
@@ -142,12 +148,13 @@ fn sweep_family<A: Address>(
     maps: &FamilyMaps<A>,
     now: u32,
     lifetimes: &Lifetimes,
-    sweep: &mut Sweep,
-    family: usize,
+    (sweep, family): (&mut Sweep, usize),
+    unwritten: &mut Unwritten,
 ) -> Result<(), DatapathError> {
     let mut idle = Vec::new();
     let mut ports: BTreeMap<([u32; 4], u16, u8), u32> = BTreeMap::new();
-    maps.connections.walk(|key, connection| {
+    let view = maps.connections.view()?;
+    view.sweep(unwritten, |key, connection| {
         if is_idle(key, connection, now, lifetimes) {
             idle.push((*key, *connection));
         } else {
@@ -157,7 +164,7 @@ fn sweep_family<A: Address>(
                 *ports.entry((key.source.words(), key.source_port, key.protocol)).or_default() += 1;
             }
         }
-    })?;
+    });
     let most = ports.into_iter().max_by_key(|(_, used)| *used).map(|((words, port, number), used)| {
         let port = u16::from_be(port);
         Busiest { address: ip(A::from_words(words)), port, number, used }
@@ -168,13 +175,19 @@ fn sweep_family<A: Address>(
         // Both directions live as long as one of them is used: an address and port that is given to somebody else must not
         // be named by what is left of an older connection.
         let other = other_direction(&key, &connection);
-        match maps.connections.get(&other)? {
+        match view.get(&other, client_of(&connection).other()) {
             Some(partner) if !is_idle(&other, &partner, now, lifetimes) => sweep.stays(family, &connection),
-            _ => gone.push(key),
+            _ => gone.push((key, client_of(&connection))),
         }
     }
-    maps.connections.remove_all(&gone)?;
-    sweep.removed += gone.len();
+    sweep.removed += gone
+        .iter()
+        // Some were used meanwhile.
+        .filter(|(key, client)| {
+            view.get(key, *client).is_some_and(|connection| is_idle(key, &connection, now, lifetimes))
+        })
+        .filter(|(key, client)| view.remove(key, *client))
+        .count();
     Ok(())
 }
 

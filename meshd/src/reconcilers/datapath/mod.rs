@@ -48,7 +48,7 @@ use meshd_core::{
     },
     table::RowDiff,
 };
-use meshd_datapath::{DatapathError, Programs, shape::Sizes};
+use meshd_datapath::{DatapathError, Programs, Unwritten, shape::Sizes};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -240,6 +240,7 @@ pub fn start(
         has_direct: false,
         swept: Instant::now(),
         connections: [0; 2],
+        unwritten: Default::default(),
         refused: Refused::default(),
         problems: BTreeMap::new(),
         again: None,
@@ -345,6 +346,8 @@ struct State {
     has_direct: bool,
     swept: Instant,
     connections: [usize; 2],
+    /// Entries that somebody claimed and did not write, per family.
+    unwritten: [Unwritten; 2],
     /// The destination with the fewest ports left.
     busiest: Option<Busiest>,
     /// Names of services by their number, for those who read flow events.
@@ -714,7 +717,7 @@ impl State {
             self.write_settings()?;
         }
         let lifetimes = if is_pressed { Lifetimes::PRESSED } else { Lifetimes::RELAXED };
-        let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes)?;
+        let sweep = actual::sweep(&self.programs.maps, ticks(), &lifetimes, &mut self.unwritten)?;
         self.connections = sweep.left;
         self.busiest = sweep.busiest;
         let plan = self.services.release(|ipv4, index| sweep.used[usize::from(!ipv4)].contains(&index));

@@ -76,7 +76,7 @@ impl Refusals {
         full.next().map(|((family, used), room)| {
             let percent = used * 100 / room.max(1);
             format!(
-                "the table of {family} connections is filled to {percent} % ({used} of {room}), new ones are refused when it is full; {advice}"
+                "the table of {family} connections is filled to {percent} % ({used} of {room}), new ones are refused where they find no place; {advice}"
             )
         })
     }
