@@ -111,15 +111,29 @@ fn tuples(value: &str) -> impl Iterator<Item = Vec<&str>> {
     value.split('(').skip(1).map(|tuple| tuple.trim_end().trim_end_matches(')').split(',').map(str::trim).collect())
 }
 
-/// What it says about a peer or a message: warnings, errors and remote complaints.
+/// What it says about a peer or a message: warnings, errors and remote complaints. That one of two connections goes which both ends opened at the
+/// same moment is none (RFC 4271 section 6.8).
 pub(super) fn complains(line: &str) -> bool {
+    let is_usual = line.contains("Connection closed") || line.ends_with("Received: Connection collision resolution");
     ["<WARN>", "<ERR>", "<AUTH>", "<BUG>"].iter().any(|class| line.contains(class))
-        || (line.contains("<RMT>") && !line.contains("Connection closed"))
+        || (line.contains("<RMT>") && !is_usual)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_peers_say_is_a_complaint_but_for_what_is_usual() {
+        for usual in ["Connection closed", "Received: Connection collision resolution"] {
+            assert!(!complains(&format!("2026-01-01 10:00:00.000 <RMT> p: {usual}")), "{usual}");
+        }
+        for bad in
+            ["<RMT> p: Received: Hold timer expired", "<RMT> p: Error: Bad peer AS", "<ERR> p: Connection closed"]
+        {
+            assert!(complains(&format!("2026-01-01 10:00:00.000 {bad}")), "{bad}");
+        }
+    }
 
     #[test]
     fn a_table_is_read() {
