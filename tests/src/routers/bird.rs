@@ -112,11 +112,19 @@ fn tuples(value: &str) -> impl Iterator<Item = Vec<&str>> {
 }
 
 /// What it says about a peer or a message: warnings, errors and remote complaints. That one of two connections goes which both ends opened at the
-/// same moment is none (RFC 4271 section 6.8).
-pub(super) fn complains(line: &str) -> bool {
-    let is_usual = line.contains("Connection closed") || line.ends_with("Received: Connection collision resolution");
-    ["<WARN>", "<ERR>", "<AUTH>", "<BUG>"].iter().any(|class| line.contains(class))
-        || (line.contains("<RMT>") && !is_usual)
+/// same moment is none (RFC 4271 section 6.8), once for each peer: who says it again and again has no session.
+pub(super) fn complaints(log: &str) -> Vec<String> {
+    const COLLISION: &str = ": Received: Connection collision resolution";
+    let mut collided = BTreeSet::new();
+    let complains = |line: &&str| {
+        let is_first = line.strip_suffix(COLLISION).and_then(|start| start.rsplit(' ').next());
+        if is_first.is_some_and(|peer| collided.insert(peer.to_owned())) {
+            return false;
+        }
+        ["<WARN>", "<ERR>", "<AUTH>", "<BUG>"].iter().any(|class| line.contains(class))
+            || (line.contains("<RMT>") && !line.contains("Connection closed"))
+    };
+    log.lines().filter(complains).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -125,14 +133,17 @@ mod tests {
 
     #[test]
     fn what_peers_say_is_a_complaint_but_for_what_is_usual() {
-        for usual in ["Connection closed", "Received: Connection collision resolution"] {
-            assert!(!complains(&format!("2026-01-01 10:00:00.000 <RMT> p: {usual}")), "{usual}");
-        }
-        for bad in
-            ["<RMT> p: Received: Hold timer expired", "<RMT> p: Error: Bad peer AS", "<ERR> p: Connection closed"]
-        {
-            assert!(complains(&format!("2026-01-01 10:00:00.000 {bad}")), "{bad}");
-        }
+        let line = |words: &str| format!("2026-01-01 10:00:00.000 {words}");
+        let collision = |peer: &str| line(&format!("<RMT> {peer}: Received: Connection collision resolution"));
+        let usual = [line("<RMT> p: Connection closed"), collision("p"), collision("q")];
+        assert_eq!(complaints(&usual.join("\n")), Vec::<String>::new());
+        let bad = [
+            line("<RMT> p: Received: Hold timer expired"),
+            line("<RMT> p: Error: Bad peer AS"),
+            line("<ERR> p: Connection closed"),
+            collision("p"),
+        ];
+        assert_eq!(complaints(&[&usual[..], &bad].concat().join("\n")), bad);
     }
 
     #[test]

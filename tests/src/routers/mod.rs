@@ -390,7 +390,7 @@ impl Router {
     /// from a session that ended is left out.
     pub fn complaints(&self) -> anyhow::Result<Vec<String>> {
         let complains: fn(&str) -> bool = match self.kind {
-            Kind::Bird => bird::complains,
+            Kind::Bird => return Ok(bird::complaints(&self.log()?)),
             Kind::Frr => frr::complains,
             Kind::GoBgp => return Ok(gobgp::complaints(&self.log()?)),
             Kind::ExaBgp => exabgp::complains,
