@@ -193,7 +193,7 @@ const fn count(word: u64) -> u64 {
 }
 
 /// An entry: its bucket and way. What [`Position::NONE`] means depends on who answers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(pub u64);
 
 impl Position {

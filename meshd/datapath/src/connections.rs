@@ -19,6 +19,8 @@ use meshd_steps::bucket::{
     Buckets, Claim, Client, Place, Position, claim, claim_anywhere, find, freed, is_taken, publish, release, replace,
 };
 
+use tracing::warn;
+
 use crate::{DatapathError, Table, pins, programs, sys};
 
 /// Name of the map with the number that places of entries depend on.
@@ -175,7 +177,7 @@ pub struct View<'a, A> {
     memory: sys::Memory,
 }
 
-/// Entries of which somebody said that they are his, and that he has not written.
+/// Entries of which somebody said that they are his, and that he has not written, in the order of the table.
 #[derive(Debug, Default)]
 pub struct Unwritten(Vec<(Position, u64)>);
 
@@ -217,8 +219,9 @@ impl<A: Address> View<'_, A> {
             }
         };
         self.write(at, &Entry { key: *key, connection: *connection });
-        publish(self, at);
-        Ok(())
+        // Others change the word at this very moment, again and again: the next sweep but one frees the entry.
+        let is_told = publish(self, at);
+        if is_told { Ok(()) } else { Err(self.table.error("write to", io::ErrorKind::ResourceBusy.into())) }
     }
 
     /// Removes one entry; false when there was none.
@@ -254,15 +257,23 @@ impl<A: Address> View<'_, A> {
             }
             ControlFlow::Continue(())
         });
+        let mut gone = 0;
         found.retain(|(at, word)| {
-            let is_left = unwritten.0.contains(&(*at, *word));
+            let is_left = unwritten.0.binary_search(&(*at, *word)).is_ok();
             if is_left && let Some(bucket) = self.bucket(at.bucket()) {
                 // Where it belongs, nobody knows: a bucket that counts one too many looks further than needed.
-                self.exchange(bucket, at.way(), *word, freed(*word));
+                gone += usize::from(self.exchange(bucket, at.way(), *word, freed(*word)));
             }
             !is_left
         });
         unwritten.0 = found;
+        if gone > 0 {
+            warn!(
+                table = self.table.name,
+                entries = gone,
+                "freed what somebody took in the table of connections and never wrote"
+            );
+        }
     }
 
     /// Calls a function with the position and the word of every way that is somebody's, and with the entry where it is written.

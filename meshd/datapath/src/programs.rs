@@ -218,9 +218,8 @@ impl Maps {
                     backends: table(&folder.join(concat!("BACKENDS", $digit)), concat!("BACKENDS", $digit))?,
                     direct: table(&folder.join(concat!("DIRECT", $digit)), concat!("DIRECT", $digit))?,
                     receivers: table(&folder.join(concat!("RECEIVERS", $digit)), concat!("RECEIVERS", $digit))?,
-                    connections: Connections::open(folder, concat!("CONNECTIONS", $digit))?.ok_or(
-                        DatapathError::Missing { kind: "table of connections", name: concat!("CONNECTIONS", $digit) },
-                    )?,
+                    connections: Connections::open(folder, concat!("CONNECTIONS", $digit))?
+                        .ok_or_else(|| DatapathError::NothingPinned { folder: folder.to_owned() })?,
                     affinity: table(&folder.join(concat!("AFFINITY", $digit)), concat!("AFFINITY", $digit))?,
                     fragments: table(&folder.join(concat!("FRAGMENTS", $digit)), concat!("FRAGMENTS", $digit))?,
                     identities: table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
