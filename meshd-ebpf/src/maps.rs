@@ -59,6 +59,8 @@ static NEXT_HOPS: Array<NextHop, 4_096> = Array::new();
 #[btf_map]
 static LINKS: Array<Link, { LINK_ROOM as usize }> = Array::new();
 #[btf_map]
+static HANDOVER: Array<u32, 1> = Array::new();
+#[btf_map]
 static FRONTENDS: Array<u64, { FRONTEND_WORDS as usize }> = Array::new();
 #[btf_map]
 static EVENTS: RingBuf<FlowEvent, 1_048_576> = RingBuf::new();
@@ -115,6 +117,13 @@ impl Budget {
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
+}
+
+/// The tick until which resets of connections that nobody knows are held back.
+#[inline(always)]
+pub fn handover() -> u32 {
+    // SAFETY: an element of the map; volatile, because user space writes it.
+    HANDOVER.get(0).map_or(0, |tick| unsafe { core::ptr::from_ref(tick).read_volatile() })
 }
 
 /// Adds a packet to a counter.

@@ -9,7 +9,7 @@ use crate::{
     context::{Context, is_of_vlan, linear},
     maps::{self, Tables},
     steps::{
-        self, Decision, deliver, event, fragment,
+        self, Decision, deliver, event, fragment, handover,
         masquerade::masquerade,
         related::{UPLINK_EGRESS, or_related},
     },
@@ -50,7 +50,11 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     let now = steps::ticks();
     // SAFETY: the context is valid while the program runs.
     let mark = unsafe { (*ctx.skb.skb).mark };
-    let decision = masquerade(&packet, settings, mark, now);
+    let decision = if handover::holds(&packet) {
+        Decision::Drop(Reason::ResetHeld)
+    } else {
+        masquerade(&packet, settings, mark, now)
+    };
     event::decided(ctx, &packet, &decision, event_place::TO_NETWORK);
     let outcome = match decision {
         Decision::Pass => Ok(deliver::tc_pass(Reason::Passed, length)),

@@ -11,7 +11,7 @@ use crate::{
     context::{Context, is_for_another_host, is_of_vlan, linear},
     maps::{self, Tables},
     steps::{
-        self, Decision, deliver, dsr, event, fast, fragment, masquerade, past,
+        self, Decision, deliver, dsr, event, fast, fragment, handover, masquerade, past,
         related::{UPLINK_INGRESS, or_related},
         serve::serve,
         tunnel::receive,
@@ -62,13 +62,18 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
-    if let Some(answer) = fast::taken(&packet, settings, true) {
+    let is_held = handover::holds(&packet);
+    if !is_held && let Some(answer) = fast::taken(&packet, settings, true) {
         event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
         return answer;
     }
     let now = steps::ticks();
     let addressee = addressee(&packet.key, settings);
-    let mut decision = past::at_uplink(&packet, addressee == Addressee::Other, now);
+    let mut decision = if is_held {
+        Decision::Drop(Reason::ResetHeld)
+    } else {
+        past::at_uplink(&packet, addressee == Addressee::Other, now)
+    };
     if addressee != Addressee::Port && matches!(decision, Decision::Pass) {
         decision = serve(&packet, Scope::External, || sender(ctx, frame), || now);
     }

@@ -9,7 +9,7 @@ use crate::{
     context::{Context, linear},
     maps::{self, Tables},
     steps::{
-        self, Decision, deliver, dsr, event, fast, fragment, past,
+        self, Decision, deliver, dsr, event, fast, fragment, handover, past,
         related::{WORKLOAD_INGRESS, or_related},
         serve::serve,
     },
@@ -50,12 +50,17 @@ fn workload<A: Tables>(ctx: &TcContext) -> i32 {
     if !fragment::complete(&mut packet) {
         return deliver::tc_pass(Reason::FragmentUnknown, length);
     }
-    if let Some(answer) = maps::settings().and_then(|settings| fast::taken(&packet, settings, false)) {
+    let is_held = handover::holds(&packet);
+    if !is_held && let Some(answer) = maps::settings().and_then(|settings| fast::taken(&packet, settings, false)) {
         event::untranslated(ctx, &packet, event_place::FROM_WORKLOAD);
         return answer;
     }
     let now = steps::ticks();
-    let mut decision = serve(&packet, Scope::Internal, || sender(ctx, frame), || now);
+    let mut decision = if is_held {
+        Decision::Drop(Reason::ResetHeld)
+    } else {
+        serve(&packet, Scope::Internal, || sender(ctx, frame), || now)
+    };
     if matches!(decision, Decision::Pass) {
         decision = past::from_workload(&packet, now);
     }

@@ -115,6 +115,8 @@ reasons! {
     IdentityMismatch = "identity_mismatch", false;
     /// Sent by the fast path between workloads of two nodes, past this node's routing and packet filter.
     Forwarded = "forwarded", false;
+    /// A reset of a connection that nobody knows, while connections are taken over from the maps of before: it may be one of them.
+    ResetHeld = "reset_held", true;
 }
 
 #[cfg(test)]

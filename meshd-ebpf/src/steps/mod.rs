@@ -10,6 +10,7 @@ pub mod dsr;
 pub mod event;
 pub mod fast;
 pub mod fragment;
+pub mod handover;
 pub mod masquerade;
 pub mod past;
 pub mod related;

@@ -1,7 +1,7 @@
 //! The hand that holds the kernel's programs: load, attach, adopt, write maps, read them, detach.
 //!
 //! The object that `meshd-ebpf` compiles to is embedded by the build script. Loading it puts its maps into a folder of their
-//! generation (`generation.rs`), for instance `<folder>/v4/`, where they outlive the process ([`Programs::load`]); attaching a program puts a pin of the attachment
+//! generation (`generation.rs`), for instance `<folder>/v5/`, where they outlive the process ([`Programs::load`]); attaching a program puts a pin of the attachment
 //! beside them ([`Programs::attach`]). That is the whole life story across a restart: the next process loads its own programs over the same
 //! maps, opens the pinned attachments and swaps the program in each in one step, so that no packet passes in between without
 //! one. Kernels without TCX (before 6.6) have nothing
@@ -12,6 +12,7 @@
 //! holds (`takeover.rs`), and the attachments with it. And the name of an attachment's pin
 //! holds the index of the link, not its name: bpffs refuses dots, and names of VLAN links have them.
 
+mod clock;
 mod connections;
 mod driver;
 mod error;
@@ -29,6 +30,7 @@ mod sys;
 mod table;
 mod takeover;
 
+pub use clock::ticks;
 pub use connections::{Connections, Unwritten, View, client_of};
 pub use error::DatapathError;
 pub use events::Events;

@@ -35,6 +35,7 @@ use crate::{
     shape::{self, Sizes},
     sockets, sys,
     takeover::{self, Shared},
+    ticks,
 };
 
 /// A program of the object.
@@ -177,6 +178,8 @@ pub struct Maps {
     pub socket_affinity: Table<SocketClient, AffinityValue>,
     /// Element 0 differs from before when connections were removed, see [`Maps::forget_recent`].
     epoch: Table<u32, u32>,
+    /// Element 0 is the tick until which resets of connections that nobody knows are held back.
+    handover: Table<u32, u32>,
     /// Descriptors of Maglev chunks.
     maglev: Table<u32, u32>,
     /// Which destinations may be frontends.
@@ -245,6 +248,7 @@ impl Maps {
             members: table(&folder.join("MEMBERS"), "MEMBERS")?,
             socket_affinity: table(&folder.join("SOCKET_AFFINITY"), "SOCKET_AFFINITY")?,
             epoch: table(&folder.join("EPOCH"), "EPOCH")?,
+            handover: table(&folder.join("HANDOVER"), "HANDOVER")?,
             maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
             v4: family!("4"),
             v6: family!("6"),
@@ -269,6 +273,14 @@ impl Maps {
         // Who does the same at the same time may write the same number: it is another than before for both.
         let epoch = self.epoch.get(&0)?.unwrap_or(0);
         self.epoch.put(&0, &epoch.wrapping_add(1))
+    }
+
+    /// Until this tick the programs drop resets of connections that nobody knows: see `meshd_abi::Reason::ResetHeld`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hold_resets(&self, until: u32) -> Result<(), DatapathError> {
+        self.handover.put(&0, &until)
     }
 
     /// Writes one chunk of a Maglev table.
@@ -433,14 +445,22 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
-        if let Some(last) = self.older.last() {
-            takeover::connections(&self.maps, last, &self.shared)?;
-        }
+        self.catch_up()?;
         while let Some(older) = self.older.pop() {
             older.remove()?;
             info!(folder = %older.path.display(), "removed earlier maps");
         }
         Ok(())
+    }
+
+    /// Takes over connections that the last generation has and this one has not. One that begins meanwhile may be unknown here until the next
+    /// time, and nobody must end it for that.
+    fn catch_up(&self) -> Result<(), DatapathError> {
+        let Some(last) = self.older.last() else { return Ok(()) };
+        if !self.shared.has_connections() {
+            self.maps.hold_resets(ticks().wrapping_add(HANDOVER_TICKS))?;
+        }
+        takeover::connections(&self.maps, last, &self.shared)
     }
 
     /// What the kernel can do.
@@ -491,10 +511,8 @@ impl Programs {
     }
 
     fn put(&mut self, program: Program, link: IfIndex, in_stack: bool) -> Result<Attached, DatapathError> {
-        if !std::mem::replace(&mut self.caught_up, true)
-            && let Some(last) = self.older.last()
-        {
-            takeover::connections(&self.maps, last, &self.shared)?;
+        if !std::mem::replace(&mut self.caught_up, true) {
+            self.catch_up()?;
         }
         if let Some(direction) = program.direction().filter(|_| !self.features.tcx) {
             return self.attach_filter(program, direction, link);
@@ -687,6 +705,10 @@ fn detach_filter(
     let error = |source| DatapathError::Filter { operation: "detach", program: program.name(), link, source };
     filters.detach(program, direction, link).map_err(error)
 }
+
+/// For so long resets of connections that nobody knows are held back after connections were taken over: those that answers without an entry
+/// cause far away are still on their way.
+const HANDOVER_TICKS: u32 = 4;
 
 /// How drivers refuse a program that the stack can run: they have no XDP at all (`EOPNOTSUPP`, or the kernel's own `ENOTSUPP`), or
 /// not with the link's MTU, queues or offloads (`EINVAL`, `ERANGE`). If it is refused for another reason, so is the second try.

@@ -142,6 +142,7 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
     vec![
         spec::<u32, Settings>("SETTINGS", Array, 1),
         spec::<u32, u32>("EPOCH", Array, 1),
+        spec::<u32, u32>("HANDOVER", Array, 1),
         spec::<u32, u64>("FRONTENDS", Array, FRONTEND_WORDS),
         spec::<u32, Counter>("COUNTERS", PerCpuArray, Reason::COUNT),
         spec::<NeighborKey, u32>("NEIGHBORS", Hash, sizes.next_hops),

@@ -4,13 +4,12 @@
 //! to both generations ([`share`]), so that the old programs and the new ones see the same while one after the other is replaced.
 //!
 //! Of the rest first everything, before any program looks at the new maps. Then the connections of a table that got another size once more immediately before
-//! the first attachment gets its new program, and again after the last, because packets went on through the old programs meanwhile. A
-//! connection that begins in the few milliseconds between those two may not survive that. What the old generation had no map for
+//! the first attachment gets its new program, and again after the last, because packets went on through the old programs meanwhile. Of a
+//! connection that begins between those two packets are lost and come again: the programs hold back what would end it (map `HANDOVER`). What the old generation had no map for
 //! begins empty, and what there is no room for is left behind and counted.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    hash::Hash,
     path::Path,
 };
 
@@ -24,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     Connections, DatapathError, FamilyMaps, Maps, Table,
+    connections::client_of,
     generation::Generation,
     layouts, pins, programs,
     shape::{MapSpec, Sizes},
@@ -53,6 +53,11 @@ pub(crate) struct Shared(BTreeSet<&'static str>);
 impl Shared {
     fn has(&self, name: &str) -> bool {
         self.0.contains(name)
+    }
+
+    /// True when no connection has to be taken over.
+    pub(crate) fn has_connections(&self) -> bool {
+        self.has("CONNECTIONS4") && self.has("CONNECTIONS6")
     }
 }
 
@@ -221,7 +226,7 @@ impl Taken {
     }
 
     /// What of the connections is later than what is known.
-    fn later<A: Address + Eq + Hash>(
+    fn later<A: Address>(
         &mut self,
         maps: &FamilyMaps<A>,
         family: &str,
@@ -230,12 +235,12 @@ impl Taken {
     ) -> Result<(), DatapathError> {
         let connections = maps.connections.name();
         if !shared.has(connections) {
-            let known: HashMap<ConnectionKey<A>, u32> =
-                maps.connections.all()?.into_iter().map(|(key, connection)| (key, connection.used)).collect();
             let mut later = layouts::connections::<A>(from, connections)?;
+            let view = maps.connections.view()?;
             // Time runs in a circle.
             later.retain(|(key, connection)| {
-                known.get(key).is_none_or(|known| connection.used.wrapping_sub(*known).cast_signed() > 0)
+                let known = view.get(key, client_of(connection));
+                known.is_none_or(|known| connection.used.wrapping_sub(known.used).cast_signed() > 0)
             });
             self.connect(later, &maps.connections)?;
         }

@@ -21,6 +21,8 @@ mod fast;
 mod fragments;
 #[path = "packets/frame.rs"]
 mod frame;
+#[path = "packets/handover.rs"]
+mod handover;
 #[path = "packets/headers.rs"]
 mod headers;
 #[path = "packets/hops.rs"]

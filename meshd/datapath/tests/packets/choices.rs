@@ -4,7 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use meshd_abi::{AffinityValue, BackendState, MAGLEV_CHUNK, Reason, Scope, Service, V4, V6, service_flags};
-use meshd_datapath::Program::{UplinkIngress, XdpUplink};
+use meshd_datapath::{
+    Program::{UplinkIngress, XdpUplink},
+    ticks,
+};
 use meshd_steps::choose::{client_hash, flow_hash, reduce};
 
 use crate::{
@@ -14,7 +17,7 @@ use crate::{
         case, run,
     },
     frame::{GATEWAY, OWN, TCP, UDP, opening},
-    scene::{Family, Kind, NETS, Net, SEED, Scene, backend, service, ticks},
+    scene::{Family, Kind, NETS, Net, SEED, Scene, backend, service},
 };
 
 const FIRST: u32 = backend::FIRST_OF_FOUR;

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use meshd_abi::{BackendState, Reason, Scope, Service, connection_flags, service_flags};
-use meshd_datapath::Program::{self, UplinkIngress, WorkloadIngress, XdpUplink};
+use meshd_datapath::{
+    Program::{self, UplinkIngress, WorkloadIngress, XdpUplink},
+    ticks,
+};
 
 use crate::{
     case::{
@@ -12,7 +15,7 @@ use crate::{
         case, run,
     },
     frame::{ACK, FIN, Frame, GATEWAY, OWN, RST, SYN, TCP, UDP, packet, syn, tcp, udp},
-    scene::{Kind, NETS, Net, PORT, backend, service, ticks},
+    scene::{Kind, NETS, Net, PORT, backend, service},
 };
 
 /// A service whose only member is the first of four, which a change of its members makes the second.

@@ -142,7 +142,7 @@ fn a_changed_octet_anywhere_does_no_harm() {
 
 #[test]
 fn the_tables_have_two_hundred_cases_and_more() {
-    use crate::{choices, connections, dsr, fragments, headers, hops, icmp, masquerade, services};
+    use crate::{choices, connections, dsr, fragments, handover, headers, hops, icmp, masquerade, services};
     let tables = [
         choices::affinity,
         choices::by_hash,
@@ -161,6 +161,7 @@ fn the_tables_have_two_hundred_cases_and_more() {
         dsr::unusual,
         fragments::followed,
         fragments::unknown,
+        handover::held,
         headers::contradictions,
         headers::for_nobody,
         headers::not_read,

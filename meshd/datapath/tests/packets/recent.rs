@@ -12,6 +12,7 @@ use meshd_abi::{Address, BackendState, ConnectionKey, Reason, Scope, V4, V6, con
 use meshd_datapath::{
     FamilyMaps,
     Program::{self, UplinkIngress, WorkloadIngress, XdpUplink},
+    ticks,
 };
 use meshd_steps::{
     choose::Ports,
@@ -25,7 +26,7 @@ use crate::{
         with_machine,
     },
     frame::{ACK, FIN, Frame, GATEWAY, OWN, SCTP, TCP, UDP, opening, packet, syn, tcp},
-    scene::{Family, Kind, NET4, NETS, Net, OTHER, backend, service, ticks},
+    scene::{Family, Kind, NET4, NETS, Net, OTHER, backend, service},
 };
 
 /// Backends of the service that is asked, one after the other.

@@ -11,7 +11,7 @@ use meshd_abi::{
     LINKS, Link, NO_TABLE, NeighborKey, NextHop, ReceiverKey, Scope, Service, ServiceKey, Settings, Tuple, V4, V6,
     connection_flags, event_kind, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
 };
-use meshd_datapath::{FamilyMaps, Maps, Program};
+use meshd_datapath::{FamilyMaps, Maps, Program, ticks};
 use meshd_steps::bucket::Client;
 
 use crate::frame::{GATEWAY, Mac, OWN, SCTP, TCP, UDP};
@@ -261,13 +261,6 @@ pub(crate) fn next_hop(link: u32, mtu: u16, destination: Mac) -> NextHop {
     NextHop { link, mtu, destination, source: OWN, flags: 0 }
 }
 
-/// Time as the programs count it.
-pub(crate) fn ticks() -> u32 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
-    let nanoseconds = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-    (nanoseconds >> 30) as u32
-}
-
 fn put_owner<A: Family>(maps: &Maps, index: u32, owner: u32) {
     let table = &A::maps(maps).backends;
     let old = table.get(&index).expect("read").expect("an element");
@@ -301,6 +294,7 @@ impl Scene<'_> {
         self.reset_family::<V4>(NET4);
         self.reset_family::<V6>(NET6);
         self.maps.forget_recent().expect("another epoch");
+        self.maps.hold_resets(0).expect("no handover");
     }
 
     fn reset_family<A: Family>(&self, net: Net) {

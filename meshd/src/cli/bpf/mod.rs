@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use meshd_abi::{Address, BPFFS_FOLDER, Connection, ConnectionKey, V4, V6, connection_flags};
-use meshd_datapath::{DatapathError, FamilyMaps, Maps};
-use nix::time::{ClockId, clock_gettime};
+use meshd_datapath::{DatapathError, FamilyMaps, Maps, ticks};
 use serde::Serialize;
 
 use self::printer::{Printer, Row};
@@ -369,13 +368,6 @@ fn prefixes(
 fn flush<A: Address>(maps: &FamilyMaps<A>, wanted: &[Wanted], nat_only: bool) -> Result<usize, DatapathError> {
     maps.connections
         .remove_if(|key, connection| (!nat_only || is_translation(connection.flags)) && is_of(key, connection, wanted))
-}
-
-/// The programs' clock, see `meshd_abi::Connection::used`.
-fn ticks() -> u32 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(0, |now| (now.tv_sec().unsigned_abs()) * 1_000_000_000 + now.tv_nsec().unsigned_abs());
-    (now >> 30) as u32
 }
 
 #[cfg(test)]

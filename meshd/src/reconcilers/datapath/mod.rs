@@ -48,8 +48,7 @@ use meshd_core::{
     },
     table::RowDiff,
 };
-use meshd_datapath::{DatapathError, Programs, Unwritten, shape::Sizes};
-use nix::time::{ClockId, clock_gettime};
+use meshd_datapath::{DatapathError, Programs, Unwritten, shape::Sizes, ticks};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
@@ -780,12 +779,4 @@ fn next_hop(address: IpAddr, ways: &mut Ways, hops: &HopPlanner, snapshot: &Snap
     let can = kind.is_none_or(|kind| matches!(kind, "veth" | "vlan" | "bond" | "macvlan"))
         || row.is_some_and(|row| &*row.name == TUNNEL_LINK);
     if can { hops.find(link, via) } else { 0 }
-}
-
-/// The programs' clock: ticks of 2^30 nanoseconds of the coarse monotonic clock.
-fn ticks() -> u32 {
-    // The clock exists on every Linux; zero would only make entries look young.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(0, |now| (now.tv_sec().unsigned_abs()) * 1_000_000_000 + now.tv_nsec().unsigned_abs());
-    (now >> 30) as u32
 }
