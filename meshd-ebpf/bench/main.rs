@@ -7,10 +7,15 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+// What the datapath does, on the tables of the datapath.
+#[path = "../src/maps/identities.rs"]
+mod identities;
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, TC_ACT_OK, xdp_action},
-    btf_maps::{Array, HashMap, LpmTrie, ProgramArray},
+    bindings::{TC_ACT_OK, xdp_action},
+    btf_maps::{Array, LpmTrie, ProgramArray},
     helpers::bpf_map_lookup_elem,
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -18,8 +23,6 @@ use aya_ebpf::{
 use meshd_abi::{CidrKey, Identity, V4};
 use meshd_steps::Frame;
 
-/// Memory is taken when entries come, as in the tables of the datapath.
-const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 /// Words of a frame at most.
 const WORDS: usize = 10;
 /// Words of a frame of IPv4: the least that Ethernet sends.
@@ -51,8 +54,6 @@ static DRIVE: Array<Drive, 1> = Array::new();
 static XDP_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 #[btf_map]
 static TC_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
-#[btf_map]
-static EXACT: HashMap<V4, Identity, 1_048_576, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static TRIE: LpmTrie<V4, Identity, 1_048_576> = LpmTrie::new();
 
@@ -124,12 +125,11 @@ pub fn empty_tc(_ctx: TcContext) -> i32 {
     TC_ACT_OK as i32
 }
 
-/// Finds the identity of the source in the exact table.
+/// Finds the identity of the source as the datapath does.
 #[xdp]
 pub fn identity_exact(ctx: XdpContext) -> u32 {
     let Some(source) = source(&ctx) else { return xdp_action::XDP_ABORTED };
-    // SAFETY: nobody writes to the table meanwhile.
-    let found = unsafe { EXACT.get(&source) };
+    let found = identities::find(source);
     if found.is_some_and(|identity| identity.identity != 0) { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
 }
 

@@ -4,6 +4,7 @@
 //! exist once per family are reached through [`Tables`], so that a program is written once.
 
 pub mod connections;
+pub mod identities;
 pub mod packed;
 pub mod ranges;
 pub mod recent;
@@ -24,7 +25,7 @@ use meshd_abi::{
 };
 use meshd_steps::{bucket::pair, header::Family};
 
-use self::ranges::Ranges;
+use self::{identities::Who, ranges::Ranges};
 use crate::{
     context::Rewriting,
     steps::{connect::Beginning, dsr, related::Relating, tunnel},
@@ -62,6 +63,8 @@ static LINKS: Array<Link, { LINK_ROOM as usize }> = Array::new();
 static HANDOVER: Array<u32, 1> = Array::new();
 #[btf_map]
 static FRONTENDS: Array<u64, { FRONTEND_WORDS as usize }> = Array::new();
+#[btf_map]
+static IDENTITIES6: HashMap<V6, Identity, 524_288, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static EVENTS: RingBuf<FlowEvent, 1_048_576> = RingBuf::new();
 
@@ -242,7 +245,9 @@ pub trait Tables: Family + Ranges + connections::Connections + packed::Packs + d
     /// Remembers the ports of a datagram.
     fn put_fragment(key: &FragmentKey<Self>, value: &Fragment);
     /// Who has an address.
-    fn identity(address: &Self) -> Option<&'static Identity>;
+    fn identity(address: &Self) -> Option<Who>;
+    /// The cluster of whoever has an address; 0: unknown.
+    fn cluster(address: &Self) -> u16;
     /// What masquerade thinks of an address (`meshd_abi::mesh_flags`).
     fn mesh(address: &Self) -> u32;
     /// The node's address for packets it sends in place of others.
@@ -253,7 +258,7 @@ pub trait Tables: Family + Ranges + connections::Connections + packed::Packs + d
 
 macro_rules! tables {
     ($family:ty, $module:ident, $bits:literal, $source:ident, $loopback:ident,
-     $services:ident, $backends:ident, $affinity:ident, $fragments:ident, $identities:ident, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
+     $services:ident, $backends:ident, $affinity:ident, $fragments:ident, $identity:expr, $cluster:expr, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
         mod $module {
             use super::*;
 
@@ -269,8 +274,6 @@ macro_rules! tables {
             pub static $affinity: LruHashMap<AffinityKey<$family>, AffinityValue, 65_536> = LruHashMap::new();
             #[btf_map]
             pub static $fragments: LruHashMap<FragmentKey<$family>, Fragment, 8_192> = LruHashMap::new();
-            #[btf_map]
-            pub static $identities: HashMap<$family, Identity, 524_288, ON_DEMAND> = HashMap::new();
             #[btf_map]
             pub static $mesh: LpmTrie<$family, u32, 65_536> = LpmTrie::new();
         }
@@ -326,9 +329,12 @@ macro_rules! tables {
                 let _lost = $fragments.insert(key, value, 0);
             }
             #[inline(always)]
-            fn identity(address: &Self) -> Option<&'static Identity> {
-                // SAFETY: see `service`.
-                unsafe { $identities.get(address) }
+            fn identity(address: &Self) -> Option<Who> {
+                $identity(address)
+            }
+            #[inline(always)]
+            fn cluster(address: &Self) -> u16 {
+                $cluster(address)
             }
             #[inline(always)]
             fn mesh(address: &Self) -> u32 {
@@ -361,7 +367,8 @@ tables!(
     BACKENDS4,
     AFFINITY4,
     FRAGMENTS4,
-    IDENTITIES4,
+    (|address: &V4| identities::find(*address)),
+    (|address: &V4| identities::cluster(*address)),
     MESH4,
     BEGINNINGS4,
     RELATING4,
@@ -377,7 +384,10 @@ tables!(
     BACKENDS6,
     AFFINITY6,
     FRAGMENTS6,
-    IDENTITIES6,
+    // SAFETY: as with `service`; a copy is taken at once.
+    (|address: &V6| unsafe { IDENTITIES6.get(address) }.map(Who::from)),
+    // SAFETY: as above.
+    (|address: &V6| unsafe { IDENTITIES6.get(address) }.map_or(0, |known| known.cluster)),
     MESH6,
     BEGINNINGS6,
     RELATING6,

@@ -1,7 +1,7 @@
 //! Addresses and the identity behind them.
 //!
-//! Workloads and nodes are in an exact hash, `identities4` and `identities6`, because a longest-match trie costs four to five
-//! times as much; only prefixes are in a trie.
+//! Workloads and nodes are in an exact hash, `identities4` and `identities6`, because a longest-match trie costs three to five
+//! times as much; only prefixes are in a trie. In front of that of IPv4 are lines that hold most of it ([`IdentityLine`]).
 
 use crate::{V4, V6};
 
@@ -15,6 +15,8 @@ pub mod identity_flags {
     pub const THIS_NODE: u16 = 1 << 2;
     /// Reached through a tunnel now.
     pub const TUNNEL: u16 = 1 << 3;
+    /// Of the first way of an [`IdentityLine`](crate::IdentityLine), and of the line: not all of its addresses are in it.
+    pub const MORE: u16 = 1 << 15;
 }
 
 /// Value of `identities4`, `identities6`, `cidrs4` and `cidrs6`.
@@ -33,6 +35,22 @@ pub struct Identity {
 }
 
 const _: () = assert!(size_of::<Identity>() == 12);
+
+/// Ways of an [`IdentityLine`].
+pub const IDENTITY_WAYS: usize = 4;
+
+/// Value of `identity_lines4`, a cache line: some of the addresses that `meshd_steps::identity::home` puts there, and what is known of each.
+/// User space alone writes it, an address after its identity; an address of 0 is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IdentityLine {
+    /// Addresses.
+    pub addresses: [V4; IDENTITY_WAYS],
+    /// What is known of each.
+    pub identities: [Identity; IDENTITY_WAYS],
+}
+
+const _: () = assert!(size_of::<IdentityLine>() == 64);
 
 /// Values of the tries `mesh4` and `mesh6`: what masquerade thinks of an address.
 pub mod mesh_flags {

@@ -53,7 +53,7 @@ pub use event::{FlowEvent, event_kind, event_place};
 pub use family::{Address, V4, V6};
 pub use fragment::{Fragment, FragmentKey};
 pub use frontend::{FRONTEND_WORDS, frontend_slot};
-pub use identity::{CidrKey, Identity, identity_flags, mesh_flags};
+pub use identity::{CidrKey, IDENTITY_WAYS, Identity, IdentityLine, identity_flags, mesh_flags};
 pub use link::{LINKS, Link, link_flags};
 pub use range::RangeKey;
 pub use service::{

@@ -169,10 +169,10 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     let source = A::identity(&key.source);
     // Of whom nobody knows anything, the tunnel may have said something.
     event.source_identity = source.map_or_else(|| A::arrived(&key.source), |identity| identity.identity);
-    event.source_cluster = source.map_or(0, |identity| identity.cluster);
-    let destination = A::identity(&A::from_words(event.new_destination));
-    event.destination_identity = destination.map_or(0, |identity| identity.identity);
-    event.destination_cluster = destination.map_or(0, |identity| identity.cluster);
+    event.source_cluster = A::cluster(&key.source);
+    let destination = A::from_words(event.new_destination);
+    event.destination_identity = A::identity(&destination).map_or(0, |identity| identity.identity);
+    event.destination_cluster = A::cluster(&destination);
     event.reserved = 0;
     // The ring is looked at by the clock; when much comes at once, it has to be looked at before it is full.
     budget.written = budget.written.wrapping_add(1);

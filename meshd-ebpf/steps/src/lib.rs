@@ -14,6 +14,7 @@ pub mod frame;
 pub mod header;
 pub mod hop;
 pub mod icmp;
+pub mod identity;
 pub mod packed;
 pub mod rewrite;
 pub mod tunnel;

@@ -5,7 +5,7 @@
 //! | 2 | first one that was released for trial |
 //! | 3 | a backend names the service it serves; tables of source ranges, of sockets and of far ends of tunnels |
 //! | 4 | connections are in buckets of their own kind; before they were in a hash table of the kernel |
-//! | 5 | a map that says until when resets are held back |
+//! | 5 | a map that says until when resets are held back; lines in front of the identities of IPv4 |
 
 use std::collections::HashMap;
 

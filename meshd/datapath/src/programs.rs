@@ -19,7 +19,7 @@ use aya::{
     },
 };
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Counter, Direct, Fragment, FragmentKey, Identity, Link, MAGLEV_CHUNK,
+    AffinityKey, AffinityValue, Backend, CidrKey, Counter, Direct, Fragment, FragmentKey, Link, MAGLEV_CHUNK,
     NeighborKey, NextHop, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
@@ -30,6 +30,7 @@ use crate::{
     connections::{self, Connections},
     filters::{self, Filters},
     generation::{self, Generation},
+    identities::{self, Identities, Lines},
     pins,
     services::{Frontends, Services},
     shape::{self, Sizes},
@@ -146,7 +147,7 @@ pub struct FamilyMaps<A> {
     /// Datagrams in fragments.
     pub fragments: Table<FragmentKey<A>, Fragment>,
     /// Addresses of workloads and nodes.
-    pub identities: Table<A, Identity>,
+    pub identities: Identities<A>,
     /// Prefixes of the mesh, values of `meshd_abi::mesh_flags`.
     pub mesh: Table<CidrKey<A>, u32>,
     /// Prefixes that may use a service.
@@ -211,8 +212,9 @@ impl Maps {
     fn open(folder: &Path) -> Result<Self, DatapathError> {
         let words = table(&folder.join("FRONTENDS"), "FRONTENDS")?;
         let frontends = Arc::new(Frontends::new(words));
+        let lines = Lines::open(&folder.join(identities::LINES))?;
         macro_rules! family {
-            ($digit:literal) => {
+            ($digit:literal, $lines:expr) => {
                 FamilyMaps {
                     services: Services::new(
                         table(&folder.join(concat!("SERVICES", $digit)), concat!("SERVICES", $digit))?,
@@ -225,7 +227,10 @@ impl Maps {
                         .ok_or_else(|| DatapathError::NothingPinned { folder: folder.to_owned() })?,
                     affinity: table(&folder.join(concat!("AFFINITY", $digit)), concat!("AFFINITY", $digit))?,
                     fragments: table(&folder.join(concat!("FRAGMENTS", $digit)), concat!("FRAGMENTS", $digit))?,
-                    identities: table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
+                    identities: Identities::new(
+                        table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
+                        $lines,
+                    ),
                     mesh: table(&folder.join(concat!("MESH", $digit)), concat!("MESH", $digit))?,
                     ranges: table(&folder.join(concat!("RANGES", $digit)), concat!("RANGES", $digit))?,
                     sockets: table(&folder.join(concat!("SOCKETS", $digit)), concat!("SOCKETS", $digit))?,
@@ -250,8 +255,8 @@ impl Maps {
             epoch: table(&folder.join("EPOCH"), "EPOCH")?,
             handover: table(&folder.join("HANDOVER"), "HANDOVER")?,
             maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
-            v4: family!("4"),
-            v6: family!("6"),
+            v4: family!("4", Some(lines)),
+            v6: family!("6", None),
             frontends,
         })
     }
@@ -400,6 +405,9 @@ impl Programs {
         for (name, count) in &buckets {
             loader.override_global(name, count, true);
         }
+        // Nobody asks for the order of what is in a line.
+        let lines = if shape::KEEPS_ORDER { shape::identity_lines(sizes.identities) } else { 0 };
+        loader.override_global(identities::LINES_COUNT, &lines, true);
         for spec in specs {
             let pin = generation.path.join(spec.name);
             loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
@@ -433,6 +441,7 @@ impl Programs {
             }
             generation.set_complete()?;
         }
+        maps.v4.identities.rebuild()?;
         // What there is may be of a process that knew no filter. Programs that look at it meanwhile lose nothing: only what no service
         // has is taken out.
         maps.frontends.rebuild(&maps.v4.services, &maps.v6.services)?;

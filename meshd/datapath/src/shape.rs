@@ -5,10 +5,12 @@ use std::fmt;
 use aya::maps::MapType;
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, Bucket, CidrKey, Counter, Direct, FRONTEND_WORDS, Fragment, FragmentKey,
-    Identity, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service, ServiceKey, Settings,
-    SocketClient, SocketKey, SocketValue, Tunnel, V4, V6, WAYS,
+    IDENTITY_WAYS, Identity, IdentityLine, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service,
+    ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6, WAYS,
 };
 use meshd_steps::bucket::GROUP;
+
+use crate::identities;
 
 /// Kind and sizes of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +137,11 @@ const fn buckets(connections: u32) -> u32 {
     connections.saturating_mul(2).div_ceil(WAYS as u32).next_multiple_of(GROUP)
 }
 
+/// Lines in front of a table of so many identities: with all of them one in five finds no room in its line, with half of them one in 27.
+pub(crate) const fn identity_lines(identities: u32) -> u32 {
+    identities.div_ceil(IDENTITY_WAYS as u32)
+}
+
 /// Every map of the object that is pinned.
 #[must_use]
 pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
@@ -169,6 +176,7 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<FragmentKey<V4>, Fragment>("FRAGMENTS4", LruHash, sizes.fragments),
         spec::<FragmentKey<V6>, Fragment>("FRAGMENTS6", LruHash, sizes.fragments),
         spec::<V4, Identity>("IDENTITIES4", Hash, sizes.identities),
+        spec::<u32, IdentityLine>(identities::LINES, Array, identity_lines(sizes.identities)),
         spec::<V6, Identity>("IDENTITIES6", Hash, sizes.identities),
         spec::<CidrKey<V4>, u32>("MESH4", LpmTrie, sizes.prefixes),
         spec::<CidrKey<V6>, u32>("MESH6", LpmTrie, sizes.prefixes),

@@ -196,7 +196,7 @@ impl Taken {
             direct.into_iter().filter(|(index, direct)| *index < sizes.backends && *direct != Direct::default());
         self.put(direct.collect(), &maps.direct);
         self.put::<ReceiverKey<A>, u32>(all(path, &named("RECEIVERS"))?, &maps.receivers);
-        self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, &maps.identities);
+        self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, maps.identities.table());
         self.put::<CidrKey<A>, u32>(all(path, &named("MESH"))?, &maps.mesh);
         self.put::<RangeKey<A>, u32>(all(path, &named("RANGES"))?, &maps.ranges);
         Ok(())

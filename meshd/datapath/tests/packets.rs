@@ -31,6 +31,8 @@ mod hops;
 mod hostile;
 #[path = "packets/icmp.rs"]
 mod icmp;
+#[path = "packets/identities.rs"]
+mod identities;
 #[path = "packets/loading.rs"]
 mod loading;
 #[path = "packets/masquerade.rs"]

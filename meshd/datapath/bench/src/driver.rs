@@ -1,12 +1,12 @@
 //! Runs a program many times on packets of many flows, and tells how long one of them took.
 
-use std::{fs, thread};
+use std::{fs, path::Path, thread};
 
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, MapError, ProgramArray, lpm_trie},
-    programs::{ProgramFd, SchedClassifier, TestRunOptions, Xdp},
+    maps::{Array, LpmTrie, MapError, MapInfo, ProgramArray, lpm_trie},
+    programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -16,8 +16,12 @@ use nix::{
 
 /// What the build script compiled.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/meshd-ebpf-bench"));
+/// The map of lines of identities.
+const LINES: &str = "IDENTITY_LINES4";
 /// What a driver answers when the tail call failed.
 const FAILED: u32 = 99;
+/// `XDP_PASS`.
+const PASS: u32 = 2;
 /// Tries to insert an element when memory is short.
 const INSERT_TRIES: u32 = 10_000;
 /// Packets of an empty program in one measurement.
@@ -83,13 +87,20 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Loads the driver, and keeps this thread on one processor.
-    pub(crate) fn load() -> anyhow::Result<Self> {
+    /// Loads the driver over the datapath's tables of identities, which are pinned below this folder, and keeps this thread on one processor.
+    pub(crate) fn load(folder: &Path) -> anyhow::Result<Self> {
         let last = thread::available_parallelism()?.get() - 1;
         let mut cpus = CpuSet::new();
         cpus.set(last)?;
         sched_setaffinity(Pid::from_raw(0), &cpus).context("failed to stay on one processor")?;
-        let mut ebpf = EbpfLoader::new().load(OBJECT).context("failed to load the driver")?;
+        let pins = meshd_datapath::latest(folder)?.context("no datapath is loaded")?;
+        let lines = MapInfo::from_pin(pins.join(LINES))?.max_entries();
+        let mut loader = EbpfLoader::new();
+        loader.override_global("IDENTITY_LINES4_COUNT", &lines, true);
+        for map in ["IDENTITIES4", LINES] {
+            loader.map_pin_path(map, pins.join(map));
+        }
+        let mut ebpf = loader.load(OBJECT).context("failed to load the driver")?;
         for (name, program) in ebpf.programs_mut() {
             match program {
                 aya::programs::Program::Xdp(program) => program.load(),
@@ -128,17 +139,20 @@ impl Driver {
         Ok(self.xdp(name)?.fd()?.try_clone()?)
     }
 
-    /// Adds addresses to the two tables of identities that are compared.
-    pub(crate) fn add_identities(&mut self, addresses: std::ops::Range<u32>) -> anyhow::Result<()> {
-        let mut exact: HashMap<_, u32, [u32; 3]> =
-            HashMap::try_from(self.ebpf.map_mut("EXACT").context("no map EXACT")?)?;
-        for address in addresses.clone() {
-            patiently(|| exact.insert(address.to_be(), [address, 1, 0], 0))?;
-        }
+    /// Adds addresses to the trie that tables of identities are compared with.
+    pub(crate) fn add_to_trie(&mut self, addresses: std::ops::Range<u32>) -> anyhow::Result<()> {
         let mut trie: LpmTrie<_, u32, [u32; 3]> = LpmTrie::try_from(self.ebpf.map_mut("TRIE").context("no map TRIE")?)?;
         for address in addresses {
             patiently(|| trie.insert(&lpm_trie::Key::new(32, address.to_be()), [address, 1, 0], 0))?;
         }
+        Ok(())
+    }
+
+    /// Fails unless a program of the driver lets a packet pass.
+    pub(crate) fn need_pass(&self, name: &str, packets: &Packets) -> anyhow::Result<()> {
+        let options = TestRunOptions { data_in: Some(&packets.frame), repeat: 1, ..TestRunOptions::new() };
+        let answer = self.xdp(name)?.test_run(options)?.return_value;
+        ensure!(answer == PASS, "{name} answered {answer} and not {PASS}");
         Ok(())
     }
 

@@ -22,12 +22,14 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::maps::RingBuf;
 use driver::{Driver, Layer, Sample};
+use meshd_abi::{Identity, V4};
 use meshd_datapath::{Programs, shape::Sizes};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
 use report::{Better, Figure, Machine, NO_TARGET, Report};
+use world::Side as _;
 
 /// Entries of the table of IPv4 connections, the default of the configuration.
 const CONNECTIONS: u32 = 524_288;
@@ -37,6 +39,8 @@ const EVENTS_PER_TICK: u32 = 1_000;
 const LINK: u32 = 77;
 /// Sizes of the tables in which an identity is looked for, and rounds of each.
 const IDENTITIES: [u32; 3] = [1_000, 100_000, 1_000_000];
+/// Room for the most of them.
+const IDENTITIES_MAX: u32 = 1 << 20;
 const IDENTITY_ROUNDS: usize = 15;
 const IDENTITY_REPEAT: u32 = 300_000;
 /// Most part of a trie's cost that the exact table may cost, with as many identities as this.
@@ -64,9 +68,10 @@ fn measure(only: Option<&str>) -> anyhow::Result<Report> {
     enter(folder.path())?;
     let wanted = |name: &str| only.is_none_or(|only| name.contains(only));
     let mut report = Report::default();
-    let mut driver = Driver::load()?;
-    let sizes = Sizes { connections: CONNECTIONS, ..Sizes::default() };
-    let programs = Programs::load(&folder.path().join("meshd"), &sizes)?;
+    let sizes = Sizes { connections: CONNECTIONS, identities: IDENTITIES_MAX, ..Sizes::default() };
+    let pins = folder.path().join("meshd");
+    let programs = Programs::load(&pins, &sizes)?;
+    let mut driver = Driver::load(&pins)?;
     world::prepare(&programs.maps, LINK, EVENTS_PER_TICK)?;
     if wanted("memory") {
         report.0.push(memory::measure(&machine));
@@ -76,7 +81,7 @@ fn measure(only: Option<&str>) -> anyhow::Result<Report> {
         report.0.push(cost(&case.name, &samples, case.target, &machine));
     }
     for count in IDENTITIES.into_iter().filter(|_| wanted("identity")) {
-        report.0.extend(identities(&mut driver, count, &machine)?);
+        report.0.extend(identities(&mut driver, &programs, count, &machine)?);
     }
     if wanted("fill") {
         report.0.push(fill::identities(&programs, &machine)?);
@@ -150,13 +155,22 @@ fn best(samples: &[Sample]) -> Sample {
     }
 }
 
-/// Looks for identities in the exact table and in a trie with the same addresses.
-fn identities(driver: &mut Driver, count: u32, machine: &Machine) -> anyhow::Result<[Figure; 2]> {
+/// Looks for identities as the datapath does and in a trie with the same addresses.
+fn identities(driver: &mut Driver, programs: &Programs, count: u32, machine: &Machine) -> anyhow::Result<[Figure; 2]> {
     let smaller = IDENTITIES.into_iter().filter(|size| *size < count).max().unwrap_or(0);
-    driver.add_identities(world::CLIENT + smaller..world::CLIENT + count)?;
+    driver.add_to_trie(world::CLIENT + smaller..world::CLIENT + count)?;
+    let addresses: Vec<V4> = (0..count).map(|number| V4::of(world::CLIENT + number)).collect();
+    let known: Vec<Identity> =
+        (1..=count).map(|identity| Identity { identity, way: 1, flags: 0, cluster: 7 }).collect();
+    let table = &programs.maps.v4.identities;
+    table.put_all(&addresses, &known)?;
     let mut packets = world::packets::<meshd_abi::V4>(world::Aim::Nobody, count, world::TCP_ACK);
     packets.port_bits = 0;
-    let programs = [driver.own("identity_exact")?, driver.own("identity_trie")?];
+    let names = ["identity_exact", "identity_trie"];
+    for name in names {
+        driver.need_pass(name, &packets)?;
+    }
+    let programs = [driver.own(names[0])?, driver.own(names[1])?];
     let mut samples = [Vec::new(), Vec::new()];
     for _ in 0..IDENTITY_ROUNDS {
         for (samples, program) in samples.iter_mut().zip(&programs) {
@@ -171,6 +185,7 @@ fn identities(driver: &mut Driver, count: u32, machine: &Machine) -> anyhow::Res
         exact.met = exact.ours <= OF_TRIE.0 * trie.ours;
     }
     exact.peers.insert("trie", trie.ours);
+    table.remove_all(&addresses)?;
     Ok([exact, trie])
 }
 

@@ -8,6 +8,9 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
+/// Addresses of a family whose identity may be known.
+pub(crate) const IDENTITIES: u32 = 256;
+
 /// Small tables, so that a test can fill them.
 pub(crate) fn small() -> Sizes {
     Sizes {
@@ -19,7 +22,7 @@ pub(crate) fn small() -> Sizes {
         recent: 256,
         affinity: 64,
         fragments: 64,
-        identities: 256,
+        identities: IDENTITIES,
         prefixes: 64,
         ranges: 64,
         sockets: 64,

@@ -7,7 +7,7 @@
 use std::env;
 
 use meshd_abi::{Counter, NO_TABLE, NextHop, Reason, Scope, Tunnel, hop_flags, settings_flags};
-use meshd_datapath::Program;
+use meshd_datapath::{Program, ticks};
 
 use crate::{
     buckets::in_buckets,
@@ -16,6 +16,7 @@ use crate::{
     fast::put_ways,
     frame::{Body, GATEWAY, Mac, OWN, TCP, UDP, between, ping, pong, sctp, syn, tcp, udp, verify},
     hostile::{check, know, least},
+    identities,
     scene::{Kind, NETS, Net, PORT, backend, service, settings},
     tunnels::{FAR, TUNNEL_MAC, TUNNEL_MTU, VNI, put_tunnel, tunnelled},
 };
@@ -146,6 +147,7 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
     in_buckets(&scene.maps.v4.connections, |bucket| bucket.fill(0));
     in_buckets(&scene.maps.v6.connections, |bucket| bucket.fill(0));
     scene.reset();
+    scene.maps.v4.identities.rebuild().expect("rebuilt");
     know(&scene);
     if let Some(form) = FORMS.get(random.below(4) as usize) {
         scene.put_direct(form.flag());
@@ -169,6 +171,13 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
     let share = [0, 0, 2, 8][random.below(4) as usize];
     in_buckets(&scene.maps.v4.connections, |bucket| scribble(bucket, random, share));
     in_buckets(&scene.maps.v6.connections, |bucket| scribble(bucket, random, share));
+    let mut lines = identities::lines(machine);
+    for index in (0..lines.len()).filter(|_| share > 0) {
+        let mut line = lines.get(&index, 0).expect("a line");
+        scribble(&mut line, random, share);
+        lines.set(index, line, 0).expect("written");
+    }
+    scene.maps.hold_resets(ticks().wrapping_add(random.below(3))).expect("written");
     let mut world = World::default();
     for index in HOPS {
         let link = if random.below(4) == 0 { random.next() } else { [1, 20, 21][random.below(3) as usize] };

@@ -5,9 +5,9 @@
 
 use std::{collections::BTreeMap, mem};
 
-use meshd_abi::{Identity, NeighborKey, RangeKey, ReceiverKey, V4, V6};
+use meshd_abi::{Address, Identity, NeighborKey, RangeKey, ReceiverKey, V4, V6};
 use meshd_core::plan::datapath::Write;
-use meshd_datapath::{DatapathError, Maps, Table};
+use meshd_datapath::{DatapathError, Identities, Maps};
 
 /// Elements of one batch.
 const BATCH: usize = 16_384;
@@ -225,13 +225,13 @@ impl<K> Default for Batch<K> {
     }
 }
 
-impl<K: Copy> Batch<K> {
+impl<A: Address> Batch<A> {
     fn add(
         &mut self,
-        key: K,
+        key: A,
         value: Option<Identity>,
-        table: &Table<K, Identity>,
-        write: fn(K, Option<Identity>) -> Write,
+        table: &Identities<A>,
+        write: fn(A, Option<Identity>) -> Write,
         refused: &mut Vec<(Write, DatapathError)>,
     ) {
         // What was to go and comes again must go first, and the other way round.
@@ -250,8 +250,8 @@ impl<K: Copy> Batch<K> {
 
     fn flush(
         &mut self,
-        table: &Table<K, Identity>,
-        write: fn(K, Option<Identity>) -> Write,
+        table: &Identities<A>,
+        write: fn(A, Option<Identity>) -> Write,
         refused: &mut Vec<(Write, DatapathError)>,
     ) {
         let (keys, values, gone) = (mem::take(&mut self.keys), mem::take(&mut self.values), mem::take(&mut self.gone));
