@@ -50,7 +50,7 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     let now = steps::ticks();
     // SAFETY: the context is valid while the program runs.
     let mark = unsafe { (*ctx.skb.skb).mark };
-    let decision = if handover::holds(&packet) {
+    let decision = if handover::is_own_port(&packet, settings) && handover::holds(&packet) {
         Decision::Drop(Reason::ResetHeld)
     } else {
         masquerade(&packet, settings, mark, now)

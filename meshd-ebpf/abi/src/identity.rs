@@ -1,6 +1,6 @@
 //! Addresses and the identity behind them.
 //!
-//! Workloads and nodes are in an exact hash, `identities4` and `identities6`, because a longest-match trie costs three to five
+//! Workloads and nodes are in an exact hash, `identities4` and `identities6`, because a longest-match trie costs two to five
 //! times as much; only prefixes are in a trie. In front of that of IPv4 are lines that hold most of it ([`IdentityLine`]).
 
 use crate::{V4, V6};
@@ -15,7 +15,11 @@ pub mod identity_flags {
     pub const THIS_NODE: u16 = 1 << 2;
     /// Reached through a tunnel now.
     pub const TUNNEL: u16 = 1 << 3;
-    /// Of the first way of an [`IdentityLine`](crate::IdentityLine), and of the line: not all of its addresses are in it.
+    /// Bits that are no identity's, but in the first way of an [`IdentityLine`](crate::IdentityLine) the line's.
+    pub const LINE: u16 = !(CHANGE - 1);
+    /// Added when a change of the line begins and when it ends: the number is odd in between.
+    pub const CHANGE: u16 = 1 << 4;
+    /// Not all addresses of the line are in it.
     pub const MORE: u16 = 1 << 15;
 }
 
@@ -40,7 +44,7 @@ const _: () = assert!(size_of::<Identity>() == 12);
 pub const IDENTITY_WAYS: usize = 4;
 
 /// Value of `identity_lines4`, a cache line: some of the addresses that `meshd_steps::identity::home` puts there, and what is known of each.
-/// User space alone writes it, an address after its identity; an address of 0 is none.
+/// User space alone writes it, and says that it does (`identity_flags::CHANGE`); an address of 0 is none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IdentityLine {

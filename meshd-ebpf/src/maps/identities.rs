@@ -45,7 +45,8 @@ impl From<&Identity> for Who {
 
 /// In one word, which a function can return: a bit that something is known, seven of flags, the way, the identity.
 const KNOWN: u64 = 1 << 63;
-const FLAGS: u16 = 0x7f;
+const FLAGS: u16 = !identity_flags::LINE;
+const _: () = assert!(FLAGS < 1 << 7);
 const WAYS: u32 = (1 << 24) - 1;
 
 impl Who {
@@ -99,22 +100,28 @@ extern "C" fn identity4(address: u32) -> u64 {
 fn in_line(line: *const IdentityLine, address: V4) -> Option<u64> {
     // SAFETY: words of an element; volatile, because user space writes it meanwhile.
     unsafe {
+        let first = (&raw const (*line).identities).cast::<Identity>();
+        let state = (&raw const (*first).flags).read_volatile();
+        if state & identity_flags::CHANGE != 0 {
+            return None;
+        }
         let addresses = (&raw const (*line).addresses).cast::<u32>();
         let there = [0, 1, 2, 3].map(|way: usize| addresses.add(way).read_volatile());
-        let Some(mut way) = way_of(there, address) else {
-            let first = (&raw const (*line).identities).cast::<Identity>();
-            let is_whole = (&raw const (*first).flags).read_volatile() & identity_flags::MORE == 0;
-            return if is_whole { Some(0) } else { None };
+        let word = match way_of(there, address) {
+            Some(mut way) => {
+                // One instruction on one register, which the compiler would leave out: for the verifier.
+                asm!("{way} &= 3", way = inout(reg) way, options(nomem, nostack, preserves_flags));
+                let known = first.add(way);
+                Who::word(
+                    (&raw const (*known).identity).read_volatile(),
+                    (&raw const (*known).way).read_volatile(),
+                    (&raw const (*known).flags).read_volatile(),
+                )
+            }
+            None if state & identity_flags::MORE != 0 => return None,
+            None => 0,
         };
-        // One instruction on one register, which the compiler would leave out: for the verifier.
-        asm!("{way} &= 3", way = inout(reg) way, options(nomem, nostack, preserves_flags));
-        let known = (&raw const (*line).identities).cast::<Identity>().add(way);
-        let word = Who::word(
-            (&raw const (*known).identity).read_volatile(),
-            (&raw const (*known).way).read_volatile(),
-            (&raw const (*known).flags).read_volatile(),
-        );
-        // Somebody else's by now.
-        if addresses.add(way).read_volatile() == address.0 { Some(word) } else { None }
+        // All of it was read between two changes.
+        if (&raw const (*first).flags).read_volatile() == state { Some(word) } else { None }
     }
 }

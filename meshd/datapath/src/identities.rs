@@ -1,7 +1,7 @@
 //! The table of identities, and the lines in front of that of IPv4 (`meshd_steps::identity`).
 //!
-//! The table has every address; a line has those of its own that it has room for, and says when that is not all. Who looks at a line while it is
-//! written must not miss an address that is in the table: what changes in place is announced as not there first, so that the table is asked.
+//! The table has every address; a line has those of its own that it has room for, and says when that is not all. A line says also when it is
+//! changed, and who looks at it meanwhile asks the table: so nothing is missed, and what is found is whole.
 
 use std::{
     io,
@@ -124,7 +124,11 @@ impl<A: Address> Identities<A> {
     pub fn rebuild(&self) -> Result<(), DatapathError> {
         let Some(lines) = self.view()? else { return Ok(()) };
         let mut all = Vec::new();
-        self.table.walk(|address, identity| all.push((home(v4(address), lines.count), v4(address), *identity)))?;
+        self.table.walk(|address, identity| {
+            if v4(address) != V4::default() {
+                all.push((home(v4(address), lines.count), v4(address), *identity));
+            }
+        })?;
         all.sort_unstable_by_key(|(line, address, _)| (*line, address.0));
         let mut rest = &all[..];
         for index in 0..lines.count {
@@ -199,23 +203,11 @@ impl Line<'_> {
         if address == V4::default() {
             return;
         }
-        match self.way_of(address) {
-            Some(way) if self.identity(way) == *identity => {}
-            Some(way) => {
-                // In one piece: who comes meanwhile asks the table.
-                let had_more = self.say_more(true);
-                self.write_address(way, V4::default());
-                self.write_identity(way, identity);
-                self.write_address(way, address);
-                self.say_more(had_more);
-            }
-            None => match self.way_of(V4::default()) {
-                Some(way) => {
-                    self.write_identity(way, identity);
-                    self.write_address(way, address);
-                }
-                None => _ = self.say_more(true),
-            },
+        match self.way_of(address).or_else(|| self.way_of(V4::default())) {
+            Some(way) if self.address(way) == address && self.identity(way) == *identity => {}
+            Some(way) => self.change(self.has_more(), || self.write(way, address, identity)),
+            None if self.has_more() => {}
+            None => self.change(true, || {}),
         }
     }
 
@@ -224,30 +216,46 @@ impl Line<'_> {
         if address != V4::default()
             && let Some(way) = self.way_of(address)
         {
-            self.write_address(way, V4::default());
+            self.change(self.has_more(), || self.write(way, V4::default(), &Identity::default()));
         }
     }
 
     /// These addresses are all of the line's that the table holds.
     fn set(&self, all: &[(u32, V4, Identity)]) {
-        let wanted = |way| all.iter().find(|(_, address, _)| *address == self.address(way));
-        let is_right = |way| match wanted(way) {
-            Some((_, address, identity)) => *address != V4::default() && self.identity(way) == *identity,
-            None => self.address(way) == V4::default(),
-        };
-        let present = (0..IDENTITY_WAYS).filter(|way| self.address(*way) != V4::default()).count();
-        let has_more = present < all.len();
-        if (0..IDENTITY_WAYS).all(is_right) && self.has_more() == has_more && (!has_more || present == IDENTITY_WAYS) {
+        let has_more = all.len() > IDENTITY_WAYS;
+        let all = &all[..all.len().min(IDENTITY_WAYS)];
+        let ways = (0..IDENTITY_WAYS).map(|way| all.get(way).map_or_else(Default::default, |(_, a, i)| (*a, *i)));
+        let is_right = ways.clone().enumerate().all(|(way, said)| (self.address(way), self.identity(way)) == said);
+        if is_right && self.has_more() == has_more && !self.is_changing() {
             return;
         }
-        self.say_more(true);
-        for way in (0..IDENTITY_WAYS).filter(|way| !is_right(*way)) {
-            self.write_address(way, V4::default());
+        self.change(has_more, || {
+            for (way, (address, identity)) in ways.enumerate() {
+                self.write(way, address, &identity);
+            }
+        });
+    }
+
+    /// Changes the line. Who looks at it meanwhile asks the table, and so does everybody after a process that died here, until the next one
+    /// has set the line. Where a processor changes the order of stores nobody looks at lines.
+    fn change(&self, has_more: bool, write: impl FnOnce()) {
+        let more = if has_more { identity_flags::MORE } else { 0 };
+        let count = |state: u16| state & identity_flags::LINE & !identity_flags::MORE;
+        // Odd, also after somebody who did not come to the end.
+        let begun = count(self.state()).wrapping_add(identity_flags::CHANGE) | identity_flags::CHANGE;
+        self.set_state(count(begun));
+        write();
+        self.set_state(count(begun.wrapping_add(identity_flags::CHANGE)) | more);
+    }
+
+    fn write(&self, way: usize, address: V4, identity: &Identity) {
+        let line = if way == 0 { self.state() & identity_flags::LINE } else { 0 };
+        let identity = Identity { flags: identity.flags & !identity_flags::LINE | line, ..*identity };
+        // SAFETY: of the line, which says that it changes.
+        unsafe {
+            self.identities().add(way).write_volatile(identity);
+            self.addresses().add(way).write_volatile(address);
         }
-        for (_, address, identity) in all {
-            self.put(*address, identity);
-        }
-        self.say_more(all.iter().any(|(_, address, _)| *address == V4::default() || self.way_of(*address).is_none()));
     }
 
     fn way_of(&self, address: V4) -> Option<usize> {
@@ -259,39 +267,31 @@ impl Line<'_> {
         unsafe { self.addresses().add(way).read_volatile() }
     }
 
-    fn write_address(&self, way: usize, address: V4) {
-        // SAFETY: one of the line's; others read it meanwhile. Where a processor changes the order of stores nobody looks at lines.
-        unsafe { self.addresses().add(way).write_volatile(address) };
-    }
-
     fn identity(&self, way: usize) -> Identity {
         // SAFETY: one of the line's.
         let identity = unsafe { self.identities().add(way).read_volatile() };
-        Identity { flags: identity.flags & !identity_flags::MORE, ..identity }
-    }
-
-    fn write_identity(&self, way: usize, identity: &Identity) {
-        let own = if way == 0 && self.has_more() { identity_flags::MORE } else { 0 };
-        let identity = Identity { flags: identity.flags & !identity_flags::MORE | own, ..*identity };
-        // SAFETY: one of the line's, which has no address now.
-        unsafe { self.identities().add(way).write_volatile(identity) };
+        Identity { flags: identity.flags & !identity_flags::LINE, ..identity }
     }
 
     fn has_more(&self) -> bool {
-        // SAFETY: a field of the line's first.
-        unsafe { (&raw const (*self.identities()).flags).read_volatile() & identity_flags::MORE != 0 }
+        self.state() & identity_flags::MORE != 0
     }
 
-    /// Says whether the table has addresses of the line that the line does not have; returns what it said before.
-    fn say_more(&self, has_more: bool) -> bool {
+    fn is_changing(&self) -> bool {
+        self.state() & identity_flags::CHANGE != 0
+    }
+
+    /// The flags of the first way, with those of the line.
+    fn state(&self) -> u16 {
+        // SAFETY: a field of the line's first.
+        unsafe { (&raw const (*self.identities()).flags).read_volatile() }
+    }
+
+    /// Writes the flags of the line; the first way keeps its own.
+    fn set_state(&self, line: u16) {
+        let own = self.state() & !identity_flags::LINE;
         // SAFETY: a field of the line's first, which nobody else writes.
-        unsafe {
-            let flags = &raw mut (*self.identities()).flags;
-            let before = flags.read_volatile();
-            let rest = before & !identity_flags::MORE;
-            flags.write_volatile(if has_more { rest | identity_flags::MORE } else { rest });
-            before & identity_flags::MORE != 0
-        }
+        unsafe { (&raw mut (*self.identities()).flags).write_volatile(own | line) };
     }
 
     fn addresses(&self) -> *mut V4 {

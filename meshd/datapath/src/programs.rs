@@ -466,10 +466,14 @@ impl Programs {
     /// time, and nobody must end it for that.
     fn catch_up(&self) -> Result<(), DatapathError> {
         let Some(last) = self.older.last() else { return Ok(()) };
-        if !self.shared.has_connections() {
-            self.maps.hold_resets(ticks().wrapping_add(HANDOVER_TICKS))?;
-        }
-        takeover::connections(&self.maps, last, &self.shared)
+        let hold = || {
+            let until = ticks().wrapping_add(HANDOVER_TICKS);
+            if self.shared.has_connections() { Ok(()) } else { self.maps.hold_resets(until) }
+        };
+        hold()?;
+        takeover::connections(&self.maps, last, &self.shared)?;
+        // From the end of what may have taken long.
+        hold()
     }
 
     /// What the kernel can do.

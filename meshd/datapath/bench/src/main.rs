@@ -43,7 +43,7 @@ const IDENTITIES: [u32; 3] = [1_000, 100_000, 1_000_000];
 const IDENTITIES_MAX: u32 = 1 << 20;
 const IDENTITY_ROUNDS: usize = 15;
 const IDENTITY_REPEAT: u32 = 300_000;
-/// Most part of a trie's cost that the exact table may cost, with as many identities as this.
+/// Most part of a trie's cost that the datapath's way may cost, with as many identities as this.
 const OF_TRIE: (f64, u32) = (0.35, 100_000);
 
 fn main() -> ExitCode {

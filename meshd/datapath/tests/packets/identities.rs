@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::AsFd as _,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use aya::maps::{Array, Map, MapData};
@@ -42,6 +44,11 @@ fn is_found(machine: &Machine, address: V4) -> bool {
     }
     assert!(outcome.counted.iter().any(|(reason, ..)| *reason == Reason::Passed), "{outcome:?}");
     false
+}
+
+/// What a line says of an address, without what it says of itself.
+fn own(identity: Identity) -> Identity {
+    Identity { flags: identity.flags & !identity_flags::LINE, ..identity }
 }
 
 /// A line as it lies in its map.
@@ -105,7 +112,8 @@ fn what_is_known_of_an_address_changes_in_its_line() {
             assert!(is_found(machine, *address));
         }
         let line = line(machine, 9);
-        assert_eq!(line.identities, [identity(502); IDENTITY_WAYS], "and no mark is left");
+        assert_eq!(line.identities.map(own), [identity(502); IDENTITY_WAYS]);
+        assert_eq!(line.identities[0].flags & (identity_flags::MORE | identity_flags::CHANGE), 0, "no mark is left");
         assert_eq!(BTreeSet::from(line.addresses), addresses.into_iter().collect());
     });
 }
@@ -137,23 +145,25 @@ fn lines_say_what_the_table_holds_whatever_was_in_them() {
         let maps = scene.maps;
         let mut known: BTreeMap<V4, Identity> = maps.v4.identities.all().expect("read").into_iter().collect();
         for (line, count) in [(3, 0), (4, 1), (5, IDENTITY_WAYS), (6, IDENTITY_WAYS + 1), (8, 2)] {
-            for (number, address) in neighbors(line, count).into_iter().enumerate() {
-                maps.v4.identities.put(&address, &identity(600 + number as u32)).expect("an identity");
-                known.insert(address, identity(600 + number as u32));
+            for address in neighbors(line, count) {
+                // All the same, so that an address that is there twice says what is right both times.
+                maps.v4.identities.put(&address, &identity(600)).expect("an identity");
+                known.insert(address, identity(600));
             }
         }
-        let own = |line: u32| known.iter().filter(move |(address, _)| home(**address, LINES) == line);
+        let wanted = |line: u32| known.iter().filter(move |(address, _)| home(**address, LINES) == line).count();
         let is_right = |index: u32| {
             let found = line(machine, index);
             let there: Vec<_> =
                 found.addresses.into_iter().zip(found.identities).filter(|(a, _)| *a != V4(0)).collect();
-            let count = own(index).count();
+            let count = wanted(index);
             assert_eq!(there.len(), count.min(IDENTITY_WAYS), "line {index}: {found:?}");
             for (address, said) in there {
-                let said = Identity { flags: said.flags & !identity_flags::MORE, ..said };
-                assert_eq!(known.get(&address), Some(&said), "line {index}: {found:?}");
+                assert_eq!(known.get(&address), Some(&own(said)), "line {index}: {found:?}");
             }
-            assert_eq!(found.identities[0].flags & identity_flags::MORE != 0, count > IDENTITY_WAYS, "line {index}");
+            let state = found.identities[0].flags;
+            assert_eq!(state & identity_flags::MORE != 0, count > IDENTITY_WAYS, "line {index}: {found:?}");
+            assert_eq!(state & identity_flags::CHANGE, 0, "line {index}: {found:?}");
         };
         // Of a daemon that died, of another build, or by chance.
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
@@ -171,7 +181,7 @@ fn lines_say_what_the_table_holds_whatever_was_in_them() {
                         0 => line.addresses[way] = V4(0),
                         1 => line.addresses[way] = V4(draw() as u32),
                         2 => line.identities[way].identity ^= 1,
-                        3 => line.identities[way].flags ^= identity_flags::MORE,
+                        3 => line.identities[way].flags ^= (draw() as u16) & identity_flags::LINE,
                         4 => line.addresses[way] = line.addresses[(way + 1) % IDENTITY_WAYS],
                         _ => {}
                     }
@@ -184,5 +194,48 @@ fn lines_say_what_the_table_holds_whatever_was_in_them() {
             (0..LINES).for_each(is_right);
             assert!(known.iter().all(|(address, known)| known.flags != 0 || is_found(machine, *address)), "{round}");
         }
+    });
+}
+
+#[test]
+fn nothing_is_missed_while_it_changes() {
+    with_machine(|machine| {
+        let scene = machine.scene();
+        scene.reset();
+        put_ways(&scene, hop::GATEWAY);
+        let maps = scene.maps;
+        let addresses = neighbors(11, 2);
+        let address = addresses[0];
+        maps.v4.identities.put(&address, &identity(500)).expect("an identity");
+        assert!(is_found(machine, address));
+        let asked = tcp(NETS[0].workload(), (std::net::Ipv4Addr::from(address.octets()), 80).into()).bytes();
+        let found = machine.run_uncounted(WorkloadIngress, &asked);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let changes = scope.spawn(|| {
+                let mut changes = 0_u32;
+                while !is_over.load(Ordering::Relaxed) {
+                    changes += 1;
+                    // Another number, and a neighbor that comes and goes.
+                    maps.v4.identities.put(&address, &identity(500 + changes % 2)).expect("an identity");
+                    maps.v4.identities.put(&addresses[1], &identity(502)).expect("an identity");
+                    maps.v4.identities.remove(&addresses[1]).expect("removed");
+                }
+                changes
+            });
+            let end = Instant::now() + Duration::from_secs(1);
+            let mut runs = 0;
+            while Instant::now() < end || runs < 100 {
+                let outcome = machine.run_uncounted(WorkloadIngress, &asked);
+                if outcome != found {
+                    is_over.store(true, Ordering::Relaxed);
+                }
+                assert_eq!(outcome, found, "after {runs}");
+                runs += 1;
+            }
+            is_over.store(true, Ordering::Relaxed);
+            let changes = changes.join().expect("no panic");
+            assert!(changes > 10, "{runs} packets, {changes} changes");
+        });
     });
 }
