@@ -371,6 +371,8 @@ pub struct Programs {
     shared: Shared,
     /// Connections of the generation before were taken over once more before anything was attached.
     caught_up: bool,
+    /// They were again, after everything was attached, or that was tried.
+    settled: bool,
     features: Features,
     filters: Filters,
     /// The maps.
@@ -445,7 +447,7 @@ impl Programs {
         // What there is may be of a process that knew no filter. Programs that look at it meanwhile lose nothing: only what no service
         // has is taken out.
         maps.frontends.rebuild(&maps.v4.services, &maps.v6.services)?;
-        Ok(Self { ebpf, generation, older, shared, caught_up: false, features, filters, maps })
+        Ok(Self { ebpf, generation, older, shared, caught_up: false, settled: false, features, filters, maps })
     }
 
     /// Ends the life of earlier generations of maps: to be called when every program is where it belongs. Connections that went on
@@ -454,7 +456,9 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
-        self.catch_up()?;
+        // Who cannot remove earlier maps tries again and again, and must not hold resets back for ever.
+        let is_first = !std::mem::replace(&mut self.settled, true);
+        self.catch_up(is_first)?;
         while let Some(older) = self.older.pop() {
             older.remove()?;
             info!(folder = %older.path.display(), "removed earlier maps");
@@ -463,12 +467,12 @@ impl Programs {
     }
 
     /// Takes over connections that the last generation has and this one has not. One that begins meanwhile may be unknown here until the next
-    /// time, and nobody must end it for that.
-    fn catch_up(&self) -> Result<(), DatapathError> {
+    /// time, and with `hold` nobody ends it for that.
+    fn catch_up(&self, hold: bool) -> Result<(), DatapathError> {
         let Some(last) = self.older.last() else { return Ok(()) };
         let hold = || {
             let until = ticks().wrapping_add(HANDOVER_TICKS);
-            if self.shared.has_connections() { Ok(()) } else { self.maps.hold_resets(until) }
+            if hold && !self.shared.has_connections() { self.maps.hold_resets(until) } else { Ok(()) }
         };
         hold()?;
         takeover::connections(&self.maps, last, &self.shared)?;
@@ -525,7 +529,7 @@ impl Programs {
 
     fn put(&mut self, program: Program, link: IfIndex, in_stack: bool) -> Result<Attached, DatapathError> {
         if !std::mem::replace(&mut self.caught_up, true) {
-            self.catch_up()?;
+            self.catch_up(true)?;
         }
         if let Some(direction) = program.direction().filter(|_| !self.features.tcx) {
             return self.attach_filter(program, direction, link);

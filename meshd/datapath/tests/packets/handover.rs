@@ -55,6 +55,9 @@ pub(crate) fn held() -> Vec<Case> {
             cases
                 .push(at(&format!("{name}, long ago"), net, 0_u32.wrapping_sub(1_000)).passes(program, &reset(&frame)));
         }
+        // A process of this node, which knows its connections.
+        let own = tcp((net.node_ip(), 22).into(), net.client());
+        cases.push(given("a process's", net).passes(UplinkEgress, &reset(&own)));
         // The fast path has it wait as well.
         let fast = tcp(workload, far);
         cases.push(

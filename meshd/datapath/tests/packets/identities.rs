@@ -33,6 +33,15 @@ fn neighbors(line: u32, count: usize) -> Vec<V4> {
     all.filter(|address| home(*address, LINES) == line).take(count).collect()
 }
 
+/// Gives a test a machine on which workloads have the fast path.
+fn with_ways(test: impl FnOnce(&Machine) + Send + 'static) {
+    with_machine(|machine| {
+        machine.scene().reset();
+        put_ways(&machine.scene(), hop::GATEWAY);
+        test(machine);
+    });
+}
+
 /// True when the programs find an address: a packet from the workload takes the fast path there.
 fn is_found(machine: &Machine, address: V4) -> bool {
     let net = NETS[0];
@@ -62,6 +71,13 @@ pub(crate) fn lines(machine: &Machine) -> Array<MapData, Octets> {
     Array::try_from(Map::Array(MapData::from_fd(map).expect("a map"))).expect("an array")
 }
 
+/// Writes a line past the one who keeps it.
+fn put_line(machine: &Machine, index: u32, line: IdentityLine) {
+    // SAFETY: as in `line`.
+    let octets = unsafe { std::mem::transmute::<IdentityLine, Octets>(line) };
+    lines(machine).set(index, octets, 0).expect("written");
+}
+
 fn line(machine: &Machine, index: u32) -> IdentityLine {
     let octets = lines(machine).get(&index, 0).expect("a line");
     // SAFETY: words without padding on both sides.
@@ -69,11 +85,36 @@ fn line(machine: &Machine, index: u32) -> IdentityLine {
 }
 
 #[test]
+fn a_line_is_asked_before_the_table_and_the_table_when_the_line_says_so() {
+    with_ways(|machine| {
+        let table = &machine.scene().maps.v4.identities;
+        let address = neighbors(12, 1)[0];
+        table.put(&address, &identity(500)).expect("an identity");
+        let whole = line(machine, 12);
+        let state = whole.identities[0].flags;
+        let said = |flags: u16, addresses: [V4; IDENTITY_WAYS]| {
+            let mut changed = whole;
+            (changed.addresses, changed.identities[0].flags) = (addresses, flags);
+            put_line(machine, 12, changed);
+            is_found(machine, address)
+        };
+        let nobody = [V4(0); IDENTITY_WAYS];
+        assert!(said(state, whole.addresses));
+        // The table has it all the time: only who looks at the line does not find it.
+        assert!(!said(state, nobody), "the line has all of its addresses");
+        assert!(said(state | identity_flags::MORE, nobody), "it has not");
+        assert!(said(state | identity_flags::CHANGE, nobody), "it changes");
+        // And the other way round.
+        table.remove(&address).expect("removed");
+        assert!(said(state, whole.addresses), "the line says so");
+        assert!(!said(state | identity_flags::CHANGE, whole.addresses), "it changes");
+    });
+}
+
+#[test]
 fn what_finds_no_room_in_its_line_is_found_in_the_table() {
-    with_machine(|machine| {
+    with_ways(|machine| {
         let scene = machine.scene();
-        scene.reset();
-        put_ways(&scene, hop::GATEWAY);
         let table = &scene.maps.v4.identities;
         let addresses = neighbors(7, IDENTITY_WAYS + 3);
         for (number, address) in addresses.iter().enumerate() {
@@ -97,10 +138,8 @@ fn what_finds_no_room_in_its_line_is_found_in_the_table() {
 
 #[test]
 fn what_is_known_of_an_address_changes_in_its_line() {
-    with_machine(|machine| {
+    with_ways(|machine| {
         let scene = machine.scene();
-        scene.reset();
-        put_ways(&scene, hop::GATEWAY);
         let table = &scene.maps.v4.identities;
         let addresses = neighbors(9, IDENTITY_WAYS);
         table.put_all(&addresses, &[identity(500); IDENTITY_WAYS]).expect("identities");
@@ -120,10 +159,8 @@ fn what_is_known_of_an_address_changes_in_its_line() {
 
 #[test]
 fn an_address_of_zeros_is_no_free_way() {
-    with_machine(|machine| {
+    with_ways(|machine| {
         let scene = machine.scene();
-        scene.reset();
-        put_ways(&scene, hop::GATEWAY);
         let (table, zero) = (&scene.maps.v4.identities, V4(0));
         let neighbor = neighbors(home(zero, LINES), 1)[0];
         table.put(&neighbor, &identity(500)).expect("an identity");
@@ -138,10 +175,8 @@ fn an_address_of_zeros_is_no_free_way() {
 
 #[test]
 fn lines_say_what_the_table_holds_whatever_was_in_them() {
-    with_machine(|machine| {
+    with_ways(|machine| {
         let scene = machine.scene();
-        scene.reset();
-        put_ways(&scene, hop::GATEWAY);
         let maps = scene.maps;
         let mut known: BTreeMap<V4, Identity> = maps.v4.identities.all().expect("read").into_iter().collect();
         for (line, count) in [(3, 0), (4, 1), (5, IDENTITY_WAYS), (6, IDENTITY_WAYS + 1), (8, 2)] {
@@ -186,9 +221,7 @@ fn lines_say_what_the_table_holds_whatever_was_in_them() {
                         _ => {}
                     }
                 }
-                // SAFETY: as in `line`.
-                let octets = unsafe { std::mem::transmute::<IdentityLine, Octets>(line) };
-                lines(machine).set(index, octets, 0).expect("written");
+                put_line(machine, index, line);
             }
             maps.v4.identities.rebuild().expect("rebuilt");
             (0..LINES).for_each(is_right);
@@ -199,10 +232,8 @@ fn lines_say_what_the_table_holds_whatever_was_in_them() {
 
 #[test]
 fn nothing_is_missed_while_it_changes() {
-    with_machine(|machine| {
+    with_ways(|machine| {
         let scene = machine.scene();
-        scene.reset();
-        put_ways(&scene, hop::GATEWAY);
         let maps = scene.maps;
         let addresses = neighbors(11, 2);
         let address = addresses[0];
