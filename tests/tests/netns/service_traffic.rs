@@ -97,7 +97,10 @@ fn serve_udp(socket: &UdpSocket, own: IpAddr, stop: &AtomicBool) {
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
         if let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            socket.send_to(greeting(own, client.ip()).as_bytes(), client).expect("answered");
+            // Who misses an answer says so; the others still want theirs.
+            if let Err(error) = socket.send_to(greeting(own, client.ip()).as_bytes(), client) {
+                eprintln!("{own} failed to answer {client}: {error}");
+            }
         }
     }
 }
