@@ -17,7 +17,7 @@ use nix::{
 use super::place::{Namespace, Place};
 
 /// How long a way is measured in a round, for each of the two figures.
-const ROUND: Duration = Duration::from_millis(250);
+const ROUND: Duration = Duration::from_millis(40);
 /// A connection that takes longer has lost a packet.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What the server greets with, and what makes it go home.
