@@ -96,11 +96,10 @@ fn serve_tcp(listener: &TcpListener, own: IpAddr, stop: &AtomicBool) {
 fn serve_udp(socket: &UdpSocket, own: IpAddr, stop: &AtomicBool) {
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
-        if let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            // Who misses an answer says so; the others still want theirs.
-            if let Err(error) = socket.send_to(greeting(own, client.ip()).as_bytes(), client) {
-                eprintln!("{own} failed to answer {client}: {error}");
-            }
+        let Ok((_, client)) = socket.recv_from(&mut buffer) else { continue };
+        // From no port: the kernel ended the client's socket while it was sending, and such a datagram wants no answer (RFC 768).
+        if client.port() != 0 {
+            socket.send_to(greeting(own, client.ip()).as_bytes(), client).expect("answered");
         }
     }
 }

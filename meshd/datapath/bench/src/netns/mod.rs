@@ -127,7 +127,7 @@ fn run(ways: &[&'static dyn Way], ratios: &[&Ratio], nodes: usize) -> anyhow::Re
     Ok(rates)
 }
 
-/// A ratio from the rounds of both ways; `None` when one of them is not there.
+/// The ratio of two ways' rates, and beside it those of single rounds; `None` when one of the ways is not there.
 fn figure(ratio: &Ratio, rates: &All, machine: &Machine) -> Option<Figure> {
     let (ours, peer) = (rates.get(ratio.ours)?, rates.get(ratio.peer)?);
     let runs: Vec<f64> = ours.iter().zip(peer).map(|(ours, peer)| (ratio.of)(ours) / (ratio.of)(peer)).collect();
