@@ -47,5 +47,7 @@ mod recent;
 mod scene;
 #[path = "packets/services.rs"]
 mod services;
+#[path = "packets/tables.rs"]
+mod tables;
 #[path = "packets/tunnels.rs"]
 mod tunnels;

@@ -105,11 +105,15 @@ fn receive_tc<A: Tables>(ctx: &TcContext) -> i32 {
     linear(ctx, HEADERS);
     let length = ctx.length();
     let found = if A::IS_V4 { tc_find4(ctx.skb.skb) } else { tc_find6(ctx.skb.skb) };
-    let learnt = match found {
-        NONE | REFUSED => found,
-        _ if A::IS_V4 => tc_learn4(ctx.skb.skb, found),
-        _ => tc_learn6(ctx.skb.skb, found),
-    };
+    if found == NONE {
+        return deliver::tc_pass(Reason::Passed, length);
+    }
+    if found == REFUSED {
+        return deliver::tc_shot(Reason::DsrRefused, length);
+    }
+    // Not a value that is either what was found or what was learnt: kernels before 6.5 take the two for one then, and remove what is
+    // done about some of what was found (docs/kernels.md).
+    let learnt = if A::IS_V4 { tc_learn4(ctx.skb.skb, found) } else { tc_learn6(ctx.skb.skb, found) };
     if learnt == NONE {
         return deliver::tc_pass(Reason::Passed, length);
     }

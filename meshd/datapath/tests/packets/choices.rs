@@ -14,7 +14,7 @@ use crate::{
     case::{
         Case,
         Verdict::{Back, Redirect},
-        case, run,
+        case,
     },
     frame::{GATEWAY, OWN, TCP, UDP, opening},
     scene::{Family, Kind, NETS, Net, SEED, Scene, backend, service},
@@ -79,11 +79,6 @@ fn chosen(row: Case, net: Net, client: SocketAddr, protocol: u8, member: u32) ->
     row.becomes(XdpUplink, &opening(protocol, client, frontend(net)), Back, &out, Reason::NewConnection)
 }
 
-#[test]
-fn the_choice_is_the_one_the_host_computes() {
-    run(by_hash);
-}
-
 pub(crate) fn by_hash() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -112,11 +107,6 @@ pub(crate) fn by_hash() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn by_source_all_connections_of_a_client_meet() {
-    run(by_source);
-}
-
 pub(crate) fn by_source() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -137,11 +127,6 @@ pub(crate) fn by_source() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn a_table_that_lacks_something_refuses() {
-    run(lacking);
 }
 
 pub(crate) fn lacking() -> Vec<Case> {
@@ -183,11 +168,6 @@ pub(crate) fn lacking() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn terminating_backends_are_not_in_the_table_and_keep_what_they_have() {
-    run(drained);
-}
-
 pub(crate) fn drained() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -209,11 +189,6 @@ pub(crate) fn drained() -> Vec<Case> {
         cases.push(chosen(row, net, later, TCP, other));
     }
     cases
-}
-
-#[test]
-fn clients_stay_with_their_backend() {
-    run(affinity);
 }
 
 pub(crate) fn affinity() -> Vec<Case> {

@@ -12,7 +12,7 @@ use crate::{
     case::{
         Case,
         Verdict::{self, Back, Redirect},
-        case, run,
+        case,
     },
     frame::{ACK, FIN, Frame, GATEWAY, OWN, RST, SYN, TCP, UDP, packet, syn, tcp, udp},
     scene::{Kind, NETS, Net, PORT, backend, service},
@@ -102,11 +102,6 @@ impl Talk {
     }
 }
 
-#[test]
-fn connections_stay_with_their_backend_and_end() {
-    run(lives);
-}
-
 pub(crate) fn lives() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -163,11 +158,6 @@ pub(crate) fn lives() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn backends_leave_as_configured() {
-    run(leaving);
-}
-
 pub(crate) fn leaving() -> Vec<Case> {
     use BackendState::{Killed, Removed, Terminating};
     const KILL: u16 = service_flags::KILL_REMOVED;
@@ -222,11 +212,6 @@ pub(crate) fn leaving() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn a_live_connection_of_the_same_tuple_is_not_taken_over() {
-    run(same_tuple);
-}
-
 /// Two frontends of one backend on this node, asked from the same port: to the backend both look alike.
 pub(crate) fn same_tuple() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -260,11 +245,6 @@ pub(crate) fn same_tuple() -> Vec<Case> {
         );
     }
     cases
-}
-
-#[test]
-fn ports_and_entries_run_out_without_harm_to_what_is_known() {
-    run(exhausted);
 }
 
 pub(crate) fn exhausted() -> Vec<Case> {

@@ -161,11 +161,6 @@ fn row(net: Net, form: Form, what: &str) -> Case {
     case(format!("{} {form:?}, {what}", net.word)).given(move |scene| scene.put_direct(form.flag()))
 }
 
-#[test]
-fn what_is_for_another_node_leaves_with_the_client_and_a_note() {
-    run(sent);
-}
-
 pub(crate) fn sent() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -218,11 +213,6 @@ fn sent_row(
         let flags = scene.connection_flags(protocol, (client, frontend)).expect("a connection");
         assert_eq!(flags & (connection_flags::DSR | connection_flags::SNAT), connection_flags::DSR);
     })
-}
-
-#[test]
-fn what_cannot_go_directly_goes_another_way() {
-    run(not_sent);
 }
 
 pub(crate) fn not_sent() -> Vec<Case> {
@@ -289,11 +279,6 @@ pub(crate) fn not_sent() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn what_does_not_fit_with_a_note_is_told() {
-    run(too_long);
-}
-
 pub(crate) fn too_long() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -352,11 +337,6 @@ pub(crate) fn too_long() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn what_another_node_sends_reaches_the_backend_and_is_answered_for_the_frontend() {
-    run(received);
 }
 
 pub(crate) fn received() -> Vec<Case> {
@@ -432,11 +412,6 @@ fn received_row(net: Net, form: Form, (word, protocol): (&str, u8), program: Pro
             let flags = scene.connection_flags(protocol, (to, client)).expect("an entry of answers");
             assert_eq!(flags, ANSWERING, "a new one with the same ports");
         })
-}
-
-#[test]
-fn what_is_said_is_believed_only_as_far_as_it_is_known() {
-    run(refused);
 }
 
 pub(crate) fn refused() -> Vec<Case> {
@@ -516,11 +491,6 @@ pub(crate) fn refused() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn fragments_options_and_errors_go_along() {
-    run(unusual);
 }
 
 pub(crate) fn unusual() -> Vec<Case> {

@@ -9,7 +9,7 @@ use crate::{
     case::{
         Case,
         Verdict::{Pass, Redirect},
-        case, run,
+        case,
     },
     frame::{Frame, GATEWAY, OWN, TCP, UDP, packet, ping, pong},
     scene::{Kind, NETS, PORT, backend},
@@ -45,11 +45,6 @@ fn in_order(
         row = row.becomes(program, asked, verdict, &how(out), if number == 0 { first } else { later });
     }
     row
-}
-
-#[test]
-fn fragments_follow_the_first_one() {
-    run(followed);
 }
 
 pub(crate) fn followed() -> Vec<Case> {
@@ -98,11 +93,6 @@ pub(crate) fn followed() -> Vec<Case> {
         cases.push(in_order(there, UplinkIngress, &answer, &answered, |frame| frame, reply));
     }
     cases
-}
-
-#[test]
-fn fragments_without_a_first_one_are_left_to_the_stack() {
-    run(unknown);
 }
 
 pub(crate) fn unknown() -> Vec<Case> {

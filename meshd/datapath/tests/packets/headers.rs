@@ -4,7 +4,7 @@ use meshd_abi::Reason;
 use meshd_datapath::Program;
 
 use crate::{
-    case::{Case, Verdict, case, run},
+    case::{Case, Verdict, case},
     frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, packet, ping, pong, syn, tcp},
     scene::{KERNEL, Kind, NET4, NET6, NETS, Net, OTHER, backend},
 };
@@ -19,11 +19,6 @@ const ROUTING: (u8, [u8; 8]) = (43, [0, 0, 4, 0, 0, 0, 0, 0]);
 const DESTINATION: (u8, [u8; 16]) = (60, [0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 /// The fragment header of a datagram that is no fragment (RFC 6946).
 const ATOMIC: (u8, [u8; 8]) = (44, [0, 0, 0, 0, 0, 0, 0, 7]);
-
-#[test]
-fn packets_for_nobody_pass() {
-    run(for_nobody);
-}
 
 pub(crate) fn for_nobody() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -61,11 +56,6 @@ pub(crate) fn for_nobody() -> Vec<Case> {
         cases.push(case(format!("arp, {}", program.name())).passes_bytes(program, &arp, Some(Reason::Passed)));
     }
     cases
-}
-
-#[test]
-fn unusual_headers_are_left_to_tc_and_served_there() {
-    run(unusual);
 }
 
 pub(crate) fn unusual() -> Vec<Case> {
@@ -135,11 +125,6 @@ fn served(cases: &mut Vec<Case>, name: &str, net: Net, protocol: u8, with: &dyn 
     );
 }
 
-#[test]
-fn headers_that_nobody_reads_pass() {
-    run(not_read);
-}
-
 pub(crate) fn not_read() -> Vec<Case> {
     let mut cases = Vec::new();
     let frontend = NET6.frontend(Kind::LoadBalancer, backend::LOCAL);
@@ -156,11 +141,6 @@ pub(crate) fn not_read() -> Vec<Case> {
         cases.push(row("no next header").passes(program, &between(NET6.client_ip(), frontend.ip(), no_next)));
     }
     cases
-}
-
-#[test]
-fn headers_that_contradict_themselves_are_left_to_the_stack() {
-    run(contradictions);
 }
 
 pub(crate) fn contradictions() -> Vec<Case> {

@@ -9,17 +9,12 @@ use crate::{
     case::{
         Case,
         Verdict::{Back, Pass, Redirect},
-        case, run,
+        case,
     },
     dsr::outer,
     frame::{Body, Frame, GATEWAY, Mac, OWN, TCP, UDP, between, packet, syn, tcp, udp},
     scene::{BACKEND_PORT, KERNEL, Kind, LINK, NETS, OTHER, POD, UPLINK, backend, hop},
 };
-
-#[test]
-fn forwarding_takes_one_hop_and_handing_over_none() {
-    run(hop_limits);
-}
 
 pub(crate) fn hop_limits() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -78,11 +73,6 @@ pub(crate) fn hop_limits() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn xdp_sends_only_where_it_arrives() {
-    run(by_xdp);
 }
 
 /// What XDP may not send is left to TC as it came.
@@ -148,11 +138,6 @@ pub(crate) fn by_xdp() -> Vec<Case> {
 
 /// The link-layer address of the uplink, which `case::with_machine` gave it.
 const UPLINK_MAC: Mac = crate::bench::UPLINK_MAC;
-
-#[test]
-fn the_kernel_is_asked_for_next_hops_that_are_not_known() {
-    run(by_kernel);
-}
 
 pub(crate) fn by_kernel() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -222,11 +207,6 @@ pub(crate) fn by_kernel() -> Vec<Case> {
         );
     }
     cases
-}
-
-#[test]
-fn packets_that_are_too_long_for_the_next_hop_are_left_to_the_kernel() {
-    run(narrow);
 }
 
 pub(crate) fn narrow() -> Vec<Case> {

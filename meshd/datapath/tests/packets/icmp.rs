@@ -9,7 +9,7 @@ use crate::{
     case::{
         Case,
         Verdict::{Pass, Redirect},
-        case, run,
+        case,
     },
     frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, opening, packet, ping, pong, tcp, udp},
     scene::{Kind, NETS, Net, OTHER, POD, PORT, backend},
@@ -63,11 +63,6 @@ fn asked(row: Case, net: Net, protocol: u8, frontend: SocketAddr, index: u32) ->
     row.becomes(UplinkIngress, &asked, verdict, &out, Reason::NewConnection)
 }
 
-#[test]
-fn errors_about_masqueraded_packets_come_to_the_workload() {
-    run(masqueraded);
-}
-
 pub(crate) fn masqueraded() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -117,11 +112,6 @@ pub(crate) fn masqueraded() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn errors_about_service_packets_come_to_the_client_and_to_the_backend() {
-    run(services);
 }
 
 pub(crate) fn services() -> Vec<Case> {
@@ -212,11 +202,6 @@ fn local_backends(
     }
 }
 
-#[test]
-fn errors_about_packets_of_workloads_to_services_come_to_the_workload() {
-    run(workloads);
-}
-
 pub(crate) fn workloads() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -271,11 +256,6 @@ pub(crate) fn workloads() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn errors_of_every_type_and_with_every_header_are_translated() {
-    run(forms);
 }
 
 pub(crate) fn forms() -> Vec<Case> {
@@ -345,11 +325,6 @@ pub(crate) fn forms() -> Vec<Case> {
         );
     }
     cases
-}
-
-#[test]
-fn errors_about_nothing_of_ours_pass() {
-    run(not_ours);
 }
 
 pub(crate) fn not_ours() -> Vec<Case> {

@@ -6,7 +6,7 @@ use meshd_abi::{Reason, connection_flags, mesh_flags};
 use meshd_datapath::Program::{UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
 
 use crate::{
-    case::{Case, Verdict::Pass, case, run},
+    case::{Case, Verdict::Pass, case},
     frame::{ACK, FIN, RST, SCTP, SYN, TCP, UDP, opening, packet, ping, pong, sctp, syn, tcp, udp},
     scene::{NETS, Net, PORT, hop},
 };
@@ -16,11 +16,6 @@ const ID: u16 = 0x1234;
 
 fn row(net: Net, what: &str) -> Case {
     case(format!("{} {what}", net.word))
-}
-
-#[test]
-fn workloads_that_talk_to_the_world_get_the_address_of_the_node() {
-    run(translated);
 }
 
 pub(crate) fn translated() -> Vec<Case> {
@@ -144,11 +139,6 @@ pub(crate) fn translated() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn what_is_excluded_keeps_its_source() {
-    run(excluded);
-}
-
 pub(crate) fn excluded() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -194,11 +184,6 @@ pub(crate) fn excluded() -> Vec<Case> {
         );
     }
     cases
-}
-
-#[test]
-fn answers_never_start_a_masquerade() {
-    run(answers);
 }
 
 pub(crate) fn answers() -> Vec<Case> {
@@ -252,11 +237,6 @@ pub(crate) fn answers() -> Vec<Case> {
         );
     }
     cases
-}
-
-#[test]
-fn masquerade_runs_out_without_harm_to_what_is_known() {
-    run(exhausted);
 }
 
 pub(crate) fn exhausted() -> Vec<Case> {
@@ -325,11 +305,6 @@ pub(crate) fn exhausted() -> Vec<Case> {
         );
     }
     cases
-}
-
-#[test]
-fn sums_of_udp_keep_their_meaning() {
-    run(sums);
 }
 
 pub(crate) fn sums() -> Vec<Case> {

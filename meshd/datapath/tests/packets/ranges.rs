@@ -12,7 +12,7 @@ use crate::{
     case::{
         Case,
         Verdict::{Back, Redirect},
-        case, run,
+        case,
     },
     frame::{GATEWAY, OWN, TCP, UDP, opening, packet},
     scene::{Family, Kind, NETS, Net, POD, Scene, backend, service},
@@ -48,11 +48,6 @@ fn limit(scene: &Scene<'_>, net: Net, protocol: u8) {
     forget_ranges(scene);
     let limited = Service { flags: service_flags::SOURCE_RANGES, ..service(LIMITED, LIMITED) };
     scene.put_service(net.frontend(Kind::LoadBalancer, LIMITED), protocol, Scope::External, limited);
-}
-
-#[test]
-fn only_clients_inside_of_a_range_begin_connections() {
-    run(rows);
 }
 
 pub(crate) fn rows() -> Vec<Case> {

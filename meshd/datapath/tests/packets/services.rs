@@ -9,7 +9,7 @@ use crate::{
     case::{
         Case,
         Verdict::{self, Back, Pass, Redirect},
-        case, run,
+        case,
     },
     frame::{FIN, Frame, GATEWAY, OWN, SCTP, TCP, UDP, opening, packet, ping, syn, tcp},
     scene::{Kind, NETS, Net, OTHER, POD, backend, service},
@@ -32,11 +32,6 @@ fn way_from_outside(program: Program, frame: Frame, index: u32) -> (Verdict, Fra
         (_, backend::REMOTE) => (Redirect, frame.sent(GATEWAY, OWN)),
         _ => (Redirect, frame.sent(OTHER, OWN)),
     }
-}
-
-#[test]
-fn services_are_served_to_the_outside() {
-    run(from_outside);
 }
 
 pub(crate) fn from_outside() -> Vec<Case> {
@@ -106,11 +101,6 @@ fn outside_row(name: String, net: Net, protocol: u8, kind: Kind, index: u32, pro
     row.becomes(program, &answer, verdict, &answered.sent(GATEWAY, OWN), Reason::Reply)
 }
 
-#[test]
-fn services_are_served_to_workloads() {
-    run(from_workloads);
-}
-
 pub(crate) fn from_workloads() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -167,11 +157,6 @@ fn workload_row(name: String, net: Net, protocol: u8, kind: Kind, index: u32) ->
     }
 }
 
-#[test]
-fn a_workload_reaches_itself() {
-    run(hairpin);
-}
-
 pub(crate) fn hairpin() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -196,11 +181,6 @@ pub(crate) fn hairpin() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn what_is_no_service_of_that_scope_is_missed() {
-    run(misses);
 }
 
 pub(crate) fn misses() -> Vec<Case> {
@@ -231,11 +211,6 @@ pub(crate) fn misses() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn a_service_without_backends_refuses() {
-    run(without_backends);
-}
-
 pub(crate) fn without_backends() -> Vec<Case> {
     let mut cases = Vec::new();
     for net in NETS {
@@ -257,11 +232,6 @@ pub(crate) fn without_backends() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn a_node_without_an_address_of_the_family_cannot_serve_remote_backends() {
-    run(without_source);
 }
 
 pub(crate) fn without_source() -> Vec<Case> {
@@ -292,11 +262,6 @@ pub(crate) fn without_source() -> Vec<Case> {
         }
     }
     cases
-}
-
-#[test]
-fn a_connection_that_is_closed_is_answered_until_its_end() {
-    run(closing);
 }
 
 pub(crate) fn closing() -> Vec<Case> {
