@@ -8,12 +8,12 @@ use std::{
     fmt::Write as _, fs, io::ErrorKind, net::TcpStream, path::PathBuf, process::Command, thread, time::Duration,
 };
 
-use meshd_abi::Reason;
+use meshd_abi::{Reason, Settings, V4};
 use meshd_core::id::IfIndex;
 use meshd_datapath::{Features, Program, Programs, shape::Sizes, ticks};
 use nix::{
     mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::utsname::uname,
 };
 
@@ -120,6 +120,23 @@ fn tunnel_devices_of_the_kernel_carry_packets() {
     });
 }
 
+/// A port that nobody listens at, so that who asks gets a reset.
+const CLOSED: u16 = 9;
+
+/// How an attempt to connect to that port ends, from a namespace or from this one.
+fn connected_from(namespace: Option<&'static str>, address: [u8; 4]) -> ErrorKind {
+    let connect = move || {
+        if let Some(name) = namespace {
+            let file = fs::File::open(format!("/run/netns/{name}")).expect("the namespace");
+            setns(file, CloneFlags::CLONE_NEWNET).expect("enter it");
+        }
+        TcpStream::connect_timeout(&(address, CLOSED).into(), Duration::from_secs(10))
+            .expect_err("nobody listens")
+            .kind()
+    };
+    thread::spawn(connect).join().expect("it ends")
+}
+
 #[test]
 #[ignore = "for make kernels"]
 fn packets_of_a_vlan_are_left_to_its_own_link() {
@@ -141,21 +158,27 @@ fn packets_of_a_vlan_are_left_to_its_own_link() {
         }
         // Something that is done about packets that are ours: resets of what nobody knows are held back, for as long as this test takes.
         programs.maps.hold_resets(ticks().wrapping_add(100_000)).expect("hold resets");
-        let held = |programs: &Programs| -> u64 {
+        let held = || -> u64 {
             let copies = programs.maps.counters.get(Reason::ResetHeld as u32).expect("read the counters");
             copies.iter().map(|counter| counter.packets).sum()
         };
-        // Nobody listens there, so a reset comes back.
-        let connect = |address: [u8; 4]| {
-            let error =
-                TcpStream::connect_timeout(&(address, 9).into(), Duration::from_secs(10)).expect_err("nobody listens");
-            error.kind()
+        // On the way out only those from ports that the node gives to others, which are those of the port nobody listens at.
+        let own = |address: [u8; 4]| {
+            let settings =
+                Settings { source4: V4::from_octets(address), ports: CLOSED, port_count: 1, ..Settings::default() };
+            programs.maps.settings.put(&0, &settings).expect("write the settings");
         };
-        assert_eq!(connect([198, 51, 100, 2]), ErrorKind::ConnectionRefused);
-        assert_eq!(held(&programs), 0);
-        // Without a tag it is ours.
-        assert_eq!(connect([192, 0, 2, 2]), ErrorKind::TimedOut);
-        assert_ne!(held(&programs), 0);
+        own([198, 51, 100, 1]);
+        assert_eq!(connected_from(None, [198, 51, 100, 2]), ErrorKind::ConnectionRefused);
+        assert_eq!(connected_from(Some("far"), [198, 51, 100, 1]), ErrorKind::ConnectionRefused);
+        assert_eq!(held(), 0);
+        // Without a tag they are ours, on the way in and on the way out.
+        own([192, 0, 2, 1]);
+        assert_eq!(connected_from(None, [192, 0, 2, 2]), ErrorKind::TimedOut);
+        let on_the_way_in = held();
+        assert_ne!(on_the_way_in, 0);
+        assert_eq!(connected_from(Some("far"), [192, 0, 2, 1]), ErrorKind::TimedOut);
+        assert!(held() > on_the_way_in, "{} and then {}", on_the_way_in, held());
         programs.remove().expect("remove");
         shell("ip link del near; ip netns del far");
     });
