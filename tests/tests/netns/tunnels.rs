@@ -356,6 +356,8 @@ fn packets(tunnels: &Tunnels, node: &str, comment: &str) -> u64 {
 fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_way_changes() {
     const WORKERS: [&str; 2] = ["west-worker", "east-worker"];
     const PODS: &str = "{ 10.0.1.10, 10.1.1.10 }";
+    // What the tunnel takes.
+    const FITS: u32 = 1_450;
     let tunnels = Tunnels::up("routing: {mode: auto, fast_path: true}\ntunnel: {protocol: vxlan}\n", true);
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
@@ -365,6 +367,7 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     for node in WORKERS {
         let rules = format!(
             "ct state invalid counter drop comment \\\"half\\\"
+             ip saddr {PODS} ip daddr {PODS} meta length > {FITS} counter accept comment \\\"long\\\"
              ip saddr {PODS} ip daddr {PODS} counter comment \\\"seen\\\""
         );
         let chain = "type filter hook forward priority 0;";
@@ -381,12 +384,14 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     }
     assert_eq!(mesh.ask("west-worker", &["status"])["datapath"]["fast_path"], true);
     let seen = WORKERS.map(|node| packets(&tunnels, node, "seen"));
+    let long = || WORKERS.map(|node| packets(&tunnels, node, "long"));
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
     let mut load = Load::new().expect("a load");
     let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
     load.serve(&server, at.ip()).expect("a server");
     load.stream(&client, at).expect("connected");
     wait_progress(&mut load, "natively");
+    assert_eq!(long(), [0, 0]);
 
     // What programs send meets no chain but that of the link.
     for (node, from, to) in
@@ -405,6 +410,8 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     }
     let counted = traffic.finish().expect("counted");
     assert!(counted.longest_gap < DEADLINE, "{counted:?}");
+    // Segments of the former length are left to the stack, which tells their sender, or still has the former route.
+    let told = long();
 
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
     for node in WORKERS {
@@ -423,6 +430,7 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     assert_eq!(counted.lost(), 0, "{counted:?}");
     let figures = load.finish().expect("the connection holds");
     assert!(figures.longest_pause < STREAM_DEADLINE, "{figures:?}");
+    assert_eq!(long(), told);
     for (node, seen) in WORKERS.into_iter().zip(seen) {
         assert_eq!(packets(&tunnels, node, "seen"), seen, "the packet filter of {node} has seen them");
         assert_eq!(packets(&tunnels, node, "half"), 0, "{node}");
@@ -460,6 +468,51 @@ fn large_packets_that_vanish_make_routes_narrower() {
     let mut stream = stream(mesh);
     wait_progress(&mut stream, "with narrower routes");
     stream.finish().expect("the connection holds");
+    tunnels.mesh.finish();
+}
+
+#[test]
+fn what_takes_the_fast_path_fits_where_large_packets_vanish() {
+    const WORKERS: [&str; 2] = ["west-worker", "east-worker"];
+    let tunnels = Tunnels::up("routing: {mode: auto, fast_path: true}\ntunnel: {protocol: vxlan}\n", true);
+    let mesh = &tunnels.mesh;
+    mesh.wait_healthy(&NODES);
+    tunnels.wait_probed();
+    let (client, server) = (mesh.node("west-worker-webpod"), mesh.node("east-worker-webpod"));
+    // What a link would make of several segments as one packet is not what a narrow link takes offence at.
+    for pod in ["west-worker-webpod", "east-worker-webpod"] {
+        tunnels.run(pod, "ethtool -K eth0 tso off gso off gro off");
+    }
+    let is_fast = |node: &str| {
+        assert_eq!(ping(&client, "10.1.1.10"), TTL);
+        counted(mesh, node, "forwarded") > 0
+    };
+    for node in WORKERS {
+        assert!(eventually(|| is_fast(node)), "{}", mesh.ask(node, &["status"]));
+    }
+    assert!(whole(&client, 1_500).success(), "what the links take arrives");
+    // What programs send meets no chain but that of the link, where a packet is longer by its header.
+    for node in WORKERS {
+        let chain = "type filter hook egress device eth0 priority 0;";
+        let rule = "meta length > 1414 drop";
+        tunnels.run(node, &format!("nft 'table netdev hole {{\nchain hole {{\n{chain}\n{rule}\n}}\n}}'"));
+    }
+    let is_narrow =
+        |node: &str, prefix: &str| tunnels.run(node, &format!("ip route show {prefix} proto 77")).contains("mtu ");
+    assert!(eventually(|| is_narrow("west-worker", "10.1.1.0/24")), "{}", tunnels.run("west-worker", "ip route"));
+    assert!(eventually(|| is_narrow("east-worker", "10.0.1.0/24")), "{}", tunnels.run("east-worker", "ip route"));
+    // A workload is told and goes on.
+    let is_told = || {
+        let large = whole(&client, 1_500);
+        large.stdout.contains("mtu = ") || large.stderr.contains("mtu=")
+    };
+    assert!(eventually(is_told), "{}", mesh.ask("west-worker", &["status"]));
+    let mut load = Load::new().expect("a load");
+    let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
+    load.serve(&server, at.ip()).expect("a server");
+    load.stream(&client, at).expect("connected");
+    wait_progress(&mut load, "with narrower routes");
+    load.finish().expect("the connection holds");
     tunnels.mesh.finish();
 }
 
