@@ -513,6 +513,10 @@ fn what_takes_the_fast_path_fits_where_large_packets_vanish() {
     load.stream(&client, at).expect("connected");
     wait_progress(&mut load, "with narrower routes");
     load.finish().expect("the connection holds");
+    // What is no longer than the route takes goes on past the stack.
+    let before = counted(mesh, "west-worker", "forwarded");
+    assert_eq!(ping(&client, "10.1.1.10"), TTL);
+    assert!(eventually(|| counted(mesh, "west-worker", "forwarded") > before));
     tunnels.mesh.finish();
 }
 

@@ -517,6 +517,14 @@ impl State {
                 RowDiff::Removed(key, _) => put(&mut self.hops, key, None),
             }
         }
+        for diff in new.desired.targets.diff(&last.desired.targets) {
+            match diff {
+                RowDiff::Added(key, target) | RowDiff::Changed(key, _, target) => {
+                    writes.extend(self.hops.put_target(key, Some(target)));
+                }
+                RowDiff::Removed(key, _) => writes.extend(self.hops.put_target(key, None)),
+            }
+        }
         changed.iter().flat_map(|way| self.ways.behind(way).collect::<Vec<_>>()).collect()
     }
 

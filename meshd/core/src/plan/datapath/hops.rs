@@ -2,6 +2,9 @@
 //!
 //! An element is a link-layer address on a link, because that is what a packet arrives from. A neighbor whose link-layer address changes
 //! keeps its element: known connections refer to it.
+//!
+//! An element says what its link takes, or less where a route by way of the neighbor does because large packets vanish further on:
+//! programs leave what is longer to the kernel, which knows each route and tells senders.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +13,11 @@ use std::{
 
 use meshd_abi::{NeighborKey, NextHop, hop_flags};
 
-use super::{Write, space::Space};
-use crate::id::IfIndex;
+use super::{Way, Write, space::Space};
+use crate::{
+    desired::{RouteMode, Target, TargetKey},
+    id::IfIndex,
+};
 
 /// A neighbor as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +38,15 @@ pub struct Hop {
 struct Element {
     index: u32,
     hop: Option<Hop>,
+    /// `hop` as it is written: what routes take may be less.
+    written: Option<Hop>,
     addresses: BTreeSet<IpAddr>,
+}
+
+impl Element {
+    fn new(index: u32) -> Self {
+        Self { index, hop: None, written: None, addresses: BTreeSet::new() }
+    }
 }
 
 /// Plans `NEXT_HOPS` and `NEIGHBORS`.
@@ -43,6 +57,10 @@ pub struct HopPlanner {
     space: Space,
     /// Elements of neighbors that are gone, until no connection names them.
     gone: BTreeSet<u32>,
+    /// What targets take whose way takes less than its link.
+    narrow: BTreeMap<Way, BTreeMap<TargetKey, u32>>,
+    /// The ways of these targets.
+    narrow_targets: BTreeMap<TargetKey, Vec<Way>>,
 }
 
 impl HopPlanner {
@@ -54,11 +72,12 @@ impl HopPlanner {
             by_address: BTreeMap::new(),
             space: Space::new(1, room),
             gone: BTreeSet::new(),
+            narrow: BTreeMap::new(),
+            narrow_targets: BTreeMap::new(),
         };
         for (key, index) in existing {
             if planner.space.claim(*index, 1) {
-                let element = Element { index: *index, hop: None, addresses: BTreeSet::new() };
-                planner.elements.insert((IfIndex(key.link), key.address), element);
+                planner.elements.insert((IfIndex(key.link), key.address), Element::new(*index));
             }
         }
         for index in named {
@@ -97,6 +116,36 @@ impl HopPlanner {
         writes
     }
 
+    /// A target came, changed or went: what it takes counts for its neighbors where that is less than their links take. A far end of the
+    /// tunnel has an element of its own, which says so already.
+    pub fn put_target(&mut self, key: &TargetKey, target: Option<&Target>) -> Vec<Write> {
+        let is_narrow = |target: &&Target| target.narrow && target.mode != RouteMode::Tunnel;
+        let mut changed = self.narrow_targets.remove(key).unwrap_or_default();
+        for way in &changed {
+            if let Some(targets) = self.narrow.get_mut(way) {
+                targets.remove(key);
+                if targets.is_empty() {
+                    self.narrow.remove(way);
+                }
+            }
+        }
+        if let Some(target) = target.filter(is_narrow) {
+            let ways: Vec<Way> = target.hops.iter().map(|hop| (hop.dev, hop.via)).collect();
+            for way in &ways {
+                self.narrow.entry(*way).or_default().insert(key.clone(), target.mtu);
+            }
+            changed.extend(&ways);
+            self.narrow_targets.insert(key.clone(), ways);
+        }
+        let mut writes = Vec::new();
+        for (link, address) in changed {
+            if let Some(mac) = self.by_address.get(&(link, address)).copied() {
+                self.write((link, mac), &mut writes);
+            }
+        }
+        writes
+    }
+
     /// Removes what an earlier process wrote and nobody named since.
     pub fn finish(&mut self) -> Vec<Write> {
         let lost: Vec<(IfIndex, [u8; 6])> =
@@ -128,10 +177,11 @@ impl HopPlanner {
         }
         let Some(mut element) = self.elements.remove(&(link, old)) else { return false };
         element.hop = Some(hop);
-        writes.push(write_hop(link, element.index, &hop));
-        writes.push(Write::Neighbor(neighbor_key(link, hop.destination), Some(element.index)));
-        writes.push(Write::Neighbor(neighbor_key(link, old), None));
+        let index = element.index;
         self.elements.insert((link, hop.destination), element);
+        self.write((link, hop.destination), writes);
+        writes.push(Write::Neighbor(neighbor_key(link, hop.destination), Some(index)));
+        writes.push(Write::Neighbor(neighbor_key(link, old), None));
         self.by_address.insert((link, address), hop.destination);
         true
     }
@@ -140,14 +190,15 @@ impl HopPlanner {
         let key = (link, hop.destination);
         if !self.elements.contains_key(&key) {
             let Some(index) = self.space.take(1) else { return };
-            self.elements.insert(key, Element { index, hop: None, addresses: BTreeSet::new() });
+            self.elements.insert(key, Element::new(index));
         }
         let Some(element) = self.elements.get_mut(&key) else { return };
         element.addresses.insert(address);
-        if element.hop != Some(hop) {
-            element.hop = Some(hop);
-            writes.push(write_hop(link, element.index, &hop));
-            writes.push(Write::Neighbor(neighbor_key(link, hop.destination), Some(element.index)));
+        let (index, is_other) = (element.index, element.hop != Some(hop));
+        element.hop = Some(hop);
+        self.write(key, writes);
+        if is_other {
+            writes.push(Write::Neighbor(neighbor_key(link, hop.destination), Some(index)));
         }
         self.by_address.insert((link, address), hop.destination);
     }
@@ -158,6 +209,22 @@ impl HopPlanner {
         element.addresses.remove(&address);
         if element.addresses.is_empty() {
             self.remove((link, old), writes);
+        } else {
+            self.write((link, old), writes);
+        }
+    }
+
+    /// Writes an element, when it is not written like that.
+    fn write(&mut self, key: (IfIndex, [u8; 6]), writes: &mut Vec<Write>) {
+        let Some(element) = self.elements.get_mut(&key) else { return };
+        let Some(hop) = element.hop else { return };
+        let narrow = &self.narrow;
+        let taken =
+            element.addresses.iter().filter_map(|address| narrow.get(&(key.0, *address))).flat_map(BTreeMap::values);
+        let fitted = Hop { mtu: taken.copied().fold(hop.mtu, u32::min), ..hop };
+        if element.written != Some(fitted) {
+            element.written = Some(fitted);
+            writes.push(write_hop(key.0, element.index, &fitted));
         }
     }
 

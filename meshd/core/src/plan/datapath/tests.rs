@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    desired::{self, Frontend, FrontendKind, ServicePort},
+    desired::{self, Frontend, FrontendKind, NodeTarget, ServicePort, Target, TargetKey},
     id::IfIndex,
     maglev::Slots,
     observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
@@ -403,6 +403,41 @@ fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
     assert_eq!(planner.find(link, other), index);
     let gone = planner.put(link, other, None);
     assert!(gone.contains(&Write::NextHop(index, NextHop::default())), "{gone:?}");
+}
+
+#[test]
+fn an_element_takes_what_the_narrowest_route_by_its_neighbor_does() {
+    let mut planner = HopPlanner::new(8, &[], &BTreeSet::new());
+    let link = IfIndex(3);
+    let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+    let hop = Hop { destination: [2; 6], source: [4; 6], mtu: 1500, has_peer: false, is_tunnel: false };
+    let target = |via: IpAddr, mtu: u32| {
+        Target::native([desired::Hop { via, dev: link, tunnel: None }].into(), 1500).narrowed(mtu)
+    };
+    let key = |node: &str, ipv4: bool| -> TargetKey {
+        NodeTarget { cluster: "east".parse().unwrap(), node: node.parse().unwrap(), ipv4 }.into()
+    };
+    let (one, other) = (key("one", true), key("other", false));
+    let mtu = |writes: Vec<Write>| -> Vec<u16> {
+        let mtu = |write: &Write| if let Write::NextHop(_, hop) = write { Some(hop.mtu) } else { None };
+        writes.iter().filter_map(mtu).collect()
+    };
+    // A route may be known before its neighbor.
+    assert_eq!(planner.put_target(&one, Some(&target(v4, 1400))), []);
+    assert_eq!(mtu(planner.put(link, v4, Some(hop))), [1400]);
+    assert_eq!(planner.put_target(&one, Some(&target(v4, 1400))), []);
+    assert_eq!(mtu(planner.put_target(&one, Some(&target(v4, 1300)))), [1300]);
+    // The other address of the neighbor shares the element.
+    assert_eq!(planner.put_target(&other, Some(&target(v6, 1280))), []);
+    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280]);
+    assert_eq!(planner.put_target(&one, None), []);
+    assert_eq!(mtu(planner.put(link, v6, None)), [1500]);
+    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280]);
+    assert_eq!(mtu(planner.put_target(&other, Some(&target(v6, 1500)))), [1500]);
+    assert_eq!((planner.find(link, v4), planner.find(link, v6)), (1, 1));
+    // A far end of the tunnel has an element of its own.
+    let tunnelled = Target::tunnel(desired::Hop { via: v4, dev: link, tunnel: None }, 1450).narrowed(1400);
+    assert_eq!(planner.put_target(&one, Some(&tunnelled)), []);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Through which neighbor an address is reached.
 //!
 //! The programs send past the routing table what has one clear next hop. Everything else (several next hops, routes over objects of others,
-//! routes that take less than their link, no route) is left to the kernel, which then decides for each packet.
+//! no route) is left to the kernel, which then decides for each packet.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -177,10 +177,7 @@ fn ours(prefix: IpNet, desired: &Desired) -> Option<Option<Way>> {
     let target = desired.target_of(&prefix)?;
     let target = desired.targets.get(&target)?;
     let way = match (&*target.hops, target.mode) {
-        ([hop], RouteMode::Tunnel) => Some((hop.dev, hop.via)),
-        // A neighbor's element says what its link takes. Where packets of that length vanish further on, the route says less, and the
-        // kernel tells senders.
-        ([hop], RouteMode::Native | RouteMode::Bgp) if !target.narrow => Some((hop.dev, hop.via)),
+        ([hop], RouteMode::Native | RouteMode::Bgp | RouteMode::Tunnel) => Some((hop.dev, hop.via)),
         _ => None,
     };
     Some(way)
@@ -205,8 +202,8 @@ mod tests {
     enum Event {
         /// A prefix is wanted by way of a node, or no longer.
         Want(usize, Option<u8>),
-        /// A node is reached by a link, or packets as long as the link takes vanish on that way.
-        Target(u8, u32, bool),
+        /// A node is reached by a link.
+        Target(u8, u32),
         /// Somebody's route to a prefix by a link, or none.
         Foreign(usize, Option<u32>),
         /// Somebody asks for an address for the first time.
@@ -217,7 +214,7 @@ mod tests {
         let prefix = 0..PREFIXES.len();
         prop_oneof![
             (prefix.clone(), proptest::option::of(0..3_u8)).prop_map(|(at, node)| Event::Want(at, node)),
-            (0..3_u8, 1..4_u32, any::<bool>()).prop_map(|(node, link, narrow)| Event::Target(node, link, narrow)),
+            (0..3_u8, 1..4_u32).prop_map(|(node, link)| Event::Target(node, link)),
             (prefix, proptest::option::of(1..4_u32)).prop_map(|(at, link)| Event::Foreign(at, link)),
             (0..12_u16).prop_map(Event::Ask),
         ]
@@ -235,10 +232,9 @@ mod tests {
             Event::Want(at, Some(number)) => {
                 drop(desired.routes.put(prefix(*at), Arc::new(RouteRow { target: node(*number) })));
             }
-            Event::Target(number, link, narrow) => {
+            Event::Target(number, link) => {
                 let hop = Hop { via: [192, 0, 2, *number].into(), dev: IfIndex(*link), tunnel: None };
-                let target = Target::native([hop].into(), 1_500).narrowed(if *narrow { 1_400 } else { 1_500 });
-                drop(desired.targets.put(node(*number), Arc::new(target)));
+                drop(desired.targets.put(node(*number), Arc::new(Target::native([hop].into(), 1_500))));
             }
             Event::Foreign(at, link) => {
                 let (table, metric) = (TableId(MAIN_TABLE), Metric(0));
@@ -260,20 +256,6 @@ mod tests {
         match number {
             0..8 => [10, 1, (number / 6) as u8, number as u8].into(),
             _ => std::net::Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, number - 6).into(),
-        }
-    }
-
-    #[test]
-    fn a_route_that_takes_less_than_its_link_is_left_to_the_kernel() {
-        let (mut observed, mut desired) = (Observed::default(), Desired::default());
-        let mut ways = Ways::default();
-        let wide = Some((IfIndex(1), IpAddr::from([192, 0, 2, 0])));
-        apply(&Event::Want(0, Some(0)), &mut observed, &mut desired);
-        for (narrow, expected) in [(false, wide), (true, None), (false, wide)] {
-            let before = desired.clone();
-            apply(&Event::Target(0, 1, narrow), &mut observed, &mut desired);
-            let _moved = ways.recheck((&observed, &before), (&observed, &desired));
-            assert_eq!(ways.of(address(1), &observed, &desired), expected, "narrow: {narrow}");
         }
     }
 
