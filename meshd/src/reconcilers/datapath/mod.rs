@@ -405,6 +405,7 @@ impl State {
         self.services.begin_round();
         let mut writes = Vec::new();
         let mut moved = self.neighbors(&last, &snapshot, &mut writes);
+        self.fit_routes(&last, &snapshot, &mut writes);
         moved.extend(self.moved_ways(&last, &snapshot));
         let removed = self.follow_far_ends(&last, &snapshot, &mut moved, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
@@ -517,15 +518,18 @@ impl State {
                 RowDiff::Removed(key, _) => put(&mut self.hops, key, None),
             }
         }
-        for diff in new.desired.targets.diff(&last.desired.targets) {
-            match diff {
-                RowDiff::Added(key, target) | RowDiff::Changed(key, _, target) => {
-                    writes.extend(self.hops.put_target(key, Some(target)));
-                }
-                RowDiff::Removed(key, _) => writes.extend(self.hops.put_target(key, None)),
-            }
-        }
         changed.iter().flat_map(|way| self.ways.behind(way).collect::<Vec<_>>()).collect()
+    }
+
+    /// Next hops take no more than routes by way of them.
+    fn fit_routes(&mut self, last: &Snapshot, new: &Snapshot, writes: &mut Vec<Write>) {
+        for diff in new.desired.targets.diff(&last.desired.targets) {
+            let (key, target) = match diff {
+                RowDiff::Added(key, target) | RowDiff::Changed(key, _, target) => (key, Some(&**target)),
+                RowDiff::Removed(key, _) => (key, None),
+            };
+            writes.extend(self.hops.put_target(key, target));
+        }
     }
 
     fn identities(&mut self, last: &Snapshot, new: &Snapshot, writes: &mut Vec<Write>) {
