@@ -116,10 +116,15 @@ const TUNNELLED: super::meshes::Expected = &[
 
 /// A connection from the client of west's worker to the webpod of east's over which octets flow without a pause.
 fn stream(mesh: &Mesh) -> Load {
+    stream_from(mesh, "west-worker-client")
+}
+
+/// The same from another workload.
+fn stream_from(mesh: &Mesh, client: &str) -> Load {
     let mut load = Load::new().expect("a load");
     let server = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
     load.serve(&mesh.node("east-worker-webpod"), server.ip()).expect("a server");
-    load.stream(&mesh.node("west-worker-client"), server).expect("connected");
+    load.stream(&mesh.node(client), server).expect("connected");
     load
 }
 
@@ -196,10 +201,7 @@ fn assert_carried(mesh: &Mesh) {
     let (client, server) = (mesh.node("west-worker-webpod"), mesh.node("east-worker-webpod"));
     assert_eq!(ping(&client, "10.1.1.10"), TTL);
     assert_eq!(ping(&server, "10.0.1.10"), TTL);
-    let mut load = Load::new().expect("a load");
-    let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
-    load.serve(&server, at.ip()).expect("a server");
-    load.stream(&client, at).expect("connected");
+    let mut load = stream_from(mesh, "west-worker-webpod");
     wait_progress(&mut load, "through the tunnel");
     load.finish().expect("nothing breaks");
     // The service of the own cluster has the other one's backends, too.
@@ -367,7 +369,7 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     for node in WORKERS {
         let rules = format!(
             "ct state invalid counter drop comment \\\"half\\\"
-             ip saddr {PODS} ip daddr {PODS} meta length > {FITS} counter accept comment \\\"long\\\"
+             ip saddr 10.0.1.10 ip daddr 10.1.1.10 meta l4proto tcp meta length > {FITS} counter accept comment \\\"long\\\"
              ip saddr {PODS} ip daddr {PODS} counter comment \\\"seen\\\""
         );
         let chain = "type filter hook forward priority 0;";
@@ -386,10 +388,7 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     let seen = WORKERS.map(|node| packets(&tunnels, node, "seen"));
     let long = || WORKERS.map(|node| packets(&tunnels, node, "long"));
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
-    let mut load = Load::new().expect("a load");
-    let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
-    load.serve(&server, at.ip()).expect("a server");
-    load.stream(&client, at).expect("connected");
+    let mut load = stream_from(mesh, "west-worker-webpod");
     wait_progress(&mut load, "natively");
     assert_eq!(long(), [0, 0]);
 
@@ -412,6 +411,7 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     assert!(counted.longest_gap < DEADLINE, "{counted:?}");
     // Segments of the former length are left to the stack, which tells their sender, or still has the former route.
     let told = long();
+    assert_eq!(told[1], 0, "what goes the former way does not arrive");
 
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
     for node in WORKERS {
@@ -478,7 +478,7 @@ fn what_takes_the_fast_path_fits_where_large_packets_vanish() {
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
     tunnels.wait_probed();
-    let (client, server) = (mesh.node("west-worker-webpod"), mesh.node("east-worker-webpod"));
+    let client = mesh.node("west-worker-webpod");
     // What a link would make of several segments as one packet is not what a narrow link takes offence at.
     for pod in ["west-worker-webpod", "east-worker-webpod"] {
         tunnels.run(pod, "ethtool -K eth0 tso off gso off gro off");
@@ -507,10 +507,7 @@ fn what_takes_the_fast_path_fits_where_large_packets_vanish() {
         large.stdout.contains("mtu = ") || large.stderr.contains("mtu=")
     };
     assert!(eventually(is_told), "{}", mesh.ask("west-worker", &["status"]));
-    let mut load = Load::new().expect("a load");
-    let at = SocketAddr::new([10, 1, 1, 10].into(), STREAM_PORT);
-    load.serve(&server, at.ip()).expect("a server");
-    load.stream(&client, at).expect("connected");
+    let mut load = stream_from(mesh, "west-worker-webpod");
     wait_progress(&mut load, "with narrower routes");
     load.finish().expect("the connection holds");
     // What is no longer than the route takes goes on past the stack.
