@@ -25,7 +25,8 @@ use meshd_abi::{
 };
 use meshd_steps::{bucket::pair, header::Family};
 
-use self::{identities::Who, ranges::Ranges};
+pub use self::identities::Who;
+use self::ranges::Ranges;
 use crate::{
     context::Rewriting,
     steps::{connect::Beginning, dsr, related::Relating, tunnel},

@@ -2,8 +2,9 @@
 //!
 //! User space decides which addresses have it (`Identity::way`), and a packet takes it when both of its ends do and one of them is a
 //! workload of this node. So both directions of a flow take it, and netfilter sees both or neither. What belongs to a service's
-//! connection keeps the way that was chosen when it began ([`super::past`]), and what is unusual goes through the stack: options,
-//! packets that are too long or have no hop left, for which the stack tells the sender.
+//! connection keeps the way that was chosen when it began ([`super::past`]), and what is unusual goes through the stack: options, packets
+//! that have to be fragmented or have no hop left. Who sends a whole packet that is too long is told from here: the stack's route may be
+//! another one while a way changes, and netfilter would see a part of the connection.
 
 use core::arch::asm;
 
@@ -13,25 +14,29 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use meshd_abi::{ConnectionKey, Reason, Settings, V4, V6, hop_flags, identity_flags, mark, settings_flags};
-use meshd_steps::{Frame, Packet, header::ETHERNET, hop};
+use meshd_steps::{
+    Frame, Packet, Part,
+    header::{ETHERNET, parse, protocol},
+    hop,
+};
 
 use super::{
     deliver::{addresses, longest, tc_pass, tc_shot},
-    tunnel,
+    dsr, tunnel,
 };
 use crate::{
     context::Context,
-    maps::{self, Tables, connections},
+    maps::{self, Tables, Who, connections},
 };
 
 /// What the half of a program answers that leaves a packet to [`tc`], with the element of its next hop in the lower bits; no verdict of TC.
 const TC_FAST: i32 = i32::MIN | 1 << 29;
 /// The same to a workload of this node.
-const TC_FAST_HOME: i32 = TC_FAST | 1 << 28;
+pub const TC_FAST_HOME: i32 = TC_FAST | 1 << 28;
 /// The bits by which both are told from verdicts and other answers.
 const KIND: i32 = 0xef << 24;
 /// Elements of next hops: an answer has room for no more.
-const HOPS: u32 = 1 << 24;
+pub const HOPS: u32 = 1 << 24;
 
 /// True where workloads have a fast path.
 #[inline(always)]
@@ -49,7 +54,13 @@ pub fn taken<A: Tables>(packet: &Packet<A>, settings: &Settings, is_home: bool) 
     // follows for each kind of packet, which the verifier goes through one by one.
     // SAFETY: on one register.
     unsafe { asm!("{key} = {key}", key = in(reg) &raw const packet.key, options(nostack, preserves_flags)) };
-    between(&packet.key, is_home).filter(|_| connections::get_any(&packet.key).is_none())
+    between(&packet.key, is_home).filter(|_| is_nobodys(packet))
+}
+
+/// True for a packet that belongs to no connection of a service.
+#[inline(always)]
+pub fn is_nobodys<A: Tables>(packet: &Packet<A>) -> bool {
+    connections::get_any(&packet.key).is_none()
 }
 
 /// The same for a tuple of whatever connection. What comes from outside and says that a workload of this node sent it does not have it.
@@ -74,7 +85,15 @@ extern "C" fn tc_between4(source: u32, destination: u32, is_home: u32) -> i32 {
 fn way<A: Tables>(source: &A, destination: &A, is_home: bool) -> Option<i32> {
     // First what most packets do not have: an address of a service is nobody's.
     let destination = A::identity(destination).filter(|known| known.way != 0 && known.way < HOPS)?;
-    let source = A::identity(source).filter(|known| known.way != 0)?;
+    of(&A::identity(source)?, &destination, is_home)
+}
+
+/// The same for what is known of both.
+#[inline(always)]
+pub fn of(source: &Who, destination: &Who, is_home: bool) -> Option<i32> {
+    if source.way == 0 || destination.way == 0 || destination.way >= HOPS {
+        return None;
+    }
     let place = identity_flags::LOCAL | identity_flags::NODE | identity_flags::THIS_NODE;
     let (from, to) = if is_home { (0, identity_flags::LOCAL) } else { (identity_flags::LOCAL, 0) };
     if source.flags & place != from || destination.flags & place != to {
@@ -115,14 +134,22 @@ fn send<A: Tables>(ctx: &TcContext, answer: u32, is_counted: bool) -> i32 {
     let frame = &ctx.frame();
     let Some((l4, protocol)) = plain::<A>(frame) else { return tc_pass(Reason::Passed, length) };
     let Some(next) = maps::next_hop(answer & (HOPS - 1)) else { return tc_pass(Reason::Passed, length) };
-    if longest(ctx, l4, protocol) > u32::from(next.mtu) || hop::left::<A>(frame, ETHERNET).is_none_or(|left| left <= 1)
-    {
+    let is_local = answer & TC_FAST_HOME as u32 == TC_FAST_HOME as u32;
+    let mtu = u32::from(next.mtu);
+    if hop::left::<A>(frame, ETHERNET).is_none_or(|left| left <= 1) {
         return tc_pass(Reason::Passed, length);
+    }
+    if longest(ctx, l4, protocol) > mtu {
+        // What came from outside is of no way that changes here.
+        return if !is_local && lay_down_long::<A>(ctx, mtu) {
+            dsr::TC_TOO_LONG
+        } else {
+            tc_pass(Reason::Passed, length)
+        };
     }
     if !frame.write(0, addresses(next)) || hop::take::<A>(frame, ETHERNET).is_none() {
         return tc_shot(Reason::RewriteFailed, length);
     }
-    let is_local = answer & TC_FAST_HOME as u32 == TC_FAST_HOME as u32;
     // A workload of this node is behind no tunnel.
     if next.tunnel() != 0 && !is_local {
         let verdict = tunnel::send::to(ctx, next.tunnel());
@@ -143,6 +170,35 @@ fn send<A: Tables>(ctx: &TcContext, answer: u32, is_counted: bool) -> i32 {
     let has_peer = is_local && next.flags & hop_flags::PEER != 0;
     // SAFETY: the helpers take numbers.
     (unsafe { if has_peer { bpf_redirect_peer(next.link, 0) } else { bpf_redirect(next.link, 0) } }) as i32
+}
+
+/// Lays down a packet that is longer than `mtu` for [`dsr::told`]. False: the stack has to look after it.
+#[inline(always)]
+fn lay_down_long<A: Tables>(ctx: &TcContext, mtu: u32) -> bool {
+    (if A::IS_V4 { tc_long4(ctx.skb.skb, mtu) } else { tc_long6(ctx.skb.skb, mtu) }) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_long4(ctx: *mut __sk_buff, mtu: u32) -> u32 {
+    u32::from(long::<V4>(&TcContext::new(ctx), mtu))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_long6(ctx: *mut __sk_buff, mtu: u32) -> u32 {
+    u32::from(long::<V6>(&TcContext::new(ctx), mtu))
+}
+
+#[inline(always)]
+fn long<A: Tables>(ctx: &TcContext, mtu: u32) -> bool {
+    let frame = &ctx.frame();
+    let Ok(packet) = parse::<A, true>(frame, ETHERNET) else { return false };
+    // Segments of SCTP do not say how long their packets are.
+    packet.part == Part::Whole
+        && packet.key.protocol != protocol::SCTP
+        && dsr::send::may_tell::<A>(frame)
+        && dsr::lay_down_long(&packet, mtu)
 }
 
 /// Beginning of the next header and its number; `None` with options that are for every router.

@@ -358,8 +358,6 @@ fn packets(tunnels: &Tunnels, node: &str, comment: &str) -> u64 {
 fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_way_changes() {
     const WORKERS: [&str; 2] = ["west-worker", "east-worker"];
     const PODS: &str = "{ 10.0.1.10, 10.1.1.10 }";
-    // What the tunnel takes.
-    const FITS: u32 = 1_450;
     let tunnels = Tunnels::up("routing: {mode: auto, fast_path: true}\ntunnel: {protocol: vxlan}\n", true);
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
@@ -369,7 +367,6 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     for node in WORKERS {
         let rules = format!(
             "ct state invalid counter drop comment \\\"half\\\"
-             ip saddr 10.0.1.10 ip daddr 10.1.1.10 meta l4proto tcp meta length > {FITS} counter accept comment \\\"long\\\"
              ip saddr {PODS} ip daddr {PODS} counter comment \\\"seen\\\""
         );
         let chain = "type filter hook forward priority 0;";
@@ -386,11 +383,9 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     }
     assert_eq!(mesh.ask("west-worker", &["status"])["datapath"]["fast_path"], true);
     let seen = WORKERS.map(|node| packets(&tunnels, node, "seen"));
-    let long = || WORKERS.map(|node| packets(&tunnels, node, "long"));
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
     let mut load = stream_from(mesh, "west-worker-webpod");
     wait_progress(&mut load, "natively");
-    assert_eq!(long(), [0, 0]);
 
     // What programs send meets no chain but that of the link.
     for (node, from, to) in
@@ -409,9 +404,6 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     }
     let counted = traffic.finish().expect("counted");
     assert!(counted.longest_gap < DEADLINE, "{counted:?}");
-    // Segments of the former length are left to the stack, which tells their sender, or still has the former route.
-    let told = long();
-    assert_eq!(told[1], 0, "what goes the former way does not arrive");
 
     let traffic = Traffic::start(&client, &server, [10, 1, 1, 10].into()).expect("traffic");
     for node in WORKERS {
@@ -430,7 +422,6 @@ fn the_fast_path_leaves_the_packet_filter_out_and_breaks_no_connection_when_the_
     assert_eq!(counted.lost(), 0, "{counted:?}");
     let figures = load.finish().expect("the connection holds");
     assert!(figures.longest_pause < STREAM_DEADLINE, "{figures:?}");
-    assert_eq!(long(), told);
     for (node, seen) in WORKERS.into_iter().zip(seen) {
         assert_eq!(packets(&tunnels, node, "seen"), seen, "the packet filter of {node} has seen them");
         assert_eq!(packets(&tunnels, node, "half"), 0, "{node}");
@@ -507,6 +498,7 @@ fn what_takes_the_fast_path_fits_where_large_packets_vanish() {
         large.stdout.contains("mtu = ") || large.stderr.contains("mtu=")
     };
     assert!(eventually(is_told), "{}", mesh.ask("west-worker", &["status"]));
+    assert!(eventually(|| counted(mesh, "west-worker", "too_big") > 0), "by the program, not by the stack");
     let mut load = stream_from(mesh, "west-worker-webpod");
     wait_progress(&mut load, "with narrower routes");
     load.finish().expect("the connection holds");

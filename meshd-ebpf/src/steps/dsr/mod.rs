@@ -152,10 +152,9 @@ pub fn lay_down<A: Tables>(packet: &Packet<A>, way: &Send<A>) -> bool {
 
 /// Lays down a packet that is longer than its way takes.
 #[inline(always)]
-pub fn lay_down_long<A: Tables>(packet: &Packet<A>, way: &Send<A>, mtu: u32) -> bool {
+pub fn lay_down_long<A: Tables>(packet: &Packet<A>, mtu: u32) -> bool {
     let Some(work) = A::directing() else { return false };
     work.packet = *packet;
-    work.to = way.direct;
     work.next_hop = mtu;
     true
 }

@@ -23,7 +23,8 @@ use crate::{
     maps::{self, Route, Tables},
     steps::{
         deliver::{self, addresses},
-        event, tunnel,
+        event,
+        tunnel::{self, send::FIXED_SEGMENTS},
     },
 };
 
@@ -275,16 +276,19 @@ extern "C" fn tc_too_long6(ctx: *mut __sk_buff) -> u32 {
     u32::from(tell::<V6>(&TcContext::new(ctx)).is_some())
 }
 
+/// True for a packet whose sender is told when it is too long: it must not be fragmented, and is no later fragment (RFC 1122 section
+/// 3.2.2).
+#[inline(always)]
+pub fn may_tell<A: Tables>(frame: &Frame) -> bool {
+    !A::IS_V4 || frame.read::<u16>(ETHERNET + 6).is_some_and(|fragment| u16::from_be(fragment) & 0x5fff == 0x4000)
+}
+
 #[inline(always)]
 fn tell<A: Tables>(ctx: &TcContext) -> Option<()> {
     let mtu = A::directing()?.next_hop;
     let frame = ctx.frame();
-    if A::IS_V4 {
-        let fragment: u16 = frame.read(ETHERNET + 6)?;
-        // A later fragment is not told of (RFC 1122 section 3.2.2).
-        if u16::from_be(fragment) & 0x5fff != 0x4000 {
-            return None;
-        }
+    if !may_tell::<A>(&frame) {
+        return None;
     }
     let link: [u16; 6] = frame.read(0)?;
     if ctx.length() < (ETHERNET + QUOTE) as u64 {
@@ -292,7 +296,8 @@ fn tell<A: Tables>(ctx: &TcContext) -> Option<()> {
     }
     let mtu = if !A::IS_V4 && mtu < IPV6_MTU_MIN { IPV6_MTU_MIN } else { mtu };
     let error = dsr::error_length::<A>();
-    if !make_room(ctx, error as i32, 0) {
+    // The packets of a segment are not cut anew; it ends here.
+    if !make_room(ctx, error as i32, FIXED_SEGMENTS) {
         return None;
     }
     // SAFETY: the context is valid while the program runs.

@@ -36,10 +36,11 @@ static ARRIVED6: LruHashMap<V6, u32, 4_096> = LruHashMap::new();
 /// Octets of a packet that may hold headers: a frame's, those of IPv6 and TCP.
 const HEADERS: u32 = 192;
 
-/// A packet that is about to get a frame.
+/// A packet that is about to get a frame, or has just lost one.
 #[repr(C)]
 pub struct Wrapping {
     wrap: Wrap,
+    /// The node it goes to, or comes from.
     far: V6,
     next_hop: u32,
     flags: u64,
@@ -107,6 +108,22 @@ fn far_end<A: Address>(address: &A) -> V6 {
 fn tunnel_to(far: &V6) -> u32 {
     // SAFETY: a copy is taken at once.
     unsafe { FAR_ENDS.get(far) }.copied().unwrap_or(0)
+}
+
+/// Remembers on this CPU what node a packet came from until [`come_from`]. False: there is no room for it.
+#[inline(always)]
+fn remember(far: V6) -> bool {
+    let Some(work) = WRAPPING.get_ptr_mut(0) else { return false };
+    // SAFETY: it is this CPU's copy, and programs of packets do not interrupt each other on a CPU.
+    unsafe { (*work).far = far };
+    true
+}
+
+/// What node the packet came from.
+#[inline(always)]
+fn come_from() -> Option<&'static V6> {
+    // SAFETY: as above.
+    WRAPPING.get_ptr_mut(0).map(|work| unsafe { &(*work).far })
 }
 
 /// What the frame said, or the route says, that a packet came in or is to leave in.

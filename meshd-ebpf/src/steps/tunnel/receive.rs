@@ -17,18 +17,21 @@ use meshd_steps::{
     tunnel::{ECN_CE, Head, UDP_TUNNEL, head, overhead},
 };
 
-use super::{HEADERS, Key, address_of, far_end, fits, key_of, send::FIXED_SEGMENTS, tunnel_to};
+use super::{HEADERS, Key, address_of, come_from, far_end, fits, key_of, remember, send::FIXED_SEGMENTS, tunnel_to};
 use crate::{
     context::{Context, linear},
-    maps::{self, Tables},
+    maps::{self, Tables, Who},
     steps::{deliver, dsr, event, fast, fragment},
 };
 
 /// What the half of a program answers that leaves a packet to [`tc`]; no verdict of TC.
 pub const TC_TUNNELLED: i32 = i32::MIN + 4;
-/// What [`unwrap`] answers for a packet that may take the fast path.
-const TC_OPENED4: i32 = i32::MIN + 6;
-const TC_OPENED6: i32 = i32::MIN + 7;
+/// What [`unwrap`] answers for a packet that may take the fast path: that answer and its family.
+const TC_OPENED4: i32 = fast::TC_FAST_HOME | 1 << 24;
+const TC_OPENED6: i32 = fast::TC_FAST_HOME | 1 << 25;
+const _: () = assert!(fast::HOPS <= 1 << 24);
+/// The bits by which both are told from verdicts and other answers.
+const KIND: i32 = 0xff << 24;
 /// `BPF_ADJ_ROOM_MAC`: room behind the link-layer header.
 const BEHIND_ETHERNET: u32 = 1;
 /// `BPF_F_ADJ_ROOM_DECAP_L3_IPV4` (6.3 and newer): what is inside is IPv4, and what was outside is not.
@@ -39,6 +42,8 @@ const INSIDE_IPV6: u64 = 1 << 8;
 const INGRESS: u64 = 1;
 /// `PACKET_HOST`.
 const FOR_THIS_HOST: u32 = 0;
+/// Whoever is of this node.
+const OWN: u16 = identity_flags::LOCAL | identity_flags::THIS_NODE;
 
 /// True for a packet to this node that may be a frame of the tunnel.
 #[inline(always)]
@@ -64,36 +69,52 @@ pub fn tc<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
         (TC_TUNNELLED, false) => tc_unwrap6(ctx.skb.skb),
         (verdict, _) => return verdict,
     };
-    match verdict {
-        TC_OPENED4 => tc_opened4(ctx.skb.skb),
-        TC_OPENED6 => tc_opened6(ctx.skb.skb),
-        verdict => verdict,
+    match verdict & KIND {
+        TC_OPENED4 => tc_opened4(ctx.skb.skb, verdict as u32),
+        TC_OPENED6 => tc_opened6(ctx.skb.skb, verdict as u32),
+        _ => verdict,
     }
 }
 
-families!(tc_opened4, tc_opened6, opened, __sk_buff, TcContext, i32);
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_opened4(ctx: *mut __sk_buff, answer: u32) -> i32 {
+    opened::<V4>(&TcContext::new(ctx), answer)
+}
 
-/// A packet that was in a frame: by the fast path to its workload, or to the tunnel's link.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_opened6(ctx: *mut __sk_buff, answer: u32) -> i32 {
+    opened::<V6>(&TcContext::new(ctx), answer)
+}
+
+/// A packet that was in a frame and whose ends have a fast path: by it to its workload, or to the tunnel's link.
 #[inline(always)]
-fn opened<A: Tables>(ctx: &TcContext) -> i32 {
+fn opened<A: Tables>(ctx: &TcContext, answer: u32) -> i32 {
     linear(ctx, HEADERS);
-    let Some(settings) = maps::settings() else { return deliver::tc_shot(Reason::NoRoute, ctx.length()) };
     if let Ok(mut packet) = parse::<A, true>(&ctx.frame(), ETHERNET)
         && fragment::complete(&mut packet)
-        && let Some(answer) = fast::taken(&packet, settings, true)
+        && fast::is_nobodys(&packet)
     {
         event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
-        let verdict = fast::forward::<A>(ctx, answer, true);
+        let verdict = fast::forward::<A>(ctx, answer as i32, true);
         if verdict != TC_ACT_OK as i32 {
             return verdict;
         }
     }
-    to_link(settings)
+    let (Some(settings), Some(far)) = (maps::settings(), come_from()) else {
+        return deliver::tc_shot(Reason::NoRoute, ctx.length());
+    };
+    to_link(ctx, settings, far)
 }
 
-/// To the tunnel's link, as if the device had taken it out.
+/// To the tunnel's link, as if the device had taken it out of a frame of a node.
 #[inline(always)]
-fn to_link(settings: &Settings) -> i32 {
+fn to_link(ctx: &TcContext, settings: &Settings, far: &V6) -> i32 {
+    let frame = &ctx.frame();
+    if !frame.write(0, settings.tunnel_mac) || !frame.write(6, Tunnel::link_address(tunnel_to(far))) {
+        return deliver::tc_shot(Reason::RewriteFailed, ctx.length());
+    }
     // SAFETY: the helper takes numbers.
     unsafe { bpf_redirect(settings.tunnel_link, INGRESS) as i32 }
 }
@@ -137,7 +158,7 @@ fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
         Judged::Refused => return deliver::tc_shot(Reason::TunnelRefused, length),
         Judged::Unknown => return pass(),
         Judged::Transit if is_vxlan => return pass(),
-        Judged::Transit | Judged::Local => {}
+        Judged::Transit | Judged::Local(_) => {}
     }
     let is_marked = service::<A>(frame).is_some_and(|service| service & ECN_CE == ECN_CE);
     let inside = match (kind == V4::ETHERTYPE, A::IS_V4) {
@@ -145,15 +166,13 @@ fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
         (true, false) => INSIDE_IPV4,
         (false, true) => INSIDE_IPV6,
     };
-    let tunnel = tunnel_to(&far_end(&ends.from));
+    let far = far_end(&ends.from);
     let room = -(overhead::<A>() as i32);
     // SAFETY: the context is valid. What the kernel refuses is as it was, and the device takes it.
     if unsafe { bpf_skb_adjust_room(ctx.skb.skb, room, BEHIND_ETHERNET, FIXED_SEGMENTS | inside) } != 0 {
         return deliver::tc_pass(Reason::Passed, length);
     }
-    let frame = &ctx.frame();
-    let own = settings.tunnel_mac;
-    if !frame.write(0, own) || !frame.write(6, Tunnel::link_address(tunnel)) || !frame.write(12, kind.to_be()) {
+    if !ctx.frame().write(12, kind.to_be()) {
         return deliver::tc_shot(Reason::RewriteFailed, length);
     }
     maps::count(Reason::Decapsulated, length);
@@ -161,10 +180,11 @@ fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
         // SAFETY: the context is valid. A packet whose sender does not understand marks stays without one.
         unsafe { bpf_skb_ecn_set_ce(ctx.skb.skb) };
     }
-    match (fast::is_on(settings) && judged == Judged::Local, kind == V4::ETHERTYPE) {
-        (true, true) => TC_OPENED4,
-        (true, false) => TC_OPENED6,
-        (false, _) => to_link(settings),
+    match judged {
+        Judged::Local(Some(answer)) if fast::is_on(settings) && remember(far) => {
+            answer | if kind == V4::ETHERTYPE { TC_OPENED4 } else { TC_OPENED6 }
+        }
+        _ => to_link(ctx, settings, &far),
     }
 }
 
@@ -173,8 +193,8 @@ fn unwrap<A: Tables>(ctx: &TcContext) -> i32 {
 enum Judged {
     /// It says to come from this node.
     Refused,
-    /// It is for this node.
-    Local,
+    /// It is for this node, with the answer of the fast path if its ends have one.
+    Local(Option<i32>),
     /// It goes on.
     Transit,
     /// Its headers are cut short.
@@ -193,28 +213,26 @@ fn judge<A: Tables>(frame: &Frame, l3: usize, vni: u32, settings: &Settings) -> 
         let Some(destination) = frame.read::<V6>(at + 16) else { return Judged::Unknown };
         (A::from_words(source.0), A::from_words(destination.0))
     };
-    if !take_over(&source, vni, settings) {
+    let from = A::identity(&source);
+    if from.is_some_and(|from| from.flags & OWN != 0) {
         return Judged::Refused;
     }
-    if has_flag(&destination, identity_flags::LOCAL | identity_flags::THIS_NODE) {
-        Judged::Local
-    } else {
-        Judged::Transit
+    take_over(&source, from, vni, settings);
+    match A::identity(&destination) {
+        Some(to) if to.flags & OWN != 0 => Judged::Local(from.and_then(|from| fast::of(&from, &to, true))),
+        _ => Judged::Transit,
     }
 }
 
-/// Takes over the identity of a source from a frame. What is known of it already counts more. False: it is one of this node.
+/// Takes over the identity of a source from a frame. What is known of it already counts more.
 #[inline(always)]
-fn take_over<A: Tables>(source: &A, vni: u32, settings: &Settings) -> bool {
+fn take_over<A: Tables>(source: &A, known: Option<Who>, vni: u32, settings: &Settings) {
     let is_said = vni != settings.tunnel_vni && fits(vni);
-    match A::identity(source) {
-        Some(known) if known.flags & (identity_flags::LOCAL | identity_flags::THIS_NODE) != 0 => return false,
+    match known {
         Some(known) if is_said && known.identity != vni => maps::count(Reason::IdentityMismatch, 0),
-        Some(_) => {}
         None if is_said && A::arrived(source) != vni => A::put_arrived(source, vni),
-        None => {}
+        _ => {}
     }
-    true
 }
 
 /// True for an address with one of these flags.

@@ -12,7 +12,7 @@ use crate::{
     case::{
         Case,
         Verdict::{self, Back, Pass, Redirect},
-        case, run, with_machine,
+        case, with_machine,
     },
     frame::{
         Body, FIN, Frame, GATEWAY, Mac, OWN, SCTP, SYN, TCP, UDP, between, opening, packet, syn, tcp, udp, verify,
@@ -669,19 +669,16 @@ fn a_changed_octet_of_a_note_anywhere_does_no_harm() {
     });
 }
 
-#[test]
-fn a_second_opening_is_announced_again() {
-    run(|| {
-        let net = NETS[0];
-        let (client, frontend) = (net.client(), net.frontend(Kind::NodePort, backend::REMOTE));
-        let again = syn(client, frontend).flags(SYN);
-        let nodes = (net.node_ip(), net.peer_ip());
-        let out = syn(client, net.backend(backend::REMOTE)).sent(GATEWAY, OWN);
-        let out = noted(Form::Option, &out, frontend, nodes, 0);
-        vec![
-            row(net, Form::Option, "a repeated SYN")
-                .becomes_bytes(XdpUplink, &again.bytes(), Back, &out, Reason::NewConnection)
-                .becomes_bytes(XdpUplink, &again.bytes(), Back, &out, Reason::ToBackend),
-        ]
-    });
+pub(crate) fn reopened() -> Vec<Case> {
+    let net = NETS[0];
+    let (client, frontend) = (net.client(), net.frontend(Kind::NodePort, backend::REMOTE));
+    let again = syn(client, frontend).flags(SYN);
+    let nodes = (net.node_ip(), net.peer_ip());
+    let out = syn(client, net.backend(backend::REMOTE)).sent(GATEWAY, OWN);
+    let out = noted(Form::Option, &out, frontend, nodes, 0);
+    vec![
+        row(net, Form::Option, "a repeated SYN")
+            .becomes_bytes(XdpUplink, &again.bytes(), Back, &out, Reason::NewConnection)
+            .becomes_bytes(XdpUplink, &again.bytes(), Back, &out, Reason::ToBackend),
+    ]
 }

@@ -4,8 +4,9 @@ use meshd_abi::{Identity, NextHop, Reason, Tunnel, hop_flags, identity_flags, se
 use meshd_datapath::Program::{self, TunnelIngress, UplinkIngress, WorkloadIngress};
 
 use crate::{
-    case::{Case, Verdict, case, run, with_machine},
+    case::{Case, Verdict, case, with_machine},
     frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, packet, ping, tcp},
+    hops::too_big,
     scene::{NETS, Net, POD, Scene, hop},
     tunnels::{FAR, VNI, put_tunnel, tunnelled},
 };
@@ -46,96 +47,138 @@ fn error(net: Net, to: std::net::IpAddr, quoted: Vec<u8>) -> Frame {
     between(net.router_ip(), to, Body::Error { kind, code, word: 1_280, quoted })
 }
 
-#[test]
-fn workloads_of_two_nodes_reach_each_other_past_the_stack() {
-    run(|| {
-        let mut cases = Vec::new();
-        for net in NETS {
-            let (here, there) = (net.workload(), net.far_workload());
-            for (word, protocol) in [("tcp", TCP), ("udp", UDP), ("sctp", SCTP)] {
-                let (there_to, here_to) = (packet(protocol, here, there), packet(protocol, there, here));
-                let name = |way: &str| format!("{} {word} {way}", net.word);
-                cases.push(goes(given(name("leaves")), WorkloadIngress, &there_to, &out(&there_to)));
-                cases.push(goes(given(name("arrives")), UplinkIngress, &here_to, &home(&here_to)));
-                cases.push(goes(given(name("arrives from the tunnel")), TunnelIngress, &here_to, &home(&here_to)));
-            }
-            let echo = ping(here.ip(), there.ip(), 7);
-            cases.push(goes(given(format!("{} echo", net.word)), WorkloadIngress, &echo, &out(&echo)));
-            let piece = packet(UDP, there, here).data(&[1; 40]).piece(5, 0, 24);
-            let later = packet(UDP, there, here).data(&[1; 40]).piece(5, 24, 24);
-            let pieces = goes(given(format!("{} fragments", net.word)), UplinkIngress, &piece, &home(&piece));
-            cases.push(goes(pieces, UplinkIngress, &later, &home(&later)));
-            // Netfilter knows nothing of what they are about.
-            let told = error(net, here.ip(), tcp(here, there).packet());
-            cases.push(goes(given(format!("{} error", net.word)), UplinkIngress, &told, &home(&told)));
-            let told = between(
-                here.ip(),
-                there.ip(),
-                Body::Error {
-                    kind: if net.is_v4() { 3 } else { 1 },
-                    code: if net.is_v4() { 3 } else { 4 },
-                    word: 0,
-                    quoted: packet(UDP, there, here).packet(),
-                },
-            );
-            cases.push(goes(given(format!("{} error of a workload", net.word)), WorkloadIngress, &told, &out(&told)));
+pub(crate) fn taken() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let (here, there) = (net.workload(), net.far_workload());
+        for (word, protocol) in [("tcp", TCP), ("udp", UDP), ("sctp", SCTP)] {
+            let (there_to, here_to) = (packet(protocol, here, there), packet(protocol, there, here));
+            let name = |way: &str| format!("{} {word} {way}", net.word);
+            cases.push(goes(given(name("leaves")), WorkloadIngress, &there_to, &out(&there_to)));
+            cases.push(goes(given(name("arrives")), UplinkIngress, &here_to, &home(&here_to)));
+            cases.push(goes(given(name("arrives from the tunnel")), TunnelIngress, &here_to, &home(&here_to)));
         }
-        cases
-    });
+        let echo = ping(here.ip(), there.ip(), 7);
+        cases.push(goes(given(format!("{} echo", net.word)), WorkloadIngress, &echo, &out(&echo)));
+        let piece = packet(UDP, there, here).data(&[1; 40]).piece(5, 0, 24);
+        let later = packet(UDP, there, here).data(&[1; 40]).piece(5, 24, 24);
+        let pieces = goes(given(format!("{} fragments", net.word)), UplinkIngress, &piece, &home(&piece));
+        cases.push(goes(pieces, UplinkIngress, &later, &home(&later)));
+        // Netfilter knows nothing of what they are about.
+        let told = error(net, here.ip(), tcp(here, there).packet());
+        cases.push(goes(given(format!("{} error", net.word)), UplinkIngress, &told, &home(&told)));
+        let told = between(
+            here.ip(),
+            there.ip(),
+            Body::Error {
+                kind: if net.is_v4() { 3 } else { 1 },
+                code: if net.is_v4() { 3 } else { 4 },
+                word: 0,
+                quoted: packet(UDP, there, here).packet(),
+            },
+        );
+        cases.push(goes(given(format!("{} error of a workload", net.word)), WorkloadIngress, &told, &out(&told)));
+    }
+    cases
 }
 
-#[test]
-fn what_has_no_way_or_is_unusual_goes_through_the_stack() {
-    run(|| {
-        let mut cases = Vec::new();
-        for net in NETS {
-            let (here, there) = (net.workload(), net.far_workload());
-            let (leaves, arrives) = (tcp(here, there), tcp(there, here));
-            let name = |what: &str| format!("{} {what}", net.word);
-            let both = |case: Case| case.passes(WorkloadIngress, &leaves).passes(UplinkIngress, &arrives);
-            cases.push(both(case(name("switched off")).given(|scene| {
-                put_ways(scene, hop::GATEWAY);
-                scene.put_settings(|_| {});
-            })));
-            cases.push(both(case(name("without a way there")).given(|scene| put_ways(scene, 0))));
-            cases.push(both(given(name("without a way here")).given(move |scene| {
-                let known = Identity { identity: 300, way: 0, flags: identity_flags::LOCAL, cluster: 1 };
-                scene.put_identity(net.workload_ip(), known);
-            })));
-            cases.push(both(given(name("with a node")).given(move |scene| {
-                let known = Identity { identity: 6, way: hop::GATEWAY, flags: identity_flags::NODE, cluster: 1 };
-                scene.put_identity(net.far_workload().ip(), known);
-            })));
-            cases.push(both(given(name("of one node")).given(move |scene| {
-                let known = Identity { identity: 6, way: hop::POD, flags: identity_flags::LOCAL, cluster: 1 };
-                scene.put_identity(net.far_workload().ip(), known);
-            })));
-            // Somebody outside who says that he is a workload of this node.
-            cases.push(given(name("that comes back")).passes(UplinkIngress, &leaves).passes(WorkloadIngress, &arrives));
-            let known = case(name("of a service's connection")).given(move |scene| {
-                put_ways(scene, hop::GATEWAY);
-                let flags = meshd_abi::connection_flags::STACK | meshd_abi::connection_flags::REPLY;
-                scene.put_connection(TCP, (there, here), (there, here), 0, flags);
-            });
-            cases.push(known.passes(UplinkIngress, &arrives));
-            // The stack tells the sender.
-            let old = leaves.clone().ttl(1);
-            cases.push(given(name("with its last hop")).passes(WorkloadIngress, &old));
-            let narrow = case(name("that is too long")).given(|scene| put_ways(scene, hop::NARROW));
-            cases.push(narrow.passes(WorkloadIngress, &packet(UDP, here, there).data(&[7; 100])));
-            let gone = case(name("whose neighbor is gone")).given(|scene| put_ways(scene, hop::UNRESOLVED));
-            cases.push(gone.passes(WorkloadIngress, &leaves));
-            let optional = if net.is_v4() {
-                leaves.clone().options(&[1, 1, 1, 0])
-            } else {
-                leaves.clone().extension(0, &[0, 0, 5, 2, 0, 0, 1, 0])
-            };
-            cases.push(given(name("with options")).passes(WorkloadIngress, &optional));
-            let stranger = error(net, here.ip(), tcp(here, net.world()).packet());
-            cases.push(given(name("error about something else")).passes(UplinkIngress, &stranger));
+pub(crate) fn not_taken() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let (here, there) = (net.workload(), net.far_workload());
+        let (leaves, arrives) = (tcp(here, there), tcp(there, here));
+        let name = |what: &str| format!("{} {what}", net.word);
+        let both = |case: Case| case.passes(WorkloadIngress, &leaves).passes(UplinkIngress, &arrives);
+        cases.push(both(case(name("switched off")).given(|scene| {
+            put_ways(scene, hop::GATEWAY);
+            scene.put_settings(|_| {});
+        })));
+        cases.push(both(case(name("without a way there")).given(|scene| put_ways(scene, 0))));
+        cases.push(both(given(name("without a way here")).given(move |scene| {
+            let known = Identity { identity: 300, way: 0, flags: identity_flags::LOCAL, cluster: 1 };
+            scene.put_identity(net.workload_ip(), known);
+        })));
+        cases.push(both(given(name("with a node")).given(move |scene| {
+            let known = Identity { identity: 6, way: hop::GATEWAY, flags: identity_flags::NODE, cluster: 1 };
+            scene.put_identity(net.far_workload().ip(), known);
+        })));
+        cases.push(both(given(name("of one node")).given(move |scene| {
+            let known = Identity { identity: 6, way: hop::POD, flags: identity_flags::LOCAL, cluster: 1 };
+            scene.put_identity(net.far_workload().ip(), known);
+        })));
+        // Somebody outside who says that he is a workload of this node.
+        cases.push(given(name("that comes back")).passes(UplinkIngress, &leaves).passes(WorkloadIngress, &arrives));
+        let known = case(name("of a service's connection")).given(move |scene| {
+            put_ways(scene, hop::GATEWAY);
+            let flags = meshd_abi::connection_flags::STACK | meshd_abi::connection_flags::REPLY;
+            scene.put_connection(TCP, (there, here), (there, here), 0, flags);
+        });
+        cases.push(known.passes(UplinkIngress, &arrives));
+        // The stack tells the sender.
+        let old = leaves.clone().ttl(1);
+        cases.push(given(name("with its last hop")).passes(WorkloadIngress, &old));
+        let gone = case(name("whose neighbor is gone")).given(|scene| put_ways(scene, hop::UNRESOLVED));
+        cases.push(gone.passes(WorkloadIngress, &leaves));
+        let optional = if net.is_v4() {
+            leaves.clone().options(&[1, 1, 1, 0])
+        } else {
+            leaves.clone().extension(0, &[0, 0, 5, 2, 0, 0, 1, 0])
+        };
+        cases.push(given(name("with options")).passes(WorkloadIngress, &optional));
+        let stranger = error(net, here.ip(), tcp(here, net.world()).packet());
+        cases.push(given(name("error about something else")).passes(UplinkIngress, &stranger));
+    }
+    cases
+}
+
+/// [`hop::NARROW`] takes 100 octets.
+pub(crate) fn too_long() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let (here, there) = (net.workload(), net.far_workload());
+        let narrow =
+            |what: &str| case(format!("{} too long, {what}", net.word)).given(|scene| put_ways(scene, hop::NARROW));
+        let headers: usize = if net.is_v4() { 28 } else { 48 };
+        let filled = |length: usize| packet(UDP, here, there).data(&vec![7; length - headers]).whole();
+        let fits = filled(100);
+        cases.push(goes(narrow("but for an octet"), WorkloadIngress, &fits, &out(&fits)));
+        // Told from here: the stack's route may be another one meanwhile.
+        let long = filled(101);
+        let told = too_big(&long, if net.is_v4() { 100 } else { 1_280 });
+        cases.push(narrow("whole").becomes_bytes(
+            WorkloadIngress,
+            &long.bytes(),
+            Verdict::Redirect,
+            &told,
+            Reason::TooBig,
+        ));
+        let echo = ping(here.ip(), there.ip(), 7).data(&[7; 100]).whole();
+        let told = too_big(&echo, if net.is_v4() { 100 } else { 1_280 });
+        cases.push(narrow("an echo").becomes_bytes(
+            WorkloadIngress,
+            &echo.bytes(),
+            Verdict::Redirect,
+            &told,
+            Reason::TooBig,
+        ));
+        if net.is_v4() {
+            let free = packet(UDP, here, there).data(&[7; 100]);
+            cases.push(narrow("may be fragmented").passes(WorkloadIngress, &free));
         }
-        cases
-    });
+        let piece = packet(UDP, here, there).data(&[7; 200]).piece(5, 0, 120);
+        cases.push(narrow("a fragment").passes(WorkloadIngress, &piece));
+        let sctp = packet(SCTP, here, there).data(&[7; 100]).whole();
+        cases.push(narrow("SCTP").passes(WorkloadIngress, &sctp));
+        let last = long.clone().ttl(1);
+        cases.push(narrow("at its last hop").passes(WorkloadIngress, &last));
+        let arrives = packet(UDP, there, here).data(&[7; 100]).whole();
+        let pod = given(format!("{} too long, for the link of a workload", net.word)).given(|scene| {
+            let old = scene.maps.next_hops.get(&hop::POD).expect("read").expect("a next hop");
+            scene.maps.next_hops.put(&hop::POD, &NextHop { mtu: 100, ..old }).expect("a next hop");
+        });
+        cases.push(pod.passes(UplinkIngress, &arrives));
+    }
+    cases
 }
 
 #[test]

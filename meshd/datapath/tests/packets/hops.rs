@@ -280,7 +280,7 @@ pub(crate) fn narrow() -> Vec<Case> {
 }
 
 /// The error about a frame that is too long, as it goes back to who sent that.
-fn too_big(about: &Frame, mtu: u16) -> Vec<u8> {
+pub(crate) fn too_big(about: &Frame, mtu: u16) -> Vec<u8> {
     let is_v4 = about.source.is_ipv4();
     let (kind, code) = if is_v4 { (3, 4) } else { (2, 0) };
     let mut quoted = about.packet();

@@ -39,6 +39,12 @@ tables! {
         what_another_node_sends_reaches_the_backend_and_is_answered_for_the_frontend: received,
         what_is_said_is_believed_only_as_far_as_it_is_known: refused,
         fragments_options_and_errors_go_along: unusual,
+        a_second_opening_is_announced_again: reopened,
+    }
+    fast {
+        workloads_of_two_nodes_reach_each_other_past_the_stack: taken,
+        what_has_no_way_or_is_unusual_goes_through_the_stack: not_taken,
+        what_does_not_fit_is_told_or_fragmented: too_long,
     }
     fragments {
         fragments_follow_the_first_one: followed,
@@ -84,6 +90,13 @@ tables! {
         a_service_without_backends_refuses: without_backends,
         a_node_without_an_address_of_the_family_cannot_serve_remote_backends: without_source,
         a_connection_that_is_closed_is_answered_until_its_end: closing,
+    }
+    tunnels {
+        what_is_for_this_node_is_taken_out_of_frames: opened,
+        what_goes_on_is_left_to_the_device_if_there_is_one: transit,
+        frames_of_strangers_and_with_our_own_addresses_are_refused: refused,
+        what_is_no_frame_of_ours_passes: not_ours,
+        packets_of_services_go_to_the_tunnel: services,
     }
 }
 

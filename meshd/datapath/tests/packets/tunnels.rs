@@ -9,7 +9,7 @@ use meshd_abi::{NextHop, Reason, Tunnel, V4, V6, hop_flags, settings_flags};
 use meshd_datapath::Program::{TunnelEgress, TunnelIngress, UplinkIngress, WorkloadIngress, XdpUplink};
 
 use crate::{
-    case::{Case, Verdict, case, run, with_machine},
+    case::{Case, Verdict, case, with_machine},
     dsr::outer,
     frame::{Frame, GATEWAY, Mac, OWN, UDP, packet, tcp, udp},
     scene::{Kind, NET4, NETS, Net, Scene, UPLINK, backend, hop, next_hop},
@@ -90,123 +90,111 @@ fn forms() -> [(&'static str, bool, u32); 2] {
     [("vxlan", false, 0), ("geneve", true, settings_flags::TUNNEL_GENEVE)]
 }
 
-#[test]
-fn what_is_for_this_node_is_taken_out_of_frames() {
-    run(|| {
-        let mut cases = Vec::new();
-        for (net, inner) in NETS.into_iter().flat_map(|net| NETS.map(|inner| (net, inner))) {
-            for (word, geneve, flag) in forms() {
-                let rows = [
-                    ("a workload", tcp(inner.far_workload(), inner.workload())),
-                    ("the node", udp(inner.far_workload(), (inner.node_ip(), 53).into())),
-                ];
-                for (whose, inside) in rows {
-                    let frame = tunnelled(net, geneve, IDENTITY, &inside);
-                    let name = format!("{word} over {}, {} for {whose}", net.word, inner.word);
-                    let case = given(name, flag | settings_flags::TUNNEL_FILTER);
-                    cases.push(taken(case, (net, inner), &frame, &inside));
-                }
-                // Somebody else's frame looks like the other protocol.
-                let other = tunnelled(net, !geneve, VNI, &tcp(inner.far_workload(), inner.workload()));
-                let name = format!("{word} over {}, {} in the other protocol", net.word, inner.word);
-                let case = given(name, flag);
-                cases.push(if geneve {
-                    let inside = tcp(inner.far_workload(), inner.workload());
-                    taken(case, (net, inner), &other, &inside)
-                } else {
-                    case.passes_bytes(UplinkIngress, &other, Some(Reason::Passed))
-                });
-            }
-        }
-        cases
-    });
-}
-
-#[test]
-fn what_goes_on_is_left_to_the_device_if_there_is_one() {
-    run(|| {
-        let mut cases = Vec::new();
-        for (net, inner) in NETS.into_iter().flat_map(|net| NETS.map(|inner| (net, inner))) {
-            let inside = tcp(inner.far_workload(), inner.backend(backend::REMOTE));
-            for (word, geneve, flag) in forms() {
-                let frame = tunnelled(net, geneve, VNI, &inside);
-                let case = given(format!("{word} over {}, {} in transit", net.word, inner.word), flag);
-                cases.push(if geneve {
-                    taken(case, (net, inner), &frame, &inside)
-                } else {
-                    case.passes_bytes(UplinkIngress, &frame, Some(Reason::Passed))
-                });
-            }
-        }
-        cases
-    });
-}
-
-#[test]
-fn frames_of_strangers_and_with_our_own_addresses_are_refused() {
-    run(|| {
-        let mut cases = Vec::new();
-        for net in NETS {
-            let inside = tcp(net.far_workload(), net.workload());
-            let head = head(false, VNI);
-            for (who, from) in [("a client", net.client_ip()), ("this node", net.node_ip())] {
-                let frame = framed((from, net.node_ip()), PORT, head, &inside.bytes());
-                let name = format!("{} of {who}", net.word);
-                let filter = settings_flags::TUNNEL_FILTER;
-                let refused = given(name.clone(), filter).drops_bytes(UplinkIngress, &frame, Reason::TunnelRefused);
-                cases.push(refused);
-                let name = format!("{name}, everybody may");
-                cases.push(given(name, 0).passes_bytes(UplinkIngress, &frame, Some(Reason::Passed)));
-            }
-            for (who, source) in [("a workload of this node", net.workload_ip()), ("this node", net.node_ip())] {
-                let inside = udp((source, 53).into(), net.workload());
-                let frame = tunnelled(net, false, VNI, &inside);
-                let name = format!("{} with a packet of {who}", net.word);
-                cases.push(given(name, 0).drops_bytes(UplinkIngress, &frame, Reason::TunnelRefused));
-            }
-        }
-        cases
-    });
-}
-
-#[test]
-fn what_is_no_frame_of_ours_passes() {
-    run(|| {
-        let mut cases = Vec::new();
-        for net in NETS {
-            let ends = (net.peer_ip(), net.node_ip());
-            let inside = tcp(net.far_workload(), net.workload()).bytes();
-            let ours = head(false, VNI);
-            let arp = [&OWN[..], &GATEWAY, &[8, 6], &[0; 28]].concat();
+pub(crate) fn opened() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (net, inner) in NETS.into_iter().flat_map(|net| NETS.map(|inner| (net, inner))) {
+        for (word, geneve, flag) in forms() {
             let rows = [
-                ("another port", framed(ends, PORT + 1, ours, &inside)),
-                ("for another node", framed((ends.0, net.client_ip()), PORT, ours, &inside)),
-                ("without a number", framed(ends, PORT, [0, 0, 0, 0, 0, 0, 2, 0], &inside)),
-                ("with more flags", framed(ends, PORT, [0x88, 0, 0, 0, 0, 0, 2, 0], &inside)),
-                ("with something else inside", framed(ends, PORT, ours, &arp)),
-                ("with nothing inside", framed(ends, PORT, ours, &[])),
+                ("a workload", tcp(inner.far_workload(), inner.workload())),
+                ("the node", udp(inner.far_workload(), (inner.node_ip(), 53).into())),
             ];
-            for (name, frame) in rows {
-                for program in [UplinkIngress, XdpUplink] {
-                    let name = format!("{} {name}, {}", net.word, program.name());
-                    cases.push(given(name, 0).passes_bytes(program, &frame, Some(Reason::Passed)));
-                }
+            for (whose, inside) in rows {
+                let frame = tunnelled(net, geneve, IDENTITY, &inside);
+                let name = format!("{word} over {}, {} for {whose}", net.word, inner.word);
+                let case = given(name, flag | settings_flags::TUNNEL_FILTER);
+                cases.push(taken(case, (net, inner), &frame, &inside));
             }
-            let frame = framed(ends, PORT, ours, &inside);
-            let name = format!("{} without a tunnel", net.word);
-            cases.push(case(name).passes_bytes(UplinkIngress, &frame, Some(Reason::Passed)));
-            let name = format!("{} at XDP", net.word);
-            cases.push(given(name, 0).passes_bytes(XdpUplink, &frame, Some(Reason::Passed)));
-            // A packet that came by the device is looked at as at an uplink, and one that leaves has no route here.
-            let plain = tcp(net.far_workload(), net.workload());
-            cases.push(given(format!("{} out of the tunnel", net.word), 0).passes(TunnelIngress, &plain));
-            cases.push(given(format!("{} into the tunnel", net.word), 0).passes(TunnelEgress, &plain));
-            // A frame inside of a frame is left to the stack.
-            let nested = udp((net.peer_ip(), 50_000).into(), (net.node_ip(), PORT).into());
-            cases.push(given(format!("{} twice", net.word), 0).passes(TunnelIngress, &nested));
+            // Somebody else's frame looks like the other protocol.
+            let other = tunnelled(net, !geneve, VNI, &tcp(inner.far_workload(), inner.workload()));
+            let name = format!("{word} over {}, {} in the other protocol", net.word, inner.word);
+            let case = given(name, flag);
+            cases.push(if geneve {
+                let inside = tcp(inner.far_workload(), inner.workload());
+                taken(case, (net, inner), &other, &inside)
+            } else {
+                case.passes_bytes(UplinkIngress, &other, Some(Reason::Passed))
+            });
         }
-        cases
-    });
+    }
+    cases
+}
+
+pub(crate) fn transit() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (net, inner) in NETS.into_iter().flat_map(|net| NETS.map(|inner| (net, inner))) {
+        let inside = tcp(inner.far_workload(), inner.backend(backend::REMOTE));
+        for (word, geneve, flag) in forms() {
+            let frame = tunnelled(net, geneve, VNI, &inside);
+            let case = given(format!("{word} over {}, {} in transit", net.word, inner.word), flag);
+            cases.push(if geneve {
+                taken(case, (net, inner), &frame, &inside)
+            } else {
+                case.passes_bytes(UplinkIngress, &frame, Some(Reason::Passed))
+            });
+        }
+    }
+    cases
+}
+
+pub(crate) fn refused() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let inside = tcp(net.far_workload(), net.workload());
+        let head = head(false, VNI);
+        for (who, from) in [("a client", net.client_ip()), ("this node", net.node_ip())] {
+            let frame = framed((from, net.node_ip()), PORT, head, &inside.bytes());
+            let name = format!("{} of {who}", net.word);
+            let filter = settings_flags::TUNNEL_FILTER;
+            let refused = given(name.clone(), filter).drops_bytes(UplinkIngress, &frame, Reason::TunnelRefused);
+            cases.push(refused);
+            let name = format!("{name}, everybody may");
+            cases.push(given(name, 0).passes_bytes(UplinkIngress, &frame, Some(Reason::Passed)));
+        }
+        for (who, source) in [("a workload of this node", net.workload_ip()), ("this node", net.node_ip())] {
+            let inside = udp((source, 53).into(), net.workload());
+            let frame = tunnelled(net, false, VNI, &inside);
+            let name = format!("{} with a packet of {who}", net.word);
+            cases.push(given(name, 0).drops_bytes(UplinkIngress, &frame, Reason::TunnelRefused));
+        }
+    }
+    cases
+}
+
+pub(crate) fn not_ours() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let ends = (net.peer_ip(), net.node_ip());
+        let inside = tcp(net.far_workload(), net.workload()).bytes();
+        let ours = head(false, VNI);
+        let arp = [&OWN[..], &GATEWAY, &[8, 6], &[0; 28]].concat();
+        let rows = [
+            ("another port", framed(ends, PORT + 1, ours, &inside)),
+            ("for another node", framed((ends.0, net.client_ip()), PORT, ours, &inside)),
+            ("without a number", framed(ends, PORT, [0, 0, 0, 0, 0, 0, 2, 0], &inside)),
+            ("with more flags", framed(ends, PORT, [0x88, 0, 0, 0, 0, 0, 2, 0], &inside)),
+            ("with something else inside", framed(ends, PORT, ours, &arp)),
+            ("with nothing inside", framed(ends, PORT, ours, &[])),
+        ];
+        for (name, frame) in rows {
+            for program in [UplinkIngress, XdpUplink] {
+                let name = format!("{} {name}, {}", net.word, program.name());
+                cases.push(given(name, 0).passes_bytes(program, &frame, Some(Reason::Passed)));
+            }
+        }
+        let frame = framed(ends, PORT, ours, &inside);
+        let name = format!("{} without a tunnel", net.word);
+        cases.push(case(name).passes_bytes(UplinkIngress, &frame, Some(Reason::Passed)));
+        let name = format!("{} at XDP", net.word);
+        cases.push(given(name, 0).passes_bytes(XdpUplink, &frame, Some(Reason::Passed)));
+        // A packet that came by the device is looked at as at an uplink, and one that leaves has no route here.
+        let plain = tcp(net.far_workload(), net.workload());
+        cases.push(given(format!("{} out of the tunnel", net.word), 0).passes(TunnelIngress, &plain));
+        cases.push(given(format!("{} into the tunnel", net.word), 0).passes(TunnelEgress, &plain));
+        // A frame inside of a frame is left to the stack.
+        let nested = udp((net.peer_ip(), 50_000).into(), (net.node_ip(), PORT).into());
+        cases.push(given(format!("{} twice", net.word), 0).passes(TunnelIngress, &nested));
+    }
+    cases
 }
 
 #[test]
@@ -266,46 +254,43 @@ fn put_hop(scene: &Scene<'_>, mtu: u16) {
     scene.maps.next_hops.put(&hop::GATEWAY, &hop).expect("a next hop");
 }
 
-#[test]
-fn packets_of_services_go_to_the_tunnel() {
-    run(|| {
-        let mut cases = Vec::new();
-        for net in NETS {
-            let asked = net.frontend(Kind::Cluster, backend::REMOTE);
-            let there = net.backend(backend::REMOTE);
-            let question = packet(UDP, net.workload(), asked);
-            let sent = packet(UDP, net.workload(), there).sent(Tunnel::link_address(FAR), OWN).ttl(63);
-            let name = format!("{} of a workload", net.word);
-            let sends = case(name).given(|scene| put_hop(scene, 1_350)).becomes(
-                WorkloadIngress,
-                &question,
-                Verdict::Redirect,
-                &sent,
-                Reason::NewConnection,
-            );
-            cases.push(sends);
-            let asked = net.frontend(Kind::NodePort, backend::REMOTE);
-            let question = packet(UDP, net.client(), asked);
-            let sent = packet(UDP, net.node(), there).sent(Tunnel::link_address(FAR), OWN).ttl(63);
-            let name = format!("{} from outside", net.word);
-            let sends = case(name).given(|scene| put_hop(scene, 1_350)).becomes(
-                UplinkIngress,
-                &question,
-                Verdict::Redirect,
-                &sent,
-                Reason::NewConnection,
-            );
-            cases.push(sends);
-            // Nobody is there any more.
-            let name = format!("{} to a far end that is gone", net.word);
-            let gone = case(name).given(|scene| {
-                put_hop(scene, 1_350);
-                scene.maps.tunnels.put(&FAR, &Tunnel::default()).expect("a tunnel");
-            });
-            cases.push(gone.drops(UplinkIngress, &question, Reason::NoRoute));
-        }
-        cases
-    });
+pub(crate) fn services() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let asked = net.frontend(Kind::Cluster, backend::REMOTE);
+        let there = net.backend(backend::REMOTE);
+        let question = packet(UDP, net.workload(), asked);
+        let sent = packet(UDP, net.workload(), there).sent(Tunnel::link_address(FAR), OWN).ttl(63);
+        let name = format!("{} of a workload", net.word);
+        let sends = case(name).given(|scene| put_hop(scene, 1_350)).becomes(
+            WorkloadIngress,
+            &question,
+            Verdict::Redirect,
+            &sent,
+            Reason::NewConnection,
+        );
+        cases.push(sends);
+        let asked = net.frontend(Kind::NodePort, backend::REMOTE);
+        let question = packet(UDP, net.client(), asked);
+        let sent = packet(UDP, net.node(), there).sent(Tunnel::link_address(FAR), OWN).ttl(63);
+        let name = format!("{} from outside", net.word);
+        let sends = case(name).given(|scene| put_hop(scene, 1_350)).becomes(
+            UplinkIngress,
+            &question,
+            Verdict::Redirect,
+            &sent,
+            Reason::NewConnection,
+        );
+        cases.push(sends);
+        // Nobody is there any more.
+        let name = format!("{} to a far end that is gone", net.word);
+        let gone = case(name).given(|scene| {
+            put_hop(scene, 1_350);
+            scene.maps.tunnels.put(&FAR, &Tunnel::default()).expect("a tunnel");
+        });
+        cases.push(gone.drops(UplinkIngress, &question, Reason::NoRoute));
+    }
+    cases
 }
 
 #[test]
