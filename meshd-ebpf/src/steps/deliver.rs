@@ -197,7 +197,7 @@ pub fn tc_by<A: Tables, W: Write>(
     }
     // The tunnel takes less than it would say of itself.
     if let Some(hop) = hop.filter(|hop| hop.tunnel() != 0 && !may_use_stack(packet, send)) {
-        if dsr::lay_down_long(packet, hop.mtu.into()) {
+        if dsr::lay_down_long(packet, hop.mtu.into(), false) {
             return Err(Reason::TooBig);
         }
     }
@@ -214,7 +214,7 @@ pub fn tc_by<A: Tables, W: Write>(
     let Some(route) = route(packet, send, ctx.link(), single as u16) else { return Err(Reason::NoRoute) };
     // SAFETY: the context is valid and the structure is as long as the kernel is told.
     let found = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut *route).cast(), size_of::<Route>() as i32, 0) };
-    if found == TOO_LONG && dsr::lay_down_long(packet, route.length.into()) {
+    if found == TOO_LONG && dsr::lay_down_long(packet, route.length.into(), false) {
         return Err(Reason::TooBig);
     }
     if found != FOUND && found != NO_NEIGHBOR {

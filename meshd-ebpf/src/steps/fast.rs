@@ -16,7 +16,7 @@ use aya_ebpf::{
 use meshd_abi::{ConnectionKey, Reason, Settings, V4, V6, hop_flags, identity_flags, mark, settings_flags};
 use meshd_steps::{
     Frame, Packet, Part,
-    header::{ETHERNET, parse, protocol},
+    header::{ETHERNET, parse},
     hop,
 };
 
@@ -37,6 +37,9 @@ pub const TC_FAST_HOME: i32 = TC_FAST | 1 << 28;
 const KIND: i32 = 0xef << 24;
 /// Elements of next hops: an answer has room for no more.
 pub const HOPS: u32 = 1 << 24;
+
+/// `GSO_BY_FRAGS`: a segment that does not say how long its packets are (SCTP).
+const BY_FRAGMENTS: u32 = 0xffff;
 
 /// True where workloads have a fast path.
 #[inline(always)]
@@ -63,7 +66,7 @@ pub fn is_nobodys<A: Tables>(packet: &Packet<A>) -> bool {
     connections::get_any(&packet.key).is_none()
 }
 
-/// The same for a tuple of whatever connection. What comes from outside and says that a workload of this node sent it does not have it.
+/// What a program answers for a tuple, of whatever connection. What comes from outside and says that a workload of this node sent it does not have it.
 #[inline(always)]
 pub fn between<A: Tables>(key: &ConnectionKey<A>, is_home: bool) -> Option<i32> {
     if A::IS_V4 {
@@ -193,12 +196,14 @@ extern "C" fn tc_long6(ctx: *mut __sk_buff, mtu: u32) -> u32 {
 #[inline(always)]
 fn long<A: Tables>(ctx: &TcContext, mtu: u32) -> bool {
     let frame = &ctx.frame();
+    // An ICMP error does not get through here, and is not answered with another one (RFC 1122 section 3.2.2).
     let Ok(packet) = parse::<A, true>(frame, ETHERNET) else { return false };
-    // Segments of SCTP do not say how long their packets are.
+    // SAFETY: the context is valid while the program runs.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
     packet.part == Part::Whole
-        && packet.key.protocol != protocol::SCTP
+        && segment != BY_FRAGMENTS
         && dsr::send::may_tell::<A>(frame)
-        && dsr::lay_down_long(&packet, mtu)
+        && dsr::lay_down_long(&packet, mtu, true)
 }
 
 /// Beginning of the next header and its number; `None` with options that are for every router.

@@ -49,6 +49,9 @@ pub const TC_TOO_LONG: i32 = i32::MIN + 3;
 /// Octets of a packet that may hold headers: those of Geneve around those of IPv6 with extensions and TCP.
 const HEADERS: u32 = 256;
 
+/// The stack may have a packet that is too long and that nobody can be told of.
+const MAY_PASS: u32 = 1;
+
 /// A packet under way.
 #[repr(C)]
 pub struct Directing<A> {
@@ -58,7 +61,7 @@ pub struct Directing<A> {
     tuple: Tuple<A>,
     /// The backend's next hop; for a packet that is too long the length that fits.
     next_hop: u32,
-    /// The backend's index.
+    /// The backend's index; for a packet that is too long [`MAY_PASS`] or 0.
     to: u32,
     /// What it is counted as.
     reason: Reason,
@@ -150,12 +153,13 @@ pub fn lay_down<A: Tables>(packet: &Packet<A>, way: &Send<A>) -> bool {
     true
 }
 
-/// Lays down a packet that is longer than its way takes.
+/// Lays down a packet that is longer than its way takes, and whether the stack may have it instead.
 #[inline(always)]
-pub fn lay_down_long<A: Tables>(packet: &Packet<A>, mtu: u32) -> bool {
+pub fn lay_down_long<A: Tables>(packet: &Packet<A>, mtu: u32, may_pass: bool) -> bool {
     let Some(work) = A::directing() else { return false };
     work.packet = *packet;
     work.next_hop = mtu;
+    work.to = if may_pass { MAY_PASS } else { 0 };
     true
 }
 

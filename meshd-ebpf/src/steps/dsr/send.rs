@@ -17,14 +17,13 @@ use meshd_steps::{
     header::ETHERNET,
 };
 
-use super::{Directing, HEADERS, TC_TOO_LONG, form, make_room, shift};
+use super::{Directing, HEADERS, MAY_PASS, TC_TOO_LONG, form, make_room, shift};
 use crate::{
     context::{Context, linear},
     maps::{self, Route, Tables},
     steps::{
         deliver::{self, addresses},
-        event,
-        tunnel::{self, send::FIXED_SEGMENTS},
+        event, tunnel,
     },
 };
 
@@ -148,6 +147,7 @@ fn send_tc<A: Tables>(ctx: &TcContext) -> i32 {
     }
     if let Some(mtu) = too_small {
         work.next_hop = mtu.saturating_sub(overhead);
+        work.to = 0;
         return TC_TOO_LONG;
     }
     if hop.is_some_and(|hop| hop.tunnel() != 0 && !tunnel::aim(ctx, hop.tunnel())) {
@@ -247,14 +247,32 @@ fn ask<A: Tables>(route: &mut Route, work: &Directing<A>, form: Form, ends: &End
     route.vlan = 0;
 }
 
-/// What is laid down is longer than its way takes: who sent it is told when it must not be fragmented, and it ends here.
+/// What became of a packet that is longer than its way takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Told {
+    /// It is the error about itself now.
+    Told = 0,
+    /// It is as it was: there is no error about it, or the kernel does not shorten it (what a tunnel's device has put together, and where the sum
+    /// that is still to be computed is behind what would be left).
+    Untold = 1,
+    /// It is neither.
+    Broken = 2,
+}
+
+/// What is laid down is longer than its way takes: who sent it is told when it must not be fragmented, and it ends here. What cannot be
+/// told goes to the stack if that may have it.
 #[inline(always)]
 pub fn too_long<A: Tables>(ctx: &TcContext, place: u8) -> i32 {
     let length = ctx.length();
+    let told = if A::IS_V4 { tc_too_long4(ctx.skb.skb) } else { tc_too_long6(ctx.skb.skb) };
     if let Some(work) = A::directing() {
+        if told == Told::Untold as u32 && work.to == MAY_PASS {
+            return deliver::tc_pass(Reason::Passed, length);
+        }
         event::tell(ctx, &work.packet, event_kind::DROP, Reason::TooBig, place);
     }
-    if (if A::IS_V4 { tc_too_long4(ctx.skb.skb) } else { tc_too_long6(ctx.skb.skb) }) == 0 {
+    if told != Told::Told as u32 {
         return deliver::tc_shot(Reason::TooBig, length);
     }
     maps::count(Reason::TooBig, length);
@@ -262,18 +280,18 @@ pub fn too_long<A: Tables>(ctx: &TcContext, place: u8) -> i32 {
     unsafe { bpf_redirect(ctx.link(), 0) as i32 }
 }
 
-/// Makes the packet the error about itself; 0 when there is none about it.
+/// Makes the packet the error about itself; one of [`Told`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tc_too_long4(ctx: *mut __sk_buff) -> u32 {
-    u32::from(tell::<V4>(&TcContext::new(ctx)).is_some())
+    tell::<V4>(&TcContext::new(ctx)) as u32
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tc_too_long6(ctx: *mut __sk_buff) -> u32 {
-    u32::from(tell::<V6>(&TcContext::new(ctx)).is_some())
+    tell::<V6>(&TcContext::new(ctx)) as u32
 }
 
 /// True for a packet whose sender is told when it is too long: it must not be fragmented, and is no later fragment (RFC 1122 section
@@ -284,28 +302,26 @@ pub fn may_tell<A: Tables>(frame: &Frame) -> bool {
 }
 
 #[inline(always)]
-fn tell<A: Tables>(ctx: &TcContext) -> Option<()> {
-    let mtu = A::directing()?.next_hop;
+fn tell<A: Tables>(ctx: &TcContext) -> Told {
     let frame = ctx.frame();
-    if !may_tell::<A>(&frame) {
-        return None;
+    let (Some(work), Some(link)) = (A::directing(), frame.read::<[u16; 6]>(0)) else { return Told::Untold };
+    if !may_tell::<A>(&frame) || ctx.length() < (ETHERNET + QUOTE) as u64 {
+        return Told::Untold;
     }
-    let link: [u16; 6] = frame.read(0)?;
-    if ctx.length() < (ETHERNET + QUOTE) as u64 {
-        return None;
-    }
-    let mtu = if !A::IS_V4 && mtu < IPV6_MTU_MIN { IPV6_MTU_MIN } else { mtu };
-    let error = dsr::error_length::<A>();
-    // The packets of a segment are not cut anew; it ends here.
-    if !make_room(ctx, error as i32, FIXED_SEGMENTS) {
-        return None;
-    }
+    // First what the kernel may refuse. A segment is none any more after it.
     // SAFETY: the context is valid while the program runs.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, (ETHERNET + error + QUOTE) as u32, 0) } != 0 {
-        return None;
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, (ETHERNET + QUOTE) as u32, 0) } != 0 {
+        return Told::Untold;
     }
+    let mtu = if A::IS_V4 { work.next_hop } else { work.next_hop.max(IPV6_MTU_MIN) };
+    let told = make_room(ctx, dsr::error_length::<A>() as i32, 0) && put_error::<A>(ctx, mtu, link).is_some();
+    if told { Told::Told } else { Told::Broken }
+}
+
+/// Writes the error before what is left of the packet.
+#[inline(always)]
+fn put_error<A: Tables>(ctx: &TcContext, mtu: u32, [a, b, c, d, e, f]: [u16; 6]) -> Option<()> {
     let frame: Frame = ctx.frame();
     dsr::put_too_big::<A>(&frame, ETHERNET, mtu)?;
-    let [a, b, c, d, e, f] = link;
     if frame.write(0, [d, e, f, a, b, c]) { Some(()) } else { None }
 }

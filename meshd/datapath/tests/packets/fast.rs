@@ -8,7 +8,7 @@ use crate::{
     frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, packet, ping, tcp},
     hops::too_big,
     scene::{NETS, Net, POD, Scene, hop},
-    tunnels::{FAR, VNI, put_tunnel, tunnelled},
+    tunnels::{FAR, TUNNEL_MAC, VNI, changes_family, forms, put_tunnel, tunnelled},
 };
 
 /// Gives the workload of this node and that of another one a way: by the pod's link, and by one of the next hops.
@@ -144,31 +144,28 @@ pub(crate) fn too_long() -> Vec<Case> {
         cases.push(goes(narrow("but for an octet"), WorkloadIngress, &fits, &out(&fits)));
         // Told from here: the stack's route may be another one meanwhile.
         let long = filled(101);
-        let told = too_big(&long, if net.is_v4() { 100 } else { 1_280 });
-        cases.push(narrow("whole").becomes_bytes(
-            WorkloadIngress,
-            &long.bytes(),
-            Verdict::Redirect,
-            &told,
-            Reason::TooBig,
-        ));
-        let echo = ping(here.ip(), there.ip(), 7).data(&[7; 100]).whole();
-        let told = too_big(&echo, if net.is_v4() { 100 } else { 1_280 });
-        cases.push(narrow("an echo").becomes_bytes(
-            WorkloadIngress,
-            &echo.bytes(),
-            Verdict::Redirect,
-            &told,
-            Reason::TooBig,
-        ));
+        let filled = |packet: Frame| packet.data(&[7; 100]).whole();
+        for (word, long) in [
+            ("whole", long.clone()),
+            ("TCP", filled(tcp(here, there))),
+            ("SCTP", filled(packet(SCTP, here, there))),
+            ("an echo", filled(ping(here.ip(), there.ip(), 7))),
+        ] {
+            let told = too_big(&long, if net.is_v4() { 100 } else { 1_280 });
+            let row = narrow(word);
+            cases.push(row.becomes_bytes(WorkloadIngress, &long.bytes(), Verdict::Redirect, &told, Reason::TooBig));
+        }
         if net.is_v4() {
             let free = packet(UDP, here, there).data(&[7; 100]);
             cases.push(narrow("may be fragmented").passes(WorkloadIngress, &free));
         }
         let piece = packet(UDP, here, there).data(&[7; 200]).piece(5, 0, 120);
         cases.push(narrow("a fragment").passes(WorkloadIngress, &piece));
-        let sctp = packet(SCTP, here, there).data(&[7; 100]).whole();
-        cases.push(narrow("SCTP").passes(WorkloadIngress, &sctp));
+        // No error is about an error.
+        let quoted = packet(UDP, there, here).data(&[7; 100]).packet();
+        let error = Body::Error { kind: if net.is_v4() { 3 } else { 1 }, code: 3, word: 0, quoted };
+        let error = between(here.ip(), there.ip(), error).whole();
+        cases.push(narrow("an error").passes(WorkloadIngress, &error));
         let last = long.clone().ttl(1);
         cases.push(narrow("at its last hop").passes(WorkloadIngress, &last));
         let arrives = packet(UDP, there, here).data(&[7; 100]).whole();
@@ -222,6 +219,47 @@ fn the_fast_path_goes_into_the_tunnel_and_out_of_it() {
             scene.maps.next_hops.put(&hop::POD, &NextHop { flags, ..old }).expect("a next hop");
             let outcome = machine.run(UplinkIngress, &arrives.bytes());
             assert_eq!((outcome.verdict, outcome.out), (Some(Verdict::Redirect), home(&arrives).bytes()));
+        }
+    });
+}
+
+#[test]
+fn what_comes_out_of_a_frame_goes_to_its_workload_or_to_the_tunnels_link() {
+    with_machine(|machine| {
+        let scene = machine.scene();
+        let ends = NETS.into_iter().flat_map(|net| NETS.map(|inner| (net, inner)));
+        for (net, inner) in ends.filter(|(net, inner)| net.is_v4() == inner.is_v4() || changes_family()) {
+            for (word, geneve, flag) in forms() {
+                scene.reset();
+                put_tunnel(&scene, flag);
+                put_ways(&scene, hop::GATEWAY);
+                let (there, here) = (inner.far_workload(), inner.workload());
+                let run = |inside: &Frame, what: &str| {
+                    let outcome = machine.run(UplinkIngress, &tunnelled(net, geneve, VNI, inside));
+                    let name = format!("{} in {} by {word}, {what}: {:?}", inner.word, net.word, outcome.counted);
+                    assert_eq!(outcome.verdict, Some(Verdict::Redirect), "{name}");
+                    let counted: Vec<_> = outcome.counted.iter().map(|(reason, ..)| *reason).collect();
+                    (outcome.out, counted, name)
+                };
+                let plain = tcp(there, here);
+                let (out, counted, name) = run(&plain, "fast");
+                assert_eq!(counted, [Reason::Decapsulated, Reason::Forwarded], "{name}");
+                assert_eq!(out, home(&plain).bytes(), "{name}");
+
+                let to_link = |inside: &Frame, what: &str| {
+                    let (out, _, name) = run(inside, what);
+                    let mut expected = inside.bytes();
+                    expected[..12].copy_from_slice(&[TUNNEL_MAC, Tunnel::link_address(FAR)].concat());
+                    assert_eq!(out, expected, "{name}");
+                };
+                to_link(&plain.clone().ttl(1), "at its last hop");
+                let known = meshd_abi::connection_flags::STACK | meshd_abi::connection_flags::REPLY;
+                scene.put_connection(TCP, (there, here), (there, here), 0, known);
+                to_link(&plain, "of a service's connection");
+                let old = scene.maps.next_hops.get(&hop::POD).expect("read").expect("a next hop");
+                scene.maps.next_hops.put(&hop::POD, &NextHop { mtu: 100, ..old }).expect("a next hop");
+                to_link(&packet(UDP, there, here).data(&[7; 100]), "too long for the link of the workload");
+            }
         }
     });
 }

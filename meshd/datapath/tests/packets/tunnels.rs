@@ -76,17 +76,20 @@ fn given(name: String, flags: u32) -> Case {
     case(name).given(move |scene| put_tunnel(scene, flags))
 }
 
-/// A row that says that a packet of one family is taken out of a frame of another one. Kernels before 6.3 cannot change the family, and the
-/// frame is left to the device.
+/// False on kernels before 6.3, where the family of a packet cannot be changed.
+pub(crate) fn changes_family() -> bool {
+    !nix::sys::utsname::uname().expect("uname").release().to_string_lossy().starts_with("6.1.")
+}
+
+/// A row that says that a packet of one family is taken out of a frame of another one. Where that cannot be, the frame is left to the device.
 fn taken(case: Case, (net, inner): (Net, Net), frame: &[u8], inside: &Frame) -> Case {
-    let release = nix::sys::utsname::uname().expect("uname").release().to_string_lossy().into_owned();
-    if net.is_v4() != inner.is_v4() && release.starts_with("6.1.") {
+    if net.is_v4() != inner.is_v4() && !changes_family() {
         return case.passes_bytes(UplinkIngress, frame, Some(Reason::Passed));
     }
     case.becomes_bytes(UplinkIngress, frame, Verdict::Redirect, &out(inside), Reason::Decapsulated)
 }
 
-fn forms() -> [(&'static str, bool, u32); 2] {
+pub(crate) fn forms() -> [(&'static str, bool, u32); 2] {
     [("vxlan", false, 0), ("geneve", true, settings_flags::TUNNEL_GENEVE)]
 }
 
