@@ -180,7 +180,7 @@ impl State {
                 });
                 let planned = self.hops.put(link.index, *address, hop);
                 if !planned.is_empty() {
-                    moved.extend(self.ways.behind(&(link.index, *address)));
+                    moved.extend(self.ways.behind((link.index, *address)));
                     writes.extend(planned);
                 }
             }

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use meshd_core::{id::IfIndex, plan::datapath::Write};
 use meshd_datapath::Program;
 
-use super::{State, next_hop};
+use super::{State, way_of};
 use crate::pipeline::Snapshot;
 
 /// Pairs of programs of which a link must have one whole.
@@ -33,9 +33,8 @@ impl State {
         if !self.options.fast_path {
             return 0;
         }
-        let link = self.ways.of(address, &snapshot.observed, &snapshot.desired).map(|(link, _)| link);
-        let is_covered = link.is_some_and(|link| self.fast.links.contains(&link));
-        let way = if is_covered { next_hop(address, &mut self.ways, &self.hops, snapshot) } else { 0 };
+        let way = way_of(address, &mut self.ways, snapshot).filter(|way| self.fast.links.contains(&way.link));
+        let way = way.map_or(0, |way| self.hops.fitting(way.link, way.via, way.mtu));
         // What an earlier process found counts until everything has been heard: flows do not change their way for a restart.
         if way == 0 && !self.fast.is_complete { self.identities.way(address) } else { way }
     }

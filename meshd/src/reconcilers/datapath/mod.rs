@@ -44,7 +44,7 @@ use meshd_core::{
     maglev::Slots,
     observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
     plan::datapath::{
-        Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Ways, Write,
+        Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Way, Ways, Write,
     },
     table::RowDiff,
 };
@@ -407,6 +407,7 @@ impl State {
         let mut moved = self.neighbors(&last, &snapshot, &mut writes);
         self.fit_routes(&last, &snapshot, &mut writes);
         moved.extend(self.moved_ways(&last, &snapshot));
+        moved.extend(self.hops.take_moved().into_iter().flat_map(|neighbor| self.ways.behind(neighbor)));
         let removed = self.follow_far_ends(&last, &snapshot, &mut moved, &mut writes);
         self.identities(&last, &snapshot, &mut writes);
         self.move_fast(moved.iter().copied(), &snapshot, &mut writes);
@@ -518,7 +519,7 @@ impl State {
                 RowDiff::Removed(key, _) => put(&mut self.hops, key, None),
             }
         }
-        changed.iter().flat_map(|way| self.ways.behind(way).collect::<Vec<_>>()).collect()
+        changed.into_iter().flat_map(|neighbor| self.ways.behind(neighbor)).collect()
     }
 
     /// Next hops take no more than routes by way of them.
@@ -784,11 +785,16 @@ const fn dsr_flags(kind: DsrKind, is_used: bool) -> u32 {
 
 /// The element of an address's next hop; 0 leaves the packet to the stack.
 fn next_hop(address: IpAddr, ways: &mut Ways, hops: &HopPlanner, snapshot: &Snapshot) -> u32 {
-    let Some((link, via)) = ways.of(address, &snapshot.observed, &snapshot.desired) else { return 0 };
+    way_of(address, ways, snapshot).map_or(0, |way| hops.find(way.link, way.via))
+}
+
+/// The way of an address that programs may take.
+fn way_of(address: IpAddr, ways: &mut Ways, snapshot: &Snapshot) -> Option<Way> {
+    let way = ways.of(address, &snapshot.observed, &snapshot.desired)?;
     // Only a link with a peer can hand a packet over to a workload; behind a bridge the stack has to find the port.
-    let row = snapshot.observed.links.get(&link);
+    let row = snapshot.observed.links.get(&way.link);
     let kind = row.and_then(|row| row.kind.as_deref());
     let can = kind.is_none_or(|kind| matches!(kind, "veth" | "vlan" | "bond" | "macvlan"))
         || row.is_some_and(|row| &*row.name == TUNNEL_LINK);
-    if can { hops.find(link, via) } else { 0 }
+    can.then_some(way)
 }

@@ -3,8 +3,10 @@
 //! An element is a link-layer address on a link, because that is what a packet arrives from. A neighbor whose link-layer address changes
 //! keeps its element: known connections refer to it.
 //!
-//! An element says what its link takes, or less where a route by way of the neighbor does because large packets vanish further on:
-//! programs leave what is longer to the kernel, which knows each route and tells senders.
+//! An element says what its link takes, or less where a route by way of the neighbor does because large packets vanish further on: programs
+//! leave what is longer to the kernel, which knows each route and tells senders. The fast path tells senders itself, so it has to know what
+//! the route at hand takes: routes that take more than the narrowest one by their neighbor have elements of their own for it
+//! ([`HopPlanner::fitting`]). Connections keep the element they began with, and are not given those.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +15,7 @@ use std::{
 
 use meshd_abi::{NeighborKey, NextHop, hop_flags};
 
-use super::{Way, Write, space::Space};
+use super::{Write, space::Space};
 use crate::{
     desired::{RouteMode, Target, TargetKey},
     id::IfIndex,
@@ -34,6 +36,9 @@ pub struct Hop {
     pub is_tunnel: bool,
 }
 
+/// A link and an address on it.
+pub type Neighbor = (IfIndex, IpAddr);
+
 #[derive(Debug)]
 struct Element {
     index: u32,
@@ -41,11 +46,14 @@ struct Element {
     /// `hop` as it is written: what routes take may be less.
     written: Option<Hop>,
     addresses: BTreeSet<IpAddr>,
+    /// By what they take, the elements of routes that take more than the narrowest, and how they are written. There are no more than there
+    /// are different sizes of routes by the neighbor.
+    wider: BTreeMap<u32, (u32, Hop)>,
 }
 
 impl Element {
     fn new(index: u32) -> Self {
-        Self { index, hop: None, written: None, addresses: BTreeSet::new() }
+        Self { index, hop: None, written: None, addresses: BTreeSet::new(), wider: BTreeMap::new() }
     }
 }
 
@@ -58,9 +66,11 @@ pub struct HopPlanner {
     /// Elements of neighbors that are gone, until no connection names them.
     gone: BTreeSet<u32>,
     /// What targets take whose way takes less than its link.
-    narrow: BTreeMap<Way, BTreeMap<TargetKey, u32>>,
-    /// The ways of these targets.
-    narrow_targets: BTreeMap<TargetKey, Vec<Way>>,
+    narrow: BTreeMap<Neighbor, BTreeMap<TargetKey, u32>>,
+    /// The neighbors of these targets.
+    narrow_targets: BTreeMap<TargetKey, Vec<Neighbor>>,
+    /// Neighbors with other elements than before for routes that take more.
+    moved: BTreeSet<Neighbor>,
 }
 
 impl HopPlanner {
@@ -74,6 +84,7 @@ impl HopPlanner {
             gone: BTreeSet::new(),
             narrow: BTreeMap::new(),
             narrow_targets: BTreeMap::new(),
+            moved: BTreeSet::new(),
         };
         for (key, index) in existing {
             if planner.space.claim(*index, 1) {
@@ -94,6 +105,21 @@ impl HopPlanner {
     pub fn find(&self, link: IfIndex, address: IpAddr) -> u32 {
         let Some(mac) = self.by_address.get(&(link, address)) else { return 0 };
         self.elements.get(&(link, *mac)).map_or(0, |element| element.index)
+    }
+
+    /// The element of a neighbor for a route that takes `mtu`, or what the link does; 0 without one. Without room for one of its own it is that
+    /// of the narrowest.
+    #[must_use]
+    pub fn fitting(&self, link: IfIndex, address: IpAddr, mtu: Option<u32>) -> u32 {
+        let Some(mac) = self.by_address.get(&(link, address)) else { return 0 };
+        let Some(element) = self.elements.get(&(link, *mac)) else { return 0 };
+        let taken = element.hop.map(|hop| mtu.map_or(hop.mtu, |mtu| mtu.min(hop.mtu)));
+        taken.and_then(|mtu| element.wider.get(&mtu)).map_or(element.index, |(index, _)| *index)
+    }
+
+    /// Neighbors for which [`HopPlanner::fitting`] may answer something else since this was asked the last time.
+    pub fn take_moved(&mut self) -> BTreeSet<Neighbor> {
+        std::mem::take(&mut self.moved)
     }
 
     /// A neighbor came or changed; `None` when it went or is not resolved. Nothing happens without room: the programs ask the
@@ -130,7 +156,7 @@ impl HopPlanner {
             }
         }
         if let Some(target) = target.filter(is_narrow) {
-            let ways: Vec<Way> = target.hops.iter().map(|hop| (hop.dev, hop.via)).collect();
+            let ways: Vec<Neighbor> = target.hops.iter().map(|hop| (hop.dev, hop.via)).collect();
             for way in &ways {
                 self.narrow.entry(*way).or_default().insert(key.clone(), target.mtu);
             }
@@ -214,26 +240,52 @@ impl HopPlanner {
         }
     }
 
-    /// Writes an element, when it is not written like that.
+    /// Writes an element, when it is not written like that, and those for routes that take more than it.
     fn write(&mut self, key: (IfIndex, [u8; 6]), writes: &mut Vec<Write>) {
         let Some(element) = self.elements.get_mut(&key) else { return };
         let Some(hop) = element.hop else { return };
-        let narrow = &self.narrow;
-        let taken =
-            element.addresses.iter().filter_map(|address| narrow.get(&(key.0, *address))).flat_map(BTreeMap::values);
-        let fitted = Hop { mtu: taken.copied().fold(hop.mtu, u32::min), ..hop };
+        let narrow = element.addresses.iter().filter_map(|address| self.narrow.get(&(key.0, *address)));
+        let mut sizes: BTreeSet<u32> = narrow.flat_map(BTreeMap::values).map(|mtu| hop.mtu.min(*mtu)).collect();
+        sizes.insert(hop.mtu);
+        let fitted = Hop { mtu: sizes.pop_first().unwrap_or(hop.mtu), ..hop };
         if element.written != Some(fitted) {
             element.written = Some(fitted);
             writes.push(write_hop(key.0, element.index, &fitted));
+        }
+        let mut is_other = false;
+        let left: Vec<u32> = element.wider.keys().copied().filter(|mtu| !sizes.contains(mtu)).collect();
+        for (index, _) in left.iter().filter_map(|mtu| element.wider.remove(mtu)) {
+            writes.push(Write::NextHop(index, NextHop::default()));
+            self.gone.insert(index);
+            is_other = true;
+        }
+        for mtu in sizes {
+            let wide = Hop { mtu, ..hop };
+            let index = match element.wider.get(&mtu) {
+                Some((_, written)) if *written == wide => continue,
+                Some((index, _)) => *index,
+                None => {
+                    is_other = true;
+                    let Some(index) = self.space.take(1) else { continue };
+                    index
+                }
+            };
+            element.wider.insert(mtu, (index, wide));
+            writes.push(write_hop(key.0, index, &wide));
+        }
+        if is_other {
+            self.moved.extend(element.addresses.iter().map(|address| (key.0, *address)));
         }
     }
 
     fn remove(&mut self, key: (IfIndex, [u8; 6]), writes: &mut Vec<Write>) {
         let Some(element) = self.elements.remove(&key) else { return };
         writes.push(Write::Neighbor(neighbor_key(key.0, key.1), None));
-        writes.push(Write::NextHop(element.index, NextHop::default()));
         // Connections may still name it. An element without a link makes programs ask the routing table.
-        self.gone.insert(element.index);
+        for index in element.wider.values().map(|(index, _)| *index).chain([element.index]) {
+            writes.push(Write::NextHop(index, NextHop::default()));
+            self.gone.insert(index);
+        }
     }
 }
 

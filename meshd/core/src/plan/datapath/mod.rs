@@ -15,7 +15,7 @@ mod tunnels;
 mod ways;
 
 pub use exclusions::{ExclusionPlanner, prefix4, prefix6};
-pub use hops::{Hop, HopPlanner};
+pub use hops::{Hop, HopPlanner, Neighbor};
 pub use identities::{IdentityPlanner, Standing};
 pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
 pub use tunnels::{TunnelPlan, TunnelPlanner};

@@ -422,22 +422,106 @@ fn an_element_takes_what_the_narrowest_route_by_its_neighbor_does() {
         let mtu = |write: &Write| if let Write::NextHop(_, hop) = write { Some(hop.mtu) } else { None };
         writes.iter().filter_map(mtu).collect()
     };
-    // A route may be known before its neighbor.
+    // A route may be known before its neighbor. Those that take more have an element of their own.
     assert_eq!(planner.put_target(&one, Some(&target(v4, 1400))), []);
-    assert_eq!(mtu(planner.put(link, v4, Some(hop))), [1400]);
+    assert_eq!(mtu(planner.put(link, v4, Some(hop))), [1400, 1500]);
+    assert_eq!(planner.take_moved(), [(link, v4)].into());
+    let found = |planner: &HopPlanner, mtu| (planner.find(link, v4), planner.fitting(link, v4, mtu));
+    assert_eq!((found(&planner, Some(1400)), found(&planner, None)), ((1, 1), (1, 2)));
     assert_eq!(planner.put_target(&one, Some(&target(v4, 1400))), []);
     assert_eq!(mtu(planner.put_target(&one, Some(&target(v4, 1300)))), [1300]);
-    // The other address of the neighbor shares the element.
+    // The other address of the neighbor shares the elements.
     assert_eq!(planner.put_target(&other, Some(&target(v6, 1280))), []);
-    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280]);
-    assert_eq!(planner.put_target(&one, None), []);
-    assert_eq!(mtu(planner.put(link, v6, None)), [1500]);
-    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280]);
-    assert_eq!(mtu(planner.put_target(&other, Some(&target(v6, 1500)))), [1500]);
-    assert_eq!((planner.find(link, v4), planner.find(link, v6)), (1, 1));
+    assert_eq!(planner.take_moved(), [].into());
+    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280, 1300]);
+    assert_eq!(planner.take_moved(), [(link, v4), (link, v6)].into());
+    assert_eq!((found(&planner, Some(1300)), planner.fitting(link, v6, Some(1280))), ((1, 3), 1));
+    // What nobody needs any more has no link.
+    assert_eq!(mtu(planner.put_target(&one, None)), [0]);
+    assert_eq!(mtu(planner.put(link, v6, None)), [1500, 0]);
+    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280, 1500]);
+    assert_eq!(mtu(planner.put_target(&other, Some(&target(v6, 1500)))), [1500, 0]);
+    assert_eq!((found(&planner, None), planner.find(link, v6)), ((1, 1), 1));
     // A far end of the tunnel has an element of its own.
     let tunnelled = Target::tunnel(desired::Hop { via: v4, dev: link, tunnel: None }, 1450).narrowed(1400);
     assert_eq!(planner.put_target(&one, Some(&tunnelled)), []);
+}
+
+proptest! {
+    /// Whatever happens, an element says what the narrowest route by its neighbor takes, the one for a route what that takes as long as there
+    /// is room, and nothing else in the map has a link.
+    #[test]
+    fn elements_say_what_routes_take(
+        events in prop::collection::vec((0..2_u8, 0..3_u8, prop::option::of(0..4_u32)), 1..40),
+        room in prop_oneof![Just(64_u32), Just(4)],
+    ) {
+        let link = IfIndex(3);
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let sizes = [1280, 1300, 1400, 1500];
+        let mut planner = HopPlanner::new(room, &[], &BTreeSet::new());
+        let (mut elements, mut neighbors, mut routes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let answers = |planner: &HopPlanner, at: u8| {
+            let sizes = sizes.map(Some).into_iter().chain([None]);
+            sizes.map(|size| planner.fitting(link, address(at), size)).collect::<Vec<u32>>()
+        };
+        for (kind, at, size) in events {
+            let before = [0, 1, 2].map(|at| answers(&planner, at));
+            let writes = if kind == 0 {
+                // The first two addresses are those of one neighbor.
+                let mac = size.map(|size| [2, 0, 0, 0, u8::from(at == 2), u8::from(size == 0)]);
+                match mac {
+                    Some(mac) => neighbors.insert(at, mac),
+                    None => neighbors.remove(&at),
+                };
+                let hop = mac.map(|mac| Hop { destination: mac, source: [4; 6], mtu: 1450, has_peer: false, is_tunnel: false });
+                planner.put(link, address(at), hop)
+            } else {
+                let size = size.map(|size| sizes[size as usize]);
+                match size.filter(|size| *size < 1500) {
+                    Some(size) => routes.insert(at, size),
+                    None => routes.remove(&at),
+                };
+                let hop = desired::Hop { via: address(at), dev: link, tunnel: None };
+                let target = size.map(|size| Target::native([hop].into(), 1500).narrowed(size));
+                let node = format!("node-{at}").parse().unwrap();
+                let key = NodeTarget { cluster: "east".parse().unwrap(), node, ipv4: true }.into();
+                planner.put_target(&key, target.as_ref())
+            };
+            for write in writes {
+                if let Write::NextHop(index, hop) = write {
+                    elements.insert(index, hop);
+                }
+            }
+            let moved = planner.take_moved();
+            for other in (0..3).filter(|other| kind != 0 || *other != at) {
+                let is_same = before[usize::from(other)] == answers(&planner, other);
+                prop_assert!(is_same || moved.contains(&(link, address(other))), "neighbor {}", other);
+            }
+            let mut in_use = BTreeSet::from([0]);
+            for (at, mac) in &neighbors {
+                // A neighbor without an element has no say.
+                let has = |other: &u8| planner.find(link, address(*other)) != 0;
+                let by = |other: &u8| neighbors.get(other) == Some(mac) && has(other);
+                let narrow: BTreeSet<u32> =
+                    routes.iter().filter(|(other, _)| by(other)).map(|(_, size)| 1450.min(*size)).collect();
+                let narrowest = narrow.first().copied().unwrap_or(1450);
+                let found = planner.find(link, address(*at));
+                in_use.insert(found);
+                prop_assert!(found != 0 || room == 4);
+                prop_assert!(found == 0 || u32::from(elements[&found].mtu) == narrowest);
+                for route in narrow.iter().copied().map(Some).chain([None]) {
+                    let fitting = planner.fitting(link, address(*at), route);
+                    in_use.insert(fitting);
+                    let taken = if fitting == found && room == 4 { narrowest } else { route.unwrap_or(1450) };
+                    prop_assert!(fitting == 0 || u32::from(elements[&fitting].mtu) == taken);
+                    prop_assert!(fitting == 0 || elements[&fitting].destination == *mac);
+                }
+            }
+            for (index, hop) in &elements {
+                prop_assert_eq!(in_use.contains(index), hop.link != 0, "element {}", index);
+            }
+        }
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::Neighbor;
 use crate::{
     desired::{Desired, RouteMode, TargetKey},
     id::{IfIndex, MAIN_TABLE, Metric, TableId},
@@ -20,8 +21,16 @@ use crate::{
 /// With more addresses than this only those are looked at again whose prefixes changed.
 const FEW: usize = if cfg!(test) { 4 } else { 4_096 };
 
-/// A neighbor: a link and an address on it; at the tunnel's link the far end.
-pub type Way = (IfIndex, IpAddr);
+/// A neighbor, and what a route by way of it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// The link.
+    pub link: IfIndex,
+    /// The address on it; at the tunnel's link the far end.
+    pub via: IpAddr,
+    /// What the route takes; `None`: what the link does.
+    pub mtu: Option<u32>,
+}
 
 /// Ways of the addresses somebody asked for.
 #[derive(Debug, Default)]
@@ -76,15 +85,20 @@ impl Ways {
     }
 
     /// Addresses that are reached through a neighbor.
-    pub fn behind(&self, way: &Way) -> impl Iterator<Item = IpAddr> {
-        self.behind.get(way).into_iter().flatten().copied()
+    pub fn behind(&self, (link, via): Neighbor) -> impl Iterator<Item = IpAddr> {
+        self.from(Way { link, via, mtu: None }, move |way| way.link == link && way.via == via)
     }
 
     /// Addresses that are reached through a link.
     pub fn through(&self, link: IfIndex) -> impl Iterator<Item = IpAddr> {
-        let first = (link, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let first = Way { link, via: Ipv4Addr::UNSPECIFIED.into(), mtu: None };
+        self.from(first, move |way| way.link == link)
+    }
+
+    /// Addresses of the ways from one on, as long as they are wanted.
+    fn from(&self, first: Way, is_wanted: impl Fn(&Way) -> bool) -> impl Iterator<Item = IpAddr> {
         let all = self.behind.range((Bound::Included(first), Bound::Unbounded));
-        all.take_while(move |((of, _), _)| *of == link).flat_map(|(_, addresses)| addresses.iter().copied())
+        all.take_while(move |(way, _)| is_wanted(way)).flat_map(|(_, addresses)| addresses.iter().copied())
     }
 
     /// Forgets addresses nobody asks for any more.
@@ -167,7 +181,7 @@ fn foreign(prefix: IpNet, address: IpAddr, observed: &Observed) -> Option<Option
     }
     let way = match (&*row.hops, row.kind) {
         // What lies behind a gateway that is none of ours is outside of the mesh: netfilter has a say in how it leaves.
-        ([hop], RouteKind::Unicast) if hop.via.is_none() => Some((hop.dev, address)),
+        ([hop], RouteKind::Unicast) if hop.via.is_none() => Some(Way { link: hop.dev, via: address, mtu: None }),
         _ => None,
     };
     Some(way)
@@ -177,7 +191,11 @@ fn ours(prefix: IpNet, desired: &Desired) -> Option<Option<Way>> {
     let target = desired.target_of(&prefix)?;
     let target = desired.targets.get(&target)?;
     let way = match (&*target.hops, target.mode) {
-        ([hop], RouteMode::Native | RouteMode::Bgp | RouteMode::Tunnel) => Some((hop.dev, hop.via)),
+        ([hop], RouteMode::Native | RouteMode::Bgp) => {
+            Some(Way { link: hop.dev, via: hop.via, mtu: target.narrow.then_some(target.mtu) })
+        }
+        // A far end says itself what it takes.
+        ([hop], RouteMode::Tunnel) => Some(Way { link: hop.dev, via: hop.via, mtu: None }),
         _ => None,
     };
     Some(way)
@@ -286,7 +304,7 @@ mod tests {
                     let expected: BTreeSet<IpAddr> = ways
                         .ways
                         .iter()
-                        .filter(|(_, way)| way.is_some_and(|(of, _)| of == IfIndex(link)))
+                        .filter(|(_, way)| way.is_some_and(|way| way.link == IfIndex(link)))
                         .map(|(address, _)| *address)
                         .collect();
                     prop_assert_eq!(through, expected);
