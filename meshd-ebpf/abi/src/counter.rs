@@ -90,7 +90,8 @@ reasons! {
     NoRoute = "no_route", true;
     /// The packet could not be rewritten.
     RewriteFailed = "rewrite_failed", true;
-    /// The packet is longer than its way takes; who sent it was told, if it must not be fragmented.
+    /// The packet is longer than its way takes and has no other; who sent it was told, if it must not be fragmented and an error could be made of
+    /// it.
     TooBig = "too_big", true;
     /// Flow events that found no room in the ring: nobody reads it fast enough.
     EventsLost = "events_lost", false;

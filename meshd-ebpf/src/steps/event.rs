@@ -50,11 +50,17 @@ pub fn decided<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, decision: &De
 /// Tells of a packet; `kind` is one of `meshd_abi::event_kind` and `place` one of `event_place`.
 #[inline(always)]
 pub fn tell<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, kind: u8, reason: Reason, place: u8) {
+    tell_of(ctx, ctx.length(), packet, kind, reason, place);
+}
+
+/// The same of a packet that had this length when it came.
+#[inline(always)]
+pub fn tell_of<A: Tables, C: Context>(ctx: &C, length: u64, packet: &Packet<A>, kind: u8, reason: Reason, place: u8) {
     // A flood of connections or drops is not worth what a record costs to fill in. An end is: it is noted in the entry.
     if kind != event_kind::CLOSE && kind != RESET && may_tell(kind.into()) == 0 {
         return;
     }
-    if lay_down(packet, kind, reason, place) {
+    if lay_down(length, packet, kind, reason, place) {
         ctx.tell::<A>();
     }
 }
@@ -69,7 +75,7 @@ pub fn untranslated<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, place: u
         return;
     }
     let kind = if flags == tcp::SYN { event_kind::NEW } else { event_kind::CLOSE };
-    if !lay_down(packet, kind, Reason::Passed, place) {
+    if !lay_down(ctx.length(), packet, kind, Reason::Passed, place) {
         return;
     }
     let is_elsewhere = if A::IS_V4 { is_told_elsewhere4() } else { is_told_elsewhere6() };
@@ -80,8 +86,9 @@ pub fn untranslated<A: Tables, C: Context>(ctx: &C, packet: &Packet<A>, place: u
 
 /// Lays down in this CPU's record what a packet says.
 #[inline(always)]
-fn lay_down<A: Tables>(packet: &Packet<A>, kind: u8, reason: Reason, place: u8) -> bool {
+fn lay_down<A: Tables>(length: u64, packet: &Packet<A>, kind: u8, reason: Reason, place: u8) -> bool {
     let Some(event) = maps::telling() else { return false };
+    event.length = length as u32;
     event.source = packet.key.source.words();
     event.destination = packet.key.destination.words();
     event.source_port = packet.key.source_port;
@@ -121,7 +128,6 @@ tells!(tc_tell4, tc_tell6, __sk_buff, TcContext);
 fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     let event = maps::telling()?;
     event.link = ctx.link();
-    event.length = ctx.length() as u32;
     let key = key_of::<A>(event);
     if event.kind == event_kind::CLOSE || event.kind == RESET {
         let known = connections::get_any(&key);

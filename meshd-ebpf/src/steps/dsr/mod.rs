@@ -238,8 +238,7 @@ pub fn tc<A: Tables>(verdict: i32, ctx: &TcContext) -> i32 {
     told::<A>(verdict, ctx, event_place::FROM_NETWORK)
 }
 
-/// The verdict about a packet, or about one that is longer than its way takes: who sent it is told when it must not be fragmented, and
-/// it ends here.
+/// The verdict about a packet, or about one that is longer than its way takes: see [`send::too_long`].
 #[inline(always)]
 pub fn told<A: Tables>(verdict: i32, ctx: &TcContext, place: u8) -> i32 {
     if verdict == TC_TOO_LONG { send::too_long::<A>(ctx, place) } else { verdict }

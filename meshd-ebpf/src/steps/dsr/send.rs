@@ -270,7 +270,7 @@ pub fn too_long<A: Tables>(ctx: &TcContext, place: u8) -> i32 {
         if told == Told::Untold as u32 && work.to == MAY_PASS {
             return deliver::tc_pass(Reason::Passed, length);
         }
-        event::tell(ctx, &work.packet, event_kind::DROP, Reason::TooBig, place);
+        event::tell_of(ctx, length, &work.packet, event_kind::DROP, Reason::TooBig, place);
     }
     if told != Told::Told as u32 {
         return deliver::tc_shot(Reason::TooBig, length);

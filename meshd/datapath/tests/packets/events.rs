@@ -9,8 +9,9 @@ use meshd_datapath::{Events, Maps};
 use crate::{
     bench::{in_namespaces, load},
     case::{Machine, with_machine},
-    frame::{ACK, FIN, Frame, RST, SYN, TCP, UDP, syn, tcp, udp},
-    scene::{Family, Kind, LINK, NETS, Net, PORT, backend, service},
+    fast::put_ways,
+    frame::{ACK, FIN, Frame, PSH, RST, SYN, TCP, UDP, syn, tcp, udp},
+    scene::{Family, Kind, LINK, NETS, Net, PORT, backend, hop, service},
 };
 
 fn words(net: Net, ip: std::net::IpAddr) -> [u32; 4] {
@@ -414,5 +415,26 @@ fn events_that_nobody_wants_are_not_made_and_too_many_are_counted() {
         let taken = machine.take_events().len();
         assert!(taken > 100 && taken < made, "{taken} of {made}");
         assert_eq!(counter(Reason::EventsLost) - lost, (made - taken) as u64, "what is not told is counted");
+    });
+}
+
+#[test]
+fn who_sends_what_is_too_long_is_told_and_the_event_has_its_own_length() {
+    with_machine(|machine| {
+        for net in NETS {
+            machine.scene().reset();
+            put_ways(&machine.scene(), hop::NARROW);
+            let (here, there) = (net.workload(), net.far_workload());
+            let event = FlowEvent {
+                source_identity: 300,
+                source_cluster: 1,
+                destination_identity: 300,
+                destination_cluster: 1,
+                tcp_flags: PSH | ACK,
+                place: event_place::FROM_WORKLOAD,
+                ..refused(told(net, here, there), Reason::TooBig)
+            };
+            compare(machine, vec![(WorkloadIngress, tcp(here, there).data(&[7; 100]).whole(), Some(event))]);
+        }
     });
 }

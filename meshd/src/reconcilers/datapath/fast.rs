@@ -28,13 +28,14 @@ pub(super) struct Fast {
 }
 
 impl State {
-    /// The element of a workload's next hop, when the fast path may take it; 0: through the stack.
-    pub(super) fn fast_way(&mut self, address: IpAddr, snapshot: &Snapshot) -> u32 {
+    /// The element of a workload's next hop, when the fast path may take it; 0: through the stack. The element is among the writes, if it is
+    /// new: they have to come before what names it.
+    pub(super) fn fast_way(&mut self, address: IpAddr, snapshot: &Snapshot, writes: &mut Vec<Write>) -> u32 {
         if !self.options.fast_path {
             return 0;
         }
         let way = way_of(address, &mut self.ways, snapshot).filter(|way| self.fast.links.contains(&way.link));
-        let way = way.map_or(0, |way| self.hops.fitting(way.link, way.via, way.mtu));
+        let way = way.map_or(0, |way| self.hops.fitting(way.link, way.via, way.mtu, writes));
         // What an earlier process found counts until everything has been heard: flows do not change their way for a restart.
         if way == 0 && !self.fast.is_complete { self.identities.way(address) } else { way }
     }
@@ -50,7 +51,7 @@ impl State {
             return;
         }
         for address in addresses {
-            let way = self.fast_way(address, snapshot);
+            let way = self.fast_way(address, snapshot, writes);
             writes.extend(self.identities.set_way(address, way));
         }
     }

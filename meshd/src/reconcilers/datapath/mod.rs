@@ -215,8 +215,12 @@ pub fn start(
     let maps = &programs.maps;
     let neighbors = maps.neighbors.all()?;
     let identities = IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?);
-    let mut named = actual::named_hops(maps)?;
-    named.extend(identities.ways());
+    let mut names = actual::named_hops(maps)?;
+    names.extend(identities.ways());
+    let mut named = BTreeMap::new();
+    for index in names {
+        named.extend(maps.next_hops.get(&index)?.map(|hop| (index, hop)));
+    }
     let tunnels = far_ends::existing(maps.tunnels.all()?);
     let inherited = maps.settings.get(&0)?;
     let was_on = inherited.is_some_and(|settings| settings.flags & settings_flags::MASQUERADE != 0);
@@ -569,7 +573,7 @@ impl State {
             if prefix.prefix_len() != prefix.max_prefix_len() {
                 continue;
             }
-            let identity = row.map(|row| self.endpoint(prefix.addr(), row, remote, cluster, snapshot));
+            let identity = row.map(|row| self.endpoint(prefix.addr(), row, (remote, cluster), snapshot, writes));
             writes.extend(self.identities.put(prefix.addr(), &workload, identity));
         }
         for diff in tables.nodes.diff(&old.nodes) {
@@ -607,13 +611,13 @@ impl State {
         &mut self,
         address: IpAddr,
         row: &EndpointRow,
-        remote: bool,
-        cluster: u16,
+        (remote, cluster): (bool, u16),
         snapshot: &Snapshot,
+        writes: &mut Vec<Write>,
     ) -> Identity {
         let local = !remote && row.host.is_some_and(|host| self.options.local.addresses.contains(&host));
         let flags = if local { identity_flags::LOCAL } else { 0 };
-        let way = self.fast_way(address, snapshot);
+        let way = self.fast_way(address, snapshot, writes);
         Identity { identity: row.identity.0, way, flags, cluster }
     }
 
@@ -740,7 +744,8 @@ impl State {
         });
         self.refused.run(&self.programs.maps, plan.writes);
         let ways = self.identities.ways();
-        self.hops.release(|index| sweep.hops.contains(&index) || ways.contains(&index));
+        let freed = self.hops.release(|index| sweep.hops.contains(&index) || ways.contains(&index));
+        self.refused.run(&self.programs.maps, freed);
         self.retry();
         if self.last.local_known {
             self.sockets.follow(&mut self.programs);

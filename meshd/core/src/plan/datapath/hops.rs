@@ -5,11 +5,11 @@
 //!
 //! An element says what its link takes, or less where a route by way of the neighbor does because large packets vanish further on: programs
 //! leave what is longer to the kernel, which knows each route and tells senders. The fast path tells senders itself, so it has to know what
-//! the route at hand takes: routes that take more than the narrowest one by their neighbor have elements of their own for it
-//! ([`HopPlanner::fitting`]). Connections keep the element they began with, and are not given those.
+//! the route at hand takes: who asks for a route that takes more than the narrowest one by its neighbor gets an element of its own for that
+//! size ([`HopPlanner::fitting`]), for as long as somebody names it. Connections keep the element they began with, and are not given those.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
 };
 
@@ -47,7 +47,7 @@ struct Element {
     written: Option<Hop>,
     addresses: BTreeSet<IpAddr>,
     /// By what they take, the elements of routes that take more than the narrowest, and how they are written. There are no more than there
-    /// are different sizes of routes by the neighbor.
+    /// are different sizes of routes by the neighbor that somebody has asked for.
     wider: BTreeMap<u32, (u32, Hop)>,
 }
 
@@ -63,20 +63,21 @@ pub struct HopPlanner {
     elements: BTreeMap<(IfIndex, [u8; 6]), Element>,
     by_address: BTreeMap<(IfIndex, IpAddr), [u8; 6]>,
     space: Space,
-    /// Elements of neighbors that are gone, until no connection names them.
+    /// Elements of neighbors that are gone, until nothing names them.
     gone: BTreeSet<u32>,
     /// What targets take whose way takes less than its link.
     narrow: BTreeMap<Neighbor, BTreeMap<TargetKey, u32>>,
     /// The neighbors of these targets.
     narrow_targets: BTreeMap<TargetKey, Vec<Neighbor>>,
-    /// Neighbors with other elements than before for routes that take more.
+    /// Neighbors whose narrowest route is another one: who asked for an element that fits has to ask again.
     moved: BTreeSet<Neighbor>,
 }
 
 impl HopPlanner {
-    /// Takes over what the map of neighbors held; `room` is the size of both maps, `named` what known connections refer to.
+    /// Takes over what the map of neighbors held; `room` is the size of both maps, `named` what known connections and records of addresses
+    /// refer to, as it is written.
     #[must_use]
-    pub fn new(room: u32, existing: &[(NeighborKey, u32)], named: &BTreeSet<u32>) -> Self {
+    pub fn new(room: u32, existing: &[(NeighborKey, u32)], named: &BTreeMap<u32, NextHop>) -> Self {
         let mut planner = Self {
             elements: BTreeMap::new(),
             by_address: BTreeMap::new(),
@@ -91,9 +92,16 @@ impl HopPlanner {
                 planner.elements.insert((IfIndex(key.link), key.address), Element::new(*index));
             }
         }
-        for index in named {
+        for (index, hop) in named {
             // Those of neighbors are claimed already.
-            if planner.space.claim(*index, 1) {
+            if !planner.space.claim(*index, 1) {
+                continue;
+            }
+            let element = planner.elements.get_mut(&(IfIndex(hop.link), hop.destination));
+            let wider = element.map(|element| element.wider.entry(hop.mtu.into()));
+            if let Some(Entry::Vacant(vacant)) = wider {
+                vacant.insert((*index, read_hop(hop)));
+            } else {
                 planner.gone.insert(*index);
             }
         }
@@ -107,17 +115,27 @@ impl HopPlanner {
         self.elements.get(&(link, *mac)).map_or(0, |element| element.index)
     }
 
-    /// The element of a neighbor for a route that takes `mtu`, or what the link does; 0 without one. Without room for one of its own it is that
-    /// of the narrowest.
-    #[must_use]
-    pub fn fitting(&self, link: IfIndex, address: IpAddr, mtu: Option<u32>) -> u32 {
+    /// The element of a neighbor for a route that takes `mtu`, or what the link does; 0 without one. One that there is not yet is written.
+    /// Without room for it that of the narrowest has to do.
+    pub fn fitting(&mut self, link: IfIndex, address: IpAddr, mtu: Option<u32>, writes: &mut Vec<Write>) -> u32 {
         let Some(mac) = self.by_address.get(&(link, address)) else { return 0 };
-        let Some(element) = self.elements.get(&(link, *mac)) else { return 0 };
-        let taken = element.hop.map(|hop| mtu.map_or(hop.mtu, |mtu| mtu.min(hop.mtu)));
-        taken.and_then(|mtu| element.wider.get(&mtu)).map_or(element.index, |(index, _)| *index)
+        let Some(element) = self.elements.get_mut(&(link, *mac)) else { return 0 };
+        let (Some(hop), Some(narrowest)) = (element.hop, element.written) else { return element.index };
+        let mtu = mtu.map_or(hop.mtu, |mtu| mtu.min(hop.mtu));
+        if mtu <= narrowest.mtu {
+            return element.index;
+        }
+        if let Some((index, _)) = element.wider.get(&mtu) {
+            return *index;
+        }
+        let Some(index) = self.space.take(1) else { return element.index };
+        let wide = Hop { mtu, ..hop };
+        element.wider.insert(mtu, (index, wide));
+        writes.push(write_hop(link, index, &wide));
+        index
     }
 
-    /// Neighbors for which [`HopPlanner::fitting`] may answer something else since this was asked the last time.
+    /// Neighbors for which [`HopPlanner::fitting`] may answer something else since this was asked the last time, beside those that were put.
     pub fn take_moved(&mut self) -> BTreeSet<Neighbor> {
         std::mem::take(&mut self.moved)
     }
@@ -183,9 +201,20 @@ impl HopPlanner {
         writes
     }
 
-    /// Frees elements of neighbors that are gone; `named` tells whether a connection refers to one still.
-    pub fn release(&mut self, named: impl Fn(u32) -> bool) {
+    /// Frees elements of neighbors that are gone, and those of sizes; `named` tells whether a connection or a record refers to one still.
+    pub fn release(&mut self, named: impl Fn(u32) -> bool) -> Vec<Write> {
+        let mut writes = Vec::new();
         let space = &mut self.space;
+        for element in self.elements.values_mut() {
+            element.wider.retain(|_, (index, _)| {
+                let is_named = named(*index);
+                if !is_named {
+                    space.give(*index, 1);
+                    writes.push(Write::NextHop(*index, NextHop::default()));
+                }
+                is_named
+            });
+        }
         self.gone.retain(|index| {
             let is_named = named(*index);
             if !is_named {
@@ -193,6 +222,7 @@ impl HopPlanner {
             }
             is_named
         });
+        writes
     }
 
     /// The only neighbor with a link-layer address has another one now: the element goes with it.
@@ -240,41 +270,25 @@ impl HopPlanner {
         }
     }
 
-    /// Writes an element, when it is not written like that, and those for routes that take more than it.
+    /// Writes the elements of a neighbor, when they are not written like that.
     fn write(&mut self, key: (IfIndex, [u8; 6]), writes: &mut Vec<Write>) {
         let Some(element) = self.elements.get_mut(&key) else { return };
         let Some(hop) = element.hop else { return };
         let narrow = element.addresses.iter().filter_map(|address| self.narrow.get(&(key.0, *address)));
-        let mut sizes: BTreeSet<u32> = narrow.flat_map(BTreeMap::values).map(|mtu| hop.mtu.min(*mtu)).collect();
-        sizes.insert(hop.mtu);
-        let fitted = Hop { mtu: sizes.pop_first().unwrap_or(hop.mtu), ..hop };
-        if element.written != Some(fitted) {
-            element.written = Some(fitted);
+        let fitted = Hop { mtu: narrow.flat_map(BTreeMap::values).copied().fold(hop.mtu, u32::min), ..hop };
+        let before = element.written.replace(fitted);
+        if before != Some(fitted) {
             writes.push(write_hop(key.0, element.index, &fitted));
         }
-        let mut is_other = false;
-        let left: Vec<u32> = element.wider.keys().copied().filter(|mtu| !sizes.contains(mtu)).collect();
-        for (index, _) in left.iter().filter_map(|mtu| element.wider.remove(mtu)) {
-            writes.push(Write::NextHop(index, NextHop::default()));
-            self.gone.insert(index);
-            is_other = true;
-        }
-        for mtu in sizes {
-            let wide = Hop { mtu, ..hop };
-            let index = match element.wider.get(&mtu) {
-                Some((_, written)) if *written == wide => continue,
-                Some((index, _)) => *index,
-                None => {
-                    is_other = true;
-                    let Some(index) = self.space.take(1) else { continue };
-                    index
-                }
-            };
-            element.wider.insert(mtu, (index, wide));
-            writes.push(write_hop(key.0, index, &wide));
-        }
-        if is_other {
+        if before.is_none_or(|before| before.mtu != fitted.mtu) {
             self.moved.extend(element.addresses.iter().map(|address| (key.0, *address)));
+        }
+        for (mtu, (index, written)) in &mut element.wider {
+            let wide = Hop { mtu: hop.mtu.min(*mtu), ..hop };
+            if *written != wide {
+                *written = wide;
+                writes.push(write_hop(key.0, *index, &wide));
+            }
         }
     }
 
@@ -299,4 +313,11 @@ fn write_hop(link: IfIndex, index: u32, hop: &Hop) -> Write {
     let flags = flags.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
     let Hop { destination, source, .. } = *hop;
     Write::NextHop(index, NextHop { link: link.0, mtu, destination, source, flags })
+}
+
+fn read_hop(hop: &NextHop) -> Hop {
+    let NextHop { mtu, destination, source, flags, .. } = *hop;
+    let has = |flag| flags & flag != 0;
+    let (has_peer, is_tunnel) = (has(hop_flags::PEER), has(hop_flags::TUNNEL));
+    Hop { destination, source, mtu: mtu.into(), has_peer, is_tunnel }
 }

@@ -379,7 +379,7 @@ fn a_new_next_hop_is_written_to_the_backends_behind_it() {
 
 #[test]
 fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
-    let mut planner = HopPlanner::new(8, &[], &BTreeSet::new());
+    let mut planner = HopPlanner::new(8, &[], &BTreeMap::new());
     let link = IfIndex(3);
     let hop = |last: u8| Hop {
         destination: [2, 0, 0, 0, 0, last],
@@ -407,7 +407,7 @@ fn a_neighbor_keeps_its_element_when_its_link_layer_address_changes() {
 
 #[test]
 fn an_element_takes_what_the_narrowest_route_by_its_neighbor_does() {
-    let mut planner = HopPlanner::new(8, &[], &BTreeSet::new());
+    let mut planner = HopPlanner::new(8, &[], &BTreeMap::new());
     let link = IfIndex(3);
     let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
     let hop = Hop { destination: [2; 6], source: [4; 6], mtu: 1500, has_peer: false, is_tunnel: false };
@@ -422,103 +422,156 @@ fn an_element_takes_what_the_narrowest_route_by_its_neighbor_does() {
         let mtu = |write: &Write| if let Write::NextHop(_, hop) = write { Some(hop.mtu) } else { None };
         writes.iter().filter_map(mtu).collect()
     };
-    // A route may be known before its neighbor. Those that take more have an element of their own.
+    // A route may be known before its neighbor. Who asks for one that takes more gets an element of its own.
     assert_eq!(planner.put_target(&one, Some(&target(v4, 1400))), []);
-    assert_eq!(mtu(planner.put(link, v4, Some(hop))), [1400, 1500]);
-    assert_eq!(planner.take_moved(), [(link, v4)].into());
-    let found = |planner: &HopPlanner, mtu| (planner.find(link, v4), planner.fitting(link, v4, mtu));
-    assert_eq!((found(&planner, Some(1400)), found(&planner, None)), ((1, 1), (1, 2)));
+    assert_eq!(mtu(planner.put(link, v4, Some(hop))), [1400]);
+    let fitting = |planner: &mut HopPlanner, address, mtu| {
+        let mut writes = Vec::new();
+        let index = planner.fitting(link, address, mtu, &mut writes);
+        (index, writes.len())
+    };
+    assert_eq!(planner.find(link, v4), 1);
+    assert_eq!((fitting(&mut planner, v4, Some(1400)), fitting(&mut planner, v4, None)), ((1, 0), (2, 1)));
+    assert_eq!(fitting(&mut planner, v4, None), (2, 0));
     assert_eq!(planner.put_target(&one, Some(&target(v4, 1400))), []);
+    planner.take_moved();
     assert_eq!(mtu(planner.put_target(&one, Some(&target(v4, 1300)))), [1300]);
+    assert_eq!(planner.take_moved(), [(link, v4)].into());
     // The other address of the neighbor shares the elements.
     assert_eq!(planner.put_target(&other, Some(&target(v6, 1280))), []);
-    assert_eq!(planner.take_moved(), [].into());
-    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280, 1300]);
+    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280]);
     assert_eq!(planner.take_moved(), [(link, v4), (link, v6)].into());
-    assert_eq!((found(&planner, Some(1300)), planner.fitting(link, v6, Some(1280))), ((1, 3), 1));
-    // What nobody needs any more has no link.
-    assert_eq!(mtu(planner.put_target(&one, None)), [0]);
-    assert_eq!(mtu(planner.put(link, v6, None)), [1500, 0]);
-    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280, 1500]);
-    assert_eq!(mtu(planner.put_target(&other, Some(&target(v6, 1500)))), [1500, 0]);
-    assert_eq!((found(&planner, None), planner.find(link, v6)), ((1, 1), 1));
+    assert_eq!((fitting(&mut planner, v4, Some(1300)), fitting(&mut planner, v6, Some(1280))), ((3, 1), (1, 0)));
+    // What nobody names any more has no link.
+    assert_eq!(mtu(planner.release(|index| index != 2)), [0]);
+    assert_eq!(planner.put_target(&one, None), []);
+    assert_eq!(mtu(planner.put(link, v6, None)), [1500]);
+    assert_eq!(fitting(&mut planner, v4, None), (1, 0));
+    assert_eq!(planner.release(|_| false), [Write::NextHop(3, NextHop::default())]);
+    assert_eq!(mtu(planner.put(link, v6, Some(hop))), [1280]);
+    assert_eq!(mtu(planner.put_target(&other, Some(&target(v6, 1500)))), [1500]);
     // A far end of the tunnel has an element of its own.
     let tunnelled = Target::tunnel(desired::Hop { via: v4, dev: link, tunnel: None }, 1450).narrowed(1400);
     assert_eq!(planner.put_target(&one, Some(&tunnelled)), []);
 }
 
+/// What happens to neighbors and to the routes by them.
+#[derive(Debug, Clone)]
+enum Change {
+    /// A neighbor has a link-layer address, or none.
+    Neighbor(u8, Option<u8>),
+    /// The route by a neighbor takes so much; `None`: there is none.
+    Route(u8, Option<u32>),
+    /// What nothing names is freed.
+    Release,
+    /// Another process takes over.
+    Restart,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let sizes = prop::sample::select(vec![1280_u32, 1300, 1400, 1500]);
+    prop_oneof![
+        4 => (0..3_u8, prop::option::of(0..2_u8)).prop_map(|(at, mac)| Change::Neighbor(at, mac)),
+        4 => (0..3_u8, prop::option::of(sizes)).prop_map(|(at, size)| Change::Route(at, size)),
+        1 => Just(Change::Release),
+        1 => Just(Change::Restart),
+    ]
+}
+
 proptest! {
-    /// Whatever happens, an element says what the narrowest route by its neighbor takes, the one for a route what that takes as long as there
-    /// is room, and nothing else in the map has a link.
+    /// Whatever happens, the record of an address behind a neighbor names an element that says what its route takes as long as there is room,
+    /// and the neighbor's own one what the narrowest route by it does. What nothing names is free after a while.
     #[test]
-    fn elements_say_what_routes_take(
-        events in prop::collection::vec((0..2_u8, 0..3_u8, prop::option::of(0..4_u32)), 1..40),
-        room in prop_oneof![Just(64_u32), Just(4)],
-    ) {
-        let link = IfIndex(3);
+    fn elements_say_what_routes_take(changes in prop::collection::vec(change(), 1..60), room in prop_oneof![Just(64_u32), Just(4)]) {
+        const LINK: IfIndex = IfIndex(3);
+        const MTU: u32 = 1450;
         let address = |last: u8| IpAddr::from([192, 0, 2, last]);
-        let sizes = [1280, 1300, 1400, 1500];
-        let mut planner = HopPlanner::new(room, &[], &BTreeSet::new());
-        let (mut elements, mut neighbors, mut routes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let answers = |planner: &HopPlanner, at: u8| {
-            let sizes = sizes.map(Some).into_iter().chain([None]);
-            sizes.map(|size| planner.fitting(link, address(at), size)).collect::<Vec<u32>>()
+        let hop = |mac: u8| {
+            Hop { destination: [2, 0, 0, 0, 0, mac], source: [4; 6], mtu: MTU, has_peer: false, is_tunnel: false }
         };
-        for (kind, at, size) in events {
-            let before = [0, 1, 2].map(|at| answers(&planner, at));
-            let writes = if kind == 0 {
-                // The first two addresses are those of one neighbor.
-                let mac = size.map(|size| [2, 0, 0, 0, u8::from(at == 2), u8::from(size == 0)]);
-                match mac {
-                    Some(mac) => neighbors.insert(at, mac),
-                    None => neighbors.remove(&at),
-                };
-                let hop = mac.map(|mac| Hop { destination: mac, source: [4; 6], mtu: 1450, has_peer: false, is_tunnel: false });
-                planner.put(link, address(at), hop)
-            } else {
-                let size = size.map(|size| sizes[size as usize]);
-                match size.filter(|size| *size < 1500) {
-                    Some(size) => routes.insert(at, size),
-                    None => routes.remove(&at),
-                };
-                let hop = desired::Hop { via: address(at), dev: link, tunnel: None };
-                let target = size.map(|size| Target::native([hop].into(), 1500).narrowed(size));
-                let node = format!("node-{at}").parse().unwrap();
-                let key = NodeTarget { cluster: "east".parse().unwrap(), node, ipv4: true }.into();
-                planner.put_target(&key, target.as_ref())
+        let key = |at: u8| -> TargetKey {
+            let node = format!("node-{at}").parse().unwrap();
+            NodeTarget { cluster: "east".parse().unwrap(), node, ipv4: true }.into()
+        };
+        let target = |at: u8, size: u32| {
+            Target::native([desired::Hop { via: address(at), dev: LINK, tunnel: None }].into(), 1500).narrowed(size)
+        };
+        let mut planner = HopPlanner::new(room, &[], &BTreeMap::new());
+        let (mut elements, mut keys) = (BTreeMap::<u32, NextHop>::new(), BTreeMap::new());
+        let (mut neighbors, mut routes, mut records) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::<u8, u32>::new());
+        for change in changes {
+            let mut asks = BTreeSet::new();
+            let mut writes = match &change {
+                Change::Neighbor(at, mac) => {
+                    match mac {
+                        Some(mac) => neighbors.insert(*at, *mac),
+                        None => neighbors.remove(at),
+                    };
+                    asks.insert(*at);
+                    planner.put(LINK, address(*at), mac.map(hop))
+                }
+                Change::Route(at, size) => {
+                    match size {
+                        Some(size) => routes.insert(*at, *size),
+                        None => routes.remove(at),
+                    };
+                    asks.insert(*at);
+                    planner.put_target(&key(*at), size.map(|size| target(*at, size)).as_ref())
+                }
+                Change::Release => planner.release(|index| records.values().any(|named| *named == index)),
+                Change::Restart => {
+                    let existing: Vec<(NeighborKey, u32)> = keys.values().copied().collect();
+                    let named: BTreeMap<u32, NextHop> =
+                        records.values().filter_map(|index| Some((*index, *elements.get(index)?))).collect();
+                    // The rest is free, whatever it says.
+                    elements.retain(|index, _| named.contains_key(index) || existing.iter().any(|(_, at)| at == index));
+                    planner = HopPlanner::new(room, &existing, &named);
+                    asks.extend(0..3);
+                    let mut writes = Vec::new();
+                    for (at, mac) in &neighbors {
+                        writes.extend(planner.put(LINK, address(*at), Some(hop(*mac))));
+                    }
+                    for (at, size) in &routes {
+                        writes.extend(planner.put_target(&key(*at), Some(&target(*at, *size))));
+                    }
+                    writes.extend(planner.finish());
+                    writes
+                }
             };
-            for write in writes {
-                if let Write::NextHop(index, hop) = write {
-                    elements.insert(index, hop);
-                }
-            }
             let moved = planner.take_moved();
-            for other in (0..3).filter(|other| kind != 0 || *other != at) {
-                let is_same = before[usize::from(other)] == answers(&planner, other);
-                prop_assert!(is_same || moved.contains(&(link, address(other))), "neighbor {}", other);
+            asks.extend((0..3).filter(|at| moved.contains(&(LINK, address(*at)))));
+            for at in asks {
+                let mtu = routes.get(&at).copied().filter(|size| *size < 1500);
+                records.insert(at, planner.fitting(LINK, address(at), mtu, &mut writes));
             }
-            let mut in_use = BTreeSet::from([0]);
-            for (at, mac) in &neighbors {
-                // A neighbor without an element has no say.
-                let has = |other: &u8| planner.find(link, address(*other)) != 0;
-                let by = |other: &u8| neighbors.get(other) == Some(mac) && has(other);
-                let narrow: BTreeSet<u32> =
-                    routes.iter().filter(|(other, _)| by(other)).map(|(_, size)| 1450.min(*size)).collect();
-                let narrowest = narrow.first().copied().unwrap_or(1450);
-                let found = planner.find(link, address(*at));
-                in_use.insert(found);
-                prop_assert!(found != 0 || room == 4);
-                prop_assert!(found == 0 || u32::from(elements[&found].mtu) == narrowest);
-                for route in narrow.iter().copied().map(Some).chain([None]) {
-                    let fitting = planner.fitting(link, address(*at), route);
-                    in_use.insert(fitting);
-                    let taken = if fitting == found && room == 4 { narrowest } else { route.unwrap_or(1450) };
-                    prop_assert!(fitting == 0 || u32::from(elements[&fitting].mtu) == taken);
-                    prop_assert!(fitting == 0 || elements[&fitting].destination == *mac);
+            for write in writes {
+                match write {
+                    Write::NextHop(index, hop) => drop(elements.insert(index, hop)),
+                    Write::Neighbor(key, Some(index)) => drop(keys.insert(key.address, (key, index))),
+                    Write::Neighbor(key, None) => drop(keys.remove(&key.address)),
+                    _ => {}
                 }
             }
-            for (index, hop) in &elements {
-                prop_assert_eq!(in_use.contains(index), hop.link != 0, "element {}", index);
+            // A neighbor without an element has no say.
+            let known: BTreeMap<u8, u8> =
+                neighbors.iter().map(|(at, mac)| (*at, *mac)).filter(|(at, _)| planner.find(LINK, address(*at)) != 0).collect();
+            prop_assert!(room == 4 || known == neighbors);
+            let mut in_use: BTreeSet<u32> = records.values().copied().collect();
+            for (at, mac) in &known {
+                let by = routes.iter().filter(|(other, _)| known.get(other) == Some(mac));
+                let narrowest = by.map(|(_, size)| *size).fold(MTU, u32::min);
+                let found = planner.find(LINK, address(*at));
+                in_use.insert(found);
+                prop_assert_eq!(u32::from(elements[&found].mtu), narrowest);
+                let named = elements[&records[at]];
+                prop_assert_eq!((named.link, named.destination[5]), (LINK.0, *mac));
+                let taken = routes.get(at).map_or(MTU, |size| MTU.min(*size));
+                prop_assert!(u32::from(named.mtu) == taken || room == 4 && u32::from(named.mtu) == narrowest);
+            }
+            if let Change::Release = change {
+                for (index, hop) in &elements {
+                    prop_assert_eq!(in_use.contains(index), hop.link != 0, "element {}", index);
+                }
             }
         }
     }
@@ -528,7 +581,8 @@ proptest! {
 fn neighbors_of_an_earlier_process_keep_their_elements() {
     let key = NeighborKey { link: 3, address: [2, 0, 0, 0, 0, 1], reserved: 0 };
     let lost = NeighborKey { link: 3, address: [2, 0, 0, 0, 0, 9], reserved: 0 };
-    let mut planner = HopPlanner::new(8, &[(key, 5), (lost, 6)], &[5, 7].into());
+    let mut planner =
+        HopPlanner::new(8, &[(key, 5), (lost, 6)], &[(5, NextHop::default()), (7, NextHop::default())].into());
     let address: IpAddr = "192.0.2.1".parse().unwrap();
     let hop = Hop { destination: key.address, source: [2; 6], mtu: 1500, has_peer: false, is_tunnel: false };
     planner.put(IfIndex(3), address, Some(hop));
@@ -539,7 +593,7 @@ fn neighbors_of_an_earlier_process_keep_their_elements() {
 #[test]
 fn an_element_is_not_given_away_while_connections_name_it() {
     // Five elements: one of an earlier neighbor, which a connection names.
-    let mut planner = HopPlanner::new(3, &[], &[1].into());
+    let mut planner = HopPlanner::new(3, &[], &[(1, NextHop::default())].into());
     let hop = |last: u8| Hop {
         destination: [2, 0, 0, 0, 0, last],
         source: [2; 6],

@@ -220,8 +220,8 @@ mod tests {
     enum Event {
         /// A prefix is wanted by way of a node, or no longer.
         Want(usize, Option<u8>),
-        /// A node is reached by a link.
-        Target(u8, u32),
+        /// A node is reached by a link, where so much fits.
+        Target(u8, u32, u32),
         /// Somebody's route to a prefix by a link, or none.
         Foreign(usize, Option<u32>),
         /// Somebody asks for an address for the first time.
@@ -232,7 +232,7 @@ mod tests {
         let prefix = 0..PREFIXES.len();
         prop_oneof![
             (prefix.clone(), proptest::option::of(0..3_u8)).prop_map(|(at, node)| Event::Want(at, node)),
-            (0..3_u8, 1..4_u32).prop_map(|(node, link)| Event::Target(node, link)),
+            (0..3_u8, 1..4_u32, 1_399..1_401_u32).prop_map(|(node, link, mtu)| Event::Target(node, link, mtu)),
             (prefix, proptest::option::of(1..4_u32)).prop_map(|(at, link)| Event::Foreign(at, link)),
             (0..12_u16).prop_map(Event::Ask),
         ]
@@ -250,9 +250,11 @@ mod tests {
             Event::Want(at, Some(number)) => {
                 drop(desired.routes.put(prefix(*at), Arc::new(RouteRow { target: node(*number) })));
             }
-            Event::Target(number, link) => {
-                let hop = Hop { via: [192, 0, 2, *number].into(), dev: IfIndex(*link), tunnel: None };
-                drop(desired.targets.put(node(*number), Arc::new(Target::native([hop].into(), 1_500))));
+            Event::Target(number, link, mtu) => {
+                // Two of them are behind the same neighbor.
+                let hop = Hop { via: [192, 0, 2, number / 2].into(), dev: IfIndex(*link), tunnel: None };
+                let target = Target::native([hop].into(), 1_400).narrowed(*mtu);
+                drop(desired.targets.put(node(*number), Arc::new(target)));
             }
             Event::Foreign(at, link) => {
                 let (table, metric) = (TableId(MAIN_TABLE), Metric(0));
@@ -308,6 +310,12 @@ mod tests {
                         .map(|(address, _)| *address)
                         .collect();
                     prop_assert_eq!(through, expected);
+                    for via in [0, 1].map(|last| IpAddr::from([192, 0, 2, last])) {
+                        let behind: BTreeSet<IpAddr> = ways.behind((IfIndex(link), via)).collect();
+                        let is_by = |way: Way| way.link == IfIndex(link) && way.via == via;
+                        let by = ways.ways.iter().filter(|(_, way)| way.is_some_and(is_by));
+                        prop_assert_eq!(behind, by.map(|(address, _)| *address).collect::<BTreeSet<IpAddr>>());
+                    }
                 }
             }
         }
