@@ -20,13 +20,13 @@ use aya_ebpf::{
 };
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, CidrKey, Counter, FRONTEND_WORDS, FlowEvent, Fragment, FragmentKey,
-    Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Reason, Service, ServiceKey, Settings, V4,
-    V6, frontend_slot,
+    Identity, LINKS as LINK_ROOM, Link, MAGLEV_CHUNK, NeighborKey, NextHop, Policy, PolicyKey, Reason, Service,
+    ServiceKey, Settings, V4, V6, frontend_slot,
 };
 use meshd_steps::{bucket::pair, header::Family};
 
 pub use self::identities::Who;
-use self::ranges::Ranges;
+use self::{identities::IDENTITIES4, ranges::Ranges};
 use crate::{
     context::Rewriting,
     steps::{connect::Beginning, dsr, related::Relating, tunnel},
@@ -66,6 +66,9 @@ static HANDOVER: Array<u32, 1> = Array::new();
 static FRONTENDS: Array<u64, { FRONTEND_WORDS as usize }> = Array::new();
 #[btf_map]
 static IDENTITIES6: HashMap<V6, Identity, 524_288, ON_DEMAND> = HashMap::new();
+/// Who may talk to whom. No program asks it yet: see `meshd_abi::PolicyKey`.
+#[btf_map]
+static POLICY: HashMap<PolicyKey, Policy, 65_536, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static EVENTS: RingBuf<FlowEvent, 1_048_576> = RingBuf::new();
 
@@ -247,8 +250,10 @@ pub trait Tables: Family + Ranges + connections::Connections + packed::Packs + d
     fn put_fragment(key: &FragmentKey<Self>, value: &Fragment);
     /// Who has an address.
     fn identity(address: &Self) -> Option<Who>;
-    /// The cluster of whoever has an address; 0: unknown.
-    fn cluster(address: &Self) -> u16;
+    /// All that is known of whoever has an address, its cluster too: slower than [`Tables::identity`].
+    fn known(address: &Self) -> Option<&'static Identity>;
+    /// What is known of a prefix around an address. Nobody has the address for that: it is for telling, not for deciding.
+    fn around(address: &Self) -> Option<&'static Identity>;
     /// What masquerade thinks of an address (`meshd_abi::mesh_flags`).
     fn mesh(address: &Self) -> u32;
     /// The node's address for packets it sends in place of others.
@@ -259,7 +264,7 @@ pub trait Tables: Family + Ranges + connections::Connections + packed::Packs + d
 
 macro_rules! tables {
     ($family:ty, $module:ident, $bits:literal, $source:ident, $loopback:ident,
-     $services:ident, $backends:ident, $affinity:ident, $fragments:ident, $identity:expr, $cluster:expr, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
+     $services:ident, $backends:ident, $affinity:ident, $fragments:ident, $identity:expr, $identities:ident, $cidrs:ident, $mesh:ident, $beginnings:ident, $relatings:ident, $rewritings:expr) => {
         mod $module {
             use super::*;
 
@@ -277,6 +282,8 @@ macro_rules! tables {
             pub static $fragments: LruHashMap<FragmentKey<$family>, Fragment, 8_192> = LruHashMap::new();
             #[btf_map]
             pub static $mesh: LpmTrie<$family, u32, 65_536> = LpmTrie::new();
+            #[btf_map]
+            pub static $cidrs: LpmTrie<$family, Identity, 65_536> = LpmTrie::new();
         }
         use $module::*;
 
@@ -334,8 +341,18 @@ macro_rules! tables {
                 $identity(address)
             }
             #[inline(always)]
-            fn cluster(address: &Self) -> u16 {
-                $cluster(address)
+            fn known(address: &Self) -> Option<&'static Identity> {
+                // SAFETY: as with `service`.
+                unsafe { $identities.get(address) }
+            }
+            #[inline(always)]
+            fn around(address: &Self) -> Option<&'static Identity> {
+                let key = CidrKey { length: $bits, address: *address };
+                // SAFETY: `CidrKey` has the layout of the kernel's key; the value as with `service`.
+                unsafe {
+                    let value = bpf_map_lookup_elem((&raw const $cidrs).cast_mut().cast(), (&raw const key).cast());
+                    value.cast::<Identity>().as_ref()
+                }
             }
             #[inline(always)]
             fn mesh(address: &Self) -> u32 {
@@ -369,7 +386,8 @@ tables!(
     AFFINITY4,
     FRAGMENTS4,
     (|address: &V4| identities::find(*address)),
-    (|address: &V4| identities::cluster(*address)),
+    IDENTITIES4,
+    CIDRS4,
     MESH4,
     BEGINNINGS4,
     RELATING4,
@@ -387,8 +405,8 @@ tables!(
     FRAGMENTS6,
     // SAFETY: as with `service`; a copy is taken at once.
     (|address: &V6| unsafe { IDENTITIES6.get(address) }.map(Who::from)),
-    // SAFETY: as above.
-    (|address: &V6| unsafe { IDENTITIES6.get(address) }.map_or(0, |known| known.cluster)),
+    IDENTITIES6,
+    CIDRS6,
     MESH6,
     BEGINNINGS6,
     RELATING6,

@@ -685,6 +685,8 @@ fn own_cluster(config: &Config, local: &LocalNode) -> OwnCluster {
 fn own_state(config: &Config, local: &LocalNode) -> OwnState {
     let address = |ip: &IpAddr| NodeAddress { kind: NodeAddressKind::InternalIP, ip: *ip };
     let row = NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: config.cluster.id,
         addresses: local.addresses.iter().map(address).collect(),
         pod_cidrs: local.pod_cidrs.clone().into(),

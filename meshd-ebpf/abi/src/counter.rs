@@ -82,8 +82,6 @@ reasons! {
     Malformed = "malformed", false;
     /// A fragment whose first one was not seen: left to the stack.
     FragmentUnknown = "fragment_unknown", false;
-    /// A workload used an address that is not its own.
-    WrongSource = "wrong_source", true;
     /// This node has no address of the family to translate the source to.
     NoSource = "no_source", true;
     /// The kernel has no route or no neighbor.

@@ -1,7 +1,9 @@
 //! Addresses and the identity behind them.
 //!
 //! Workloads and nodes are in an exact hash, `identities4` and `identities6`, because a longest-match trie costs two to five
-//! times as much; only prefixes are in a trie. In front of that of IPv4 are lines that hold most of it ([`IdentityLine`]).
+//! times as much; only prefixes that have one are in a trie, `cidrs4` and `cidrs6`, which is asked for addresses that are not in the hash, and for
+//! what is told of packets only: a prefix is nobody's address, and decides nothing. In front of the hash of IPv4 are lines that hold most of
+//! it ([`IdentityLine`]).
 
 use crate::{V4, V6};
 

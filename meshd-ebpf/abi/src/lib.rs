@@ -17,11 +17,10 @@
 //!
 //! | bits | name | meaning |
 //! |---|---|---|
-//! | `0x0010` | [`mark::DECAPSULATED`] | arrived in a tunnel of ours and passed the check of the outer address |
 //! | `0x0020` | [`mark::KEEP_SOURCE`] | stays inside the mesh: masquerade leaves the source address alone |
 //! | `0x0040` | [`mark::TRANSLATED`] | a service program already chose the backend |
 //! | `0x0060` | [`mark::PAST`] | a program sends it past the stack: nothing is left to be done on its way out |
-//! | `0x0080` | reserved | always written as zero |
+//! | `0x0010`, `0x0080` | reserved | always written as zero |
 //!
 //! The neighbours' bits are elsewhere: kube-proxy uses `0x4000` and `0x8000`, Cilium `0x0f00` and the upper half, Calico
 //! by default `0xffff0000`.
@@ -39,6 +38,7 @@ mod fragment;
 mod frontend;
 mod identity;
 mod link;
+mod policy;
 mod range;
 mod service;
 mod settings;
@@ -55,6 +55,7 @@ pub use fragment::{Fragment, FragmentKey};
 pub use frontend::{FRONTEND_WORDS, frontend_slot};
 pub use identity::{CidrKey, IDENTITY_WAYS, Identity, IdentityLine, identity_flags, mesh_flags};
 pub use link::{LINKS, Link, link_flags};
+pub use policy::{Policy, PolicyKey, policy_direction, policy_verdict};
 pub use range::RangeKey;
 pub use service::{
     AffinityKey, AffinityValue, MAGLEV_CHUNK, MAGLEV_CHUNK_BITS, NO_TABLE, Scope, Service, ServiceKey, service_flags,
@@ -73,8 +74,6 @@ pub const LAYOUT_VERSION: u32 = 5;
 pub mod mark {
     /// All bits of ours. Set with `mark = (mark & !MASK) | bits`.
     pub const MASK: u32 = 0x00f0;
-    /// Arrived in a tunnel of ours.
-    pub const DECAPSULATED: u32 = 0x0010;
     /// Must not be masqueraded.
     pub const KEEP_SOURCE: u32 = 0x0020;
     /// Went through service translation.
@@ -83,7 +82,6 @@ pub mod mark {
     /// Both: nothing is left to be done.
     pub const PAST: u32 = KEEP_SOURCE | TRANSLATED;
 
-    const _: () = assert!((DECAPSULATED | KEEP_SOURCE | TRANSLATED) & !MASK == 0);
-    const _: () = assert!(DECAPSULATED & KEEP_SOURCE == 0);
-    const _: () = assert!((DECAPSULATED | KEEP_SOURCE) & TRANSLATED == 0);
+    const _: () = assert!((KEEP_SOURCE | TRANSLATED) & !MASK == 0);
+    const _: () = assert!(KEEP_SOURCE & TRANSLATED == 0);
 }

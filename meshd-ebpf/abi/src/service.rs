@@ -41,8 +41,6 @@ pub mod service_flags {
     pub const BY_SOURCE: u16 = 1 << 2;
     /// Connections of removed backends are ended instead of kept.
     pub const KILL_REMOVED: u16 = 1 << 3;
-    /// The frontend is an address of a node: what the service does not take belongs to the node itself.
-    pub const NODE_PORT: u16 = 1 << 4;
 }
 
 /// [`Service::table`] of a service without a Maglev table.

@@ -10,8 +10,6 @@ pub mod settings_flags {
     pub const EVENTS: u32 = 1 << 1;
     /// The kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16 and newer).
     pub const IPV6_CHECKSUM_FLAG: u32 = 1 << 2;
-    /// Workloads may send with their own addresses only.
-    pub const CHECK_SOURCE: u32 = 1 << 3;
     /// Services reach backends of other nodes by direct server return, and other nodes reach ours: by an option of the network
     /// header, unless another bit says otherwise.
     pub const DSR: u32 = 1 << 16;

@@ -15,8 +15,9 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 /// Lines begin at a page, and with it at a cache line.
 const ALIGNED: usize = BPF_F_MMAPABLE as usize;
 
+/// All of them, also those that are in lines.
 #[btf_map]
-static IDENTITIES4: HashMap<V4, Identity, 524_288, ON_DEMAND> = HashMap::new();
+pub static IDENTITIES4: HashMap<V4, Identity, 524_288, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static IDENTITY_LINES4: Array<IdentityLine, 131_072, ALIGNED> = Array::new();
 
@@ -66,13 +67,6 @@ pub fn find(address: V4) -> Option<Who> {
         return None;
     }
     Some(Who { identity: word as u32, way: (word >> 32) as u32 & WAYS, flags: (word >> 56) as u16 & FLAGS })
-}
-
-/// The cluster of whoever has an address; 0: unknown.
-#[inline(always)]
-pub fn cluster(address: V4) -> u16 {
-    // SAFETY: as in `identity4`.
-    unsafe { IDENTITIES4.get(&address) }.map_or(0, |known| known.cluster)
 }
 
 /// Looks in the address's line, and in the table for what is not there. A function of its own, so that the verifier need not follow each of

@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use meshd_abi::{
-    ConnectionKey, FlowEvent, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place,
+    ConnectionKey, FlowEvent, Identity, Reason, Scope, ServiceKey, V4, V6, connection_flags, event_kind, event_place,
     identity_flags, settings_flags,
 };
 use meshd_steps::{Packet, Part, header::tcp};
@@ -172,13 +172,15 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
             event.service = A::service(&frontend).map_or(0, |service| service.id);
         }
     }
-    let source = A::identity(&key.source);
-    // Of whom nobody knows anything, the tunnel may have said something.
-    event.source_identity = source.map_or_else(|| A::arrived(&key.source), |identity| identity.identity);
-    event.source_cluster = A::cluster(&key.source);
+    let known = A::known(&key.source);
+    // Of whom nobody knows anything, the tunnel may have said something, and that is more than what is known of a prefix.
+    let said = if known.is_none() { A::arrived(&key.source) } else { 0 };
+    let (identity, cluster) = label(known.or_else(|| A::around(&key.source)));
+    event.source_identity = if said == 0 { identity } else { said };
+    event.source_cluster = cluster;
     let destination = A::from_words(event.new_destination);
-    event.destination_identity = A::identity(&destination).map_or(0, |identity| identity.identity);
-    event.destination_cluster = A::cluster(&destination);
+    let known = A::known(&destination).or_else(|| A::around(&destination));
+    (event.destination_identity, event.destination_cluster) = label(known);
     event.reserved = 0;
     // The ring is looked at by the clock; when much comes at once, it has to be looked at before it is full.
     budget.written = budget.written.wrapping_add(1);
@@ -187,6 +189,12 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
         maps::count(Reason::EventsLost, 0);
     }
     Some(())
+}
+
+/// Identity and cluster; 0: unknown.
+#[inline(always)]
+fn label(known: Option<&Identity>) -> (u32, u16) {
+    known.map_or((0, 0), |known| (known.identity, known.cluster))
 }
 
 /// The tuple of the packet that a record is about.

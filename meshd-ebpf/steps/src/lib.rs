@@ -16,6 +16,7 @@ pub mod hop;
 pub mod icmp;
 pub mod identity;
 pub mod packed;
+pub mod policy;
 pub mod rewrite;
 pub mod tunnel;
 

@@ -269,8 +269,12 @@ number_type! {
 impl NumericIdentity {
     /// The host itself; rewritten to [`Self::REMOTE_NODE`] when it comes from another cluster.
     pub const HOST: Self = Self(1);
+    /// What answers the health checks of a node.
+    pub const HEALTH: Self = Self(4);
     /// A node of the mesh other than this one.
     pub const REMOTE_NODE: Self = Self(6);
+    /// The ingress of a node.
+    pub const INGRESS: Self = Self(8);
     /// First number that is not reserved.
     pub const FIRST_UNRESERVED: Self = Self(256);
 

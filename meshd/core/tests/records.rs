@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    str::FromStr,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -70,15 +69,37 @@ fn text(bytes: Vec<u8>) -> String {
 /// What the value says that its row does not keep.
 fn node_extras(value: &serde_json::Value) -> NodeExtras {
     let get = |name: &str| value[name].as_str().expect("a text").to_owned();
-    let address = |name: &str| IpAddr::from_str(&get(name)).ok();
     NodeExtras {
         source: get("Source"),
         encryption_key: u8::try_from(value["EncryptionKey"].as_u64().expect("a number")).expect("a byte"),
-        health: (address("IPv4HealthIP"), address("IPv6HealthIP")),
-        ingress: (address("IPv4IngressIP"), address("IPv6IngressIP")),
         annotations: serde_json::from_value(value["Annotations"].clone()).expect("annotations"),
         wireguard_key: get("WireguardPubKey"),
         boot_id: get("BootID"),
+    }
+}
+
+#[test]
+fn a_node_keeps_its_place_when_its_health_endpoint_may_not_be_where_it_is() {
+    let known = vectors(include_str!("vectors/clustermesh-state.jsonl"));
+    let node = known.iter().find(|vector| vector.key.contains("/nodes/")).expect("a node");
+    let row_of = |value: &serde_json::Value| {
+        let value = value.to_string();
+        let context = ctx("c1", 1);
+        match accept_upsert(&context, &mut Interner::default(), Keyspace::State, node.key.as_bytes(), value.as_bytes())
+        {
+            Ok(Record::Node(_, row)) => row,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut value: serde_json::Value = serde_json::from_str(&node.value).expect("JSON");
+    let health: IpAddr = "10.1.0.134".parse().expect("an address");
+    assert_eq!((&*row_of(&value).health, &*row_of(&value).ingress), ([health].as_slice(), [].as_slice()));
+    value["IPv6IngressIP"] = "fd00::7".into();
+    assert_eq!(*row_of(&value).ingress, ["fd00::7".parse::<IpAddr>().expect("an address")]);
+    for other in ["192.0.2.1", "10.200.0.9", "nonsense"] {
+        value["IPv4HealthIP"] = other.into();
+        let row = row_of(&value);
+        assert_eq!((row.health.len(), row.ingress.len(), row.pod_cidrs.len()), (0, 1, 1), "{other}");
     }
 }
 
@@ -288,7 +309,7 @@ proptest! {
             NodeAddressKind::Other,
         ];
         let addresses = addresses.into_iter().map(|(kind, ip)| NodeAddress { kind: kinds[kind], ip }).collect();
-        let row = NodeRow { cluster_id: own().id, addresses, pod_cidrs, labels };
+        let row = NodeRow { health: Box::default(), ingress: Box::default(), cluster_id: own().id, addresses, pod_cidrs, labels };
         let (cluster, name): (_, NodeName) = (own().cluster, name.parse().expect("a name"));
         for keyspace in [Keyspace::State, Keyspace::Cache] {
             let value = node::encode(&cluster, &name, &row, &NodeExtras::default());

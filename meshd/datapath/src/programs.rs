@@ -19,7 +19,7 @@ use aya::{
     },
 };
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Counter, Direct, Fragment, FragmentKey, Link, MAGLEV_CHUNK,
+    AffinityKey, AffinityValue, Backend, CidrKey, Counter, Direct, Fragment, FragmentKey, Identity, Link, MAGLEV_CHUNK,
     NeighborKey, NextHop, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
@@ -148,6 +148,8 @@ pub struct FamilyMaps<A> {
     pub fragments: Table<FragmentKey<A>, Fragment>,
     /// Addresses of workloads and nodes.
     pub identities: Identities<A>,
+    /// Prefixes of which something is known.
+    pub cidrs: Table<CidrKey<A>, Identity>,
     /// Prefixes of the mesh, values of `meshd_abi::mesh_flags`.
     pub mesh: Table<CidrKey<A>, u32>,
     /// Prefixes that may use a service.
@@ -231,6 +233,7 @@ impl Maps {
                         table(&folder.join(concat!("IDENTITIES", $digit)), concat!("IDENTITIES", $digit))?,
                         $lines,
                     ),
+                    cidrs: table(&folder.join(concat!("CIDRS", $digit)), concat!("CIDRS", $digit))?,
                     mesh: table(&folder.join(concat!("MESH", $digit)), concat!("MESH", $digit))?,
                     ranges: table(&folder.join(concat!("RANGES", $digit)), concat!("RANGES", $digit))?,
                     sockets: table(&folder.join(concat!("SOCKETS", $digit)), concat!("SOCKETS", $digit))?,

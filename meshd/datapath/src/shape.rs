@@ -5,8 +5,8 @@ use std::fmt;
 use aya::maps::MapType;
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, Bucket, CidrKey, Counter, Direct, FRONTEND_WORDS, Fragment, FragmentKey,
-    IDENTITY_WAYS, Identity, IdentityLine, LINKS, Link, NeighborKey, NextHop, RangeKey, Reason, ReceiverKey, Service,
-    ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6, WAYS,
+    IDENTITY_WAYS, Identity, IdentityLine, LINKS, Link, NeighborKey, NextHop, Policy, PolicyKey, RangeKey, Reason,
+    ReceiverKey, Service, ServiceKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6, WAYS,
 };
 use meshd_steps::bucket::GROUP;
 
@@ -66,8 +66,10 @@ pub struct Sizes {
     pub fragments: u32,
     /// Addresses of workloads and nodes, per family.
     pub identities: u32,
-    /// Prefixes of the mesh, per family.
+    /// Prefixes of the mesh, and prefixes with an identity, per family.
     pub prefixes: u32,
+    /// Entries of policies.
+    pub policy: u32,
     /// Source ranges of all services together, per family.
     pub ranges: u32,
     /// Sockets that asked for a service, and backend each got, per family.
@@ -91,6 +93,7 @@ impl Default for Sizes {
             fragments: 8_192,
             identities: 524_288,
             prefixes: 65_536,
+            policy: 65_536,
             ranges: 65_536,
             sockets: 65_536,
             next_hops: 4_096,
@@ -178,8 +181,11 @@ pub fn maps(sizes: &Sizes) -> Vec<MapSpec> {
         spec::<V4, Identity>("IDENTITIES4", Hash, sizes.identities),
         spec::<u32, IdentityLine>(identities::LINES, Array, identity_lines(sizes.identities)),
         spec::<V6, Identity>("IDENTITIES6", Hash, sizes.identities),
+        spec::<CidrKey<V4>, Identity>("CIDRS4", LpmTrie, sizes.prefixes),
+        spec::<CidrKey<V6>, Identity>("CIDRS6", LpmTrie, sizes.prefixes),
         spec::<CidrKey<V4>, u32>("MESH4", LpmTrie, sizes.prefixes),
         spec::<CidrKey<V6>, u32>("MESH6", LpmTrie, sizes.prefixes),
+        spec::<PolicyKey, Policy>("POLICY", Hash, sizes.policy),
         spec::<RangeKey<V4>, u32>("RANGES4", LpmTrie, sizes.ranges),
         spec::<RangeKey<V6>, u32>("RANGES6", LpmTrie, sizes.ranges),
         spec::<SocketKey<V4>, SocketValue<V4>>("SOCKETS4", LruHash, sizes.sockets),

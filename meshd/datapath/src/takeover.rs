@@ -197,6 +197,7 @@ impl Taken {
         self.put(direct.collect(), &maps.direct);
         self.put::<ReceiverKey<A>, u32>(all(path, &named("RECEIVERS"))?, &maps.receivers);
         self.put::<A, Identity>(all(path, &named("IDENTITIES"))?, maps.identities.table());
+        self.put::<CidrKey<A>, Identity>(all(path, &named("CIDRS"))?, &maps.cidrs);
         self.put::<CidrKey<A>, u32>(all(path, &named("MESH"))?, &maps.mesh);
         self.put::<RangeKey<A>, u32>(all(path, &named("RANGES"))?, &maps.ranges);
         Ok(())

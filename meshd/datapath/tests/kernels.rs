@@ -10,7 +10,7 @@ use std::{
 
 use meshd_abi::{Reason, Settings, V4};
 use meshd_core::id::IfIndex;
-use meshd_datapath::{Features, Program, Programs, shape::Sizes, ticks};
+use meshd_datapath::{Features, Program, Programs, SocketProgram, shape::Sizes, ticks};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -59,12 +59,13 @@ fn programs_load_and_their_figures_are_kept() {
     in_namespaces(|folder| {
         let programs = Programs::load(&folder, &Sizes::default()).expect("load");
         let mut rows = Vec::new();
-        for program in Program::ALL {
-            let loaded = programs.object().program(program.name()).expect("it is in the object");
-            let info = loaded.info().expect("the kernel describes it");
+        let packets = Program::ALL.into_iter().map(Program::name);
+        for name in packets.chain(SocketProgram::ALL.into_iter().map(SocketProgram::name)) {
+            let loaded = programs.object().program(name).expect("it is in the object");
+            let info = loaded.info().expect("it is loaded, and the kernel describes it");
             let verified = info.verified_instruction_count().expect("kernel 5.16 and newer tell");
-            println!("{} {}: {verified} instructions verified", release(), program.name());
-            rows.push(format!("    \"{}\": {verified}", program.name()));
+            println!("{} {name}: {verified} instructions verified", release());
+            rows.push(format!("    \"{name}\": {verified}"));
         }
         if let Some(results) = std::env::var_os("MESHD_KERNELS_RESULTS") {
             let mut text = String::new();

@@ -55,6 +55,7 @@ fn a_service_has_defaults_and_everything_can_be_said() {
     assert_eq!((row.kind, row.global, row.shared, row.affinity), (ServiceKind::ClusterIp, false, true, Affinity::None));
     assert_eq!((&*row.ports[0].name, row.ports[0].protocol, row.ports[0].target_port), ("", Protocol::Tcp, 80));
     assert_eq!((row.mode, row.session_affinity, row.local_minimum), (None, None, 1));
+    assert!(!row.by_source);
     assert_eq!(config.warnings.len(), 1, "it can have no backend: {:?}", config.warnings);
 
     let long = "
@@ -77,6 +78,7 @@ workloads:
       local_minimum: 2
       cluster_weights: {east: 10, west: 0}
       session_affinity_s: 600
+      hash: source
       external_traffic_policy: local
       internal_traffic_policy: local
       source_ranges: [192.0.2.0/24]
@@ -94,6 +96,7 @@ workloads:
     assert_eq!((row.ports[1].protocol, row.ports[1].target_port), (Protocol::Udp, 53));
     assert_eq!((row.backends[0].weight, row.backends[0].terminating), (50, true));
     assert_eq!((row.local_minimum, row.session_affinity, row.mode), (2, Some(600), Some(ForwardingMode::Dsr)));
+    assert!(row.by_source);
     assert_eq!((row.external_policy, row.internal_policy), (TrafficPolicy::Local, TrafficPolicy::Local));
     assert_eq!(
         row.weights.iter().map(|(name, weight)| (name.as_str(), *weight)).collect::<Vec<_>>(),
@@ -220,7 +223,7 @@ fn the_section_services_has_defaults_and_bounds() {
     }
     let section = "services: {mode: dsr, dsr: geneve, algorithm: random, table_size: 65521, uplinks: [eth0], \
                    cgroup: /sys/fs/cgroup/mesh, workload_links: [\"pod-*\"], node_port_range: 20000-20010, snat_ports: 30000-40000, \
-                   remote_timeout_s: 5, maps: {backends: 1024}}\n";
+                   remote_timeout_s: 5, maps: {backends: 1024, next_hops: 2048, prefixes: 2049}}\n";
     let config = load(section).unwrap();
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     let config = config.services;
@@ -228,6 +231,7 @@ fn the_section_services_has_defaults_and_bounds() {
     assert_eq!(config.workload_links, [LinkPattern::Prefix("pod-".to_owned())]);
     assert!(config.workload_links[0].matches("pod-webpod") && !config.uplinks[0].matches("eth01"));
     assert_eq!((config.maps.backends, config.maps.services), (1024, 65_536));
+    assert_eq!((config.maps.next_hops, config.maps.prefixes, config.maps.source_ranges), (2048, 2049, 65_536));
     for (text, words) in [
         ("table_size: 1000", "write 16381 or 65521"),
         ("node_port_range: 30000", "not a range of ports"),

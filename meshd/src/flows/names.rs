@@ -246,6 +246,8 @@ mod tests {
         let remote = snapshot.observed.clusters.entry(east).or_default();
         remote.endpoints.upsert("10.1.1.10/32".parse().unwrap(), endpoint(140_001, "webpod-2"));
         let node = NodeRow {
+            health: Box::default(),
+            ingress: Box::default(),
             cluster_id: ClusterId::new(2, MaxClusters::default()).unwrap(),
             addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: "172.18.0.2".parse().unwrap() }].into(),
             pod_cidrs: [].into(),

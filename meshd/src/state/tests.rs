@@ -25,6 +25,8 @@ fn both() -> BTreeSet<ClusterName> {
 
 fn node(cidr: &str) -> Arc<NodeRow> {
     Arc::new(NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
         addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: "172.18.0.3".parse().unwrap() }].into(),
         pod_cidrs: [cidr.parse().unwrap()].into(),

@@ -71,6 +71,8 @@ impl World {
         let mut pod_cidrs = node.pod_cidrs.clone();
         pod_cidrs.sort_unstable();
         let row = NodeRow {
+            health: Box::default(),
+            ingress: Box::default(),
             cluster_id: cluster_id(node.cluster),
             addresses: node.addresses.iter().map(address).collect(),
             pod_cidrs: pod_cidrs.clone().into(),

@@ -9,12 +9,14 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{
-    meshes::{eventually, rows},
+    meshes::{Admin, eventually, rows},
     service_traffic::{WEST_SERVICE, open, up},
     services::{EAST, Services, WEST},
 };
 
 const NODE: &str = "west-worker";
+/// A record of a prefix in the store of the other cluster.
+const PREFIX: &str = "cilium/state/ip/v1/default/10.1.151.0/24";
 
 /// Flows that a command printed, one a line; what it says besides is in the output of one that was followed.
 fn lines(text: &str) -> Vec<Value> {
@@ -38,6 +40,20 @@ fn connections_and_drops_are_told_with_names_and_maps_are_shown_without_a_daemon
     let live = live.expect("somebody follows");
     let follows = || lab.mesh.ask(NODE, &["status"])["datapath"]["flows"]["followers"] == 1;
     assert!(eventually(follows), "{}", lab.mesh.ask(NODE, &["status"])["datapath"]);
+
+    // What the other cluster says of a prefix is known of the addresses inside that nobody has.
+    let store = Admin::embedded(lab.mesh.node("east-control-plane"));
+    let prefix = json!({"IP": "10.1.151.0", "Mask": "////AA==", "HostIP": "172.18.0.200", "ID": 131_500, "Key": 0, "Metadata": ""});
+    store.put(PREFIX, &prefix.to_string());
+    let known =
+        || lab.mesh.node(NODE).exec(&["meshd", "bpf", "ipcache", "get", "10.1.151.7", "-o", "json"]).expect("runs");
+    assert!(eventually(|| known().success()), "{:?}, {}", known(), lab.mesh.ask(NODE, &["get", "rejected"]));
+    let row = &known().json().expect("JSON")[0];
+    assert_eq!(row, &json!({"address": "10.1.151.0/24", "identity": 131_500, "cluster_id": 2, "flags": []}));
+    let all = lab.mesh.ask(NODE, &["bpf", "ipcache"]);
+    assert!(rows(&all).contains(row) && rows(&all).len() > 1, "{all}");
+    store.delete(PREFIX);
+    assert!(eventually(|| !known().success()), "{:?}", known());
 
     // From a workload through the service to a backend of the other cluster.
     let (stream, backend) = loop {

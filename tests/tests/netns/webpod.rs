@@ -119,18 +119,59 @@ fn a_client_keeps_its_backend_as_long_as_there_is_one() {
     lab.mesh.finish();
 }
 
+#[test]
+fn a_client_has_the_same_backend_on_every_node_when_the_source_alone_decides() {
+    let (lab, webpods) = up();
+    let balancer =
+        format!("      type: load_balancer\n      load_balancer_ips: [198.51.100.80]\n      hash: source\n{ONE_PORT}");
+    lab.edit(&WEST, ONE_PORT, &balancer);
+    let outside = lab.mesh.node("east-worker");
+    let to: SocketAddr = BALANCER.parse().expect("an address");
+    // Another address is another client, and some of them meet another backend.
+    let sources: Vec<IpAddr> = (110..130).map(|last| [172, 18, 0, last].into()).collect();
+    for source in &sources {
+        outside
+            .exec(&["ip", "addr", "add", &format!("{source}/32"), "dev", "lo"])
+            .and_then(lab::Output::ok)
+            .expect("added");
+    }
+    let mut chosen: Vec<Vec<IpAddr>> = Vec::new();
+    for gateway in ["172.18.0.4", "172.18.0.5"] {
+        let route = ["ip", "route", "replace", "198.51.100.80", "via", gateway];
+        outside.exec(&route).and_then(lab::Output::ok).expect("a route");
+        wait_open(&lab, &outside, BALANCER);
+        let of = |source: &IpAddr| {
+            let met: BTreeSet<IpAddr> =
+                (40_101..40_109).map(|port| asked_as(&outside, (*source, port).into(), to)).collect();
+            assert_eq!(met.len(), 1, "{source} by {gateway}: {met:?}");
+            met.into_iter().next().expect("one")
+        };
+        chosen.push(sources.iter().map(of).collect());
+    }
+    assert_eq!(chosen[0], chosen[1]);
+    let backends: BTreeSet<&IpAddr> = chosen[0].iter().collect();
+    assert_eq!(backends.len(), ALL_BACKENDS.len(), "{:?}", chosen[0]);
+    webpods.stop();
+    lab.mesh.finish();
+}
+
 /// Who answers a connection from this very port. It is closed at once, so that the port can be used again.
 fn asked_from(from: &Node, port: u16, to: SocketAddr) -> IpAddr {
     let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+    asked_as(from, SocketAddr::new(any, port), to)
+}
+
+/// The same from an address.
+fn asked_as(from: &Node, source: SocketAddr, to: SocketAddr) -> IpAddr {
     let connect = || {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.set_linger(Some(Duration::ZERO))?;
-        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.bind(&source.into())?;
         socket.connect_timeout(&to.into(), PATIENCE)?;
         std::io::Result::Ok(TcpStream::from(socket))
     };
-    let mut stream = from.within(connect).expect("inside").unwrap_or_else(|error| panic!("{port} to {to}: {error}"));
+    let mut stream = from.within(connect).expect("inside").unwrap_or_else(|error| panic!("{source} to {to}: {error}"));
     greeted(&mut stream).0
 }
 

@@ -55,6 +55,10 @@ go_record! {
         ipv6_secondary: List<WirePrefix<'de>, SECONDARY_POD_CIDRS_MAX> = "IPv6SecondaryAllocCIDRs",
         cluster_id: u32 = "ClusterID",
         encryption_key: u8 = "EncryptionKey",
+        ipv4_health: Text<'de> = "IPv4HealthIP",
+        ipv6_health: Text<'de> = "IPv6HealthIP",
+        ipv4_ingress: Text<'de> = "IPv4IngressIP",
+        ipv6_ingress: Text<'de> = "IPv6IngressIP",
         labels: Entries<'de, Text<'de>, NODE_LABELS_MAX> = "Labels",
     }
 }
@@ -72,6 +76,8 @@ pub(super) fn accept(ctx: &PeerContext, name: &NodeName, value: &[u8]) -> Result
     ctx.check_cluster(&node.cluster)?;
     ctx.check_cluster_id(node.cluster_id)?;
     Ok(NodeRow {
+        health: endpoints(ctx, [&node.ipv4_health, &node.ipv6_health]),
+        ingress: endpoints(ctx, [&node.ipv4_ingress, &node.ipv6_ingress]),
         cluster_id: ctx.id,
         addresses: addresses(ctx, node.addresses.bounded("IPAddresses")?)?,
         pod_cidrs: pod_cidrs(ctx, &node)?,
@@ -100,6 +106,18 @@ fn addresses(ctx: &PeerContext, found: &[WireAddress<'_>]) -> Result<Box<[NodeAd
         addresses.push(NodeAddress { kind, ip });
     }
     Ok(addresses.into())
+}
+
+/// Addresses among the workloads that a node has for itself. One that the cluster may not have is left out: it would only be told who that is,
+/// and that is no reason to lose the node.
+fn endpoints(ctx: &PeerContext, found: [&str; 2]) -> Box<[IpAddr]> {
+    const FIELD: &str = "HealthIP";
+    let accepted = |text: &&str| {
+        let ip = address::parse_address(FIELD, text).ok()?;
+        ctx.check_endpoint(FIELD, IpNet::from(ip)).ok()?;
+        Some(ip)
+    };
+    found.iter().filter_map(accepted).collect()
 }
 
 fn pod_cidrs(ctx: &PeerContext, node: &WireNode<'_>) -> Result<Box<[IpNet]>, Rejection> {
@@ -147,10 +165,6 @@ pub struct NodeExtras {
     pub source: String,
     /// Encryption key index; 255 with WireGuard, 0 for none.
     pub encryption_key: u8,
-    /// Addresses of the health endpoint, IPv4 and IPv6.
-    pub health: (Option<IpAddr>, Option<IpAddr>),
-    /// Addresses of the ingress, IPv4 and IPv6.
-    pub ingress: (Option<IpAddr>, Option<IpAddr>),
     /// Annotations of the node; `None` writes `null`.
     pub annotations: Option<BTreeMap<String, String>>,
     /// Public key of WireGuard, base64.
@@ -214,7 +228,9 @@ struct OutPrefix {
 pub fn encode(cluster: &ClusterName, name: &NodeName, row: &NodeRow, extras: &NodeExtras) -> Vec<u8> {
     let (ipv4_cidr, ipv4_secondary) = split(row, true);
     let (ipv6_cidr, ipv6_secondary) = split(row, false);
-    let text = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let text = |all: &[IpAddr], ipv4: bool| {
+        all.iter().find(|ip| ip.is_ipv4() == ipv4).map(IpAddr::to_string).unwrap_or_default()
+    };
     let addresses: Vec<_> =
         row.addresses.iter().map(|address| OutAddress { kind: kind_text(address.kind), ip: address.ip }).collect();
     let labels: BTreeMap<_, _> = row.labels.iter().map(|(_, key, value)| (key, value)).collect();
@@ -226,10 +242,10 @@ pub fn encode(cluster: &ClusterName, name: &NodeName, row: &NodeRow, extras: &No
         ipv4_secondary,
         ipv6_cidr,
         ipv6_secondary,
-        ipv4_health: text(extras.health.0),
-        ipv6_health: text(extras.health.1),
-        ipv4_ingress: text(extras.ingress.0),
-        ipv6_ingress: text(extras.ingress.1),
+        ipv4_health: text(&row.health, true),
+        ipv6_health: text(&row.health, false),
+        ipv4_ingress: text(&row.ingress, true),
+        ipv6_ingress: text(&row.ingress, false),
         cluster_id: row.cluster_id.get(),
         source: &extras.source,
         encryption_key: extras.encryption_key,

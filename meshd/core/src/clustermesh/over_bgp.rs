@@ -335,6 +335,8 @@ impl Told {
             }
         }
         Arc::new(NodeRow {
+            health: Box::default(),
+            ingress: Box::default(),
             cluster_id: self.context.id,
             addresses: node.next_hops.iter().map(address).collect(),
             pod_cidrs: pod_cidrs.into(),

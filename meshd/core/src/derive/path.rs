@@ -93,6 +93,8 @@ mod tests {
 
     fn row(cidrs: &[&str]) -> NodeRow {
         NodeRow {
+            health: Box::default(),
+            ingress: Box::default(),
             cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
             addresses: Box::default(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),

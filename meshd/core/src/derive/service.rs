@@ -154,6 +154,7 @@ impl ServiceDeriver {
             global: row.global,
             shared: row.global && row.shared,
             affinity: if row.global { row.affinity } else { Affinity::None },
+            by_source: row.by_source,
             session_affinity: row.session_affinity,
             external_policy: row.external_policy,
             internal_policy: row.internal_policy,

@@ -22,6 +22,8 @@ pub struct Service {
     pub shared: bool,
     /// Which clusters are preferred; `None` unless it is global.
     pub affinity: Affinity,
+    /// A client's address alone decides on its backend.
+    pub by_source: bool,
     /// For so many seconds a client keeps its backend.
     pub session_affinity: Option<u32>,
     /// Which backends traffic from outside reaches.

@@ -41,6 +41,13 @@ pub struct NodeRow {
     pub pod_cidrs: Box<[IpNet]>,
     /// Kubernetes labels of the node.
     pub labels: Labels,
+    /// Addresses of its health endpoint (Cilium's `IPv4HealthIP` and `IPv6HealthIP`), as far as the cluster may have them.
+    /// Not kept across restarts: they only tell who somebody is.
+    #[serde(skip)]
+    pub health: Box<[IpAddr]>,
+    /// Addresses of its ingress (`IPv4IngressIP`, `IPv6IngressIP`), as far as the cluster may have them.
+    #[serde(skip)]
+    pub ingress: Box<[IpAddr]>,
 }
 
 impl NodeRow {

@@ -39,6 +39,8 @@ pub struct OwnServiceRow {
     pub shared: bool,
     /// Which clusters are preferred; counts only when it is global.
     pub affinity: Affinity,
+    /// A client's address alone decides on its backend.
+    pub by_source: bool,
     /// For so many seconds a client keeps its backend; `None` for no such thing.
     pub session_affinity: Option<u32>,
     /// Which backends traffic from outside reaches.

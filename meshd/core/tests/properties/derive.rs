@@ -60,6 +60,8 @@ fn row(cluster: u8, node: u8, network: u8, cidrs: u8) -> Arc<NodeRow> {
         text.parse().expect("a prefix")
     };
     Arc::new(NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: ClusterId::new(cluster.into(), MaxClusters::C255).expect("an id"),
         addresses: Box::new([NodeAddress { kind: NodeAddressKind::InternalIP, ip: address }]),
         pod_cidrs: (0..cidrs).map(cidr).collect(),

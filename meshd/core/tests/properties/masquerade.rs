@@ -52,6 +52,8 @@ fn change(step: &Step) -> Change {
             let row = row.as_ref().map(|(addresses, cidrs)| {
                 let cidrs: BTreeSet<IpNet> = cidrs.iter().map(cidr).collect();
                 Arc::new(NodeRow {
+                    health: Box::default(),
+                    ingress: Box::default(),
                     cluster_id: ClusterId::new(u32::from(*cluster), MaxClusters::C255).expect("an id"),
                     addresses: addresses.iter().map(address).collect(),
                     pod_cidrs: cidrs.into_iter().collect(),

@@ -58,7 +58,7 @@ pub(crate) fn all() -> Vec<Case> {
         ("snat-100k", XdpUplink, Aim::Replaced, known(100_000), Reason::ToBackend, Some(16.5)),
         ("reply-1", XdpUplink, Aim::Answer, known(1), Reason::Reply, Some(6.0)),
         ("reply-1k", XdpUplink, Aim::Answer, known(1_000), Reason::Reply, Some(6.0)),
-        ("reply-100k", XdpUplink, Aim::Answer, known(100_000), Reason::Reply, None),
+        ("reply-100k", XdpUplink, Aim::Answer, known(100_000), Reason::Reply, Some(16.5)),
         ("new-dnat-fresh", XdpUplink, Aim::Local, new(false), Reason::NewConnection, Some(55.0)),
         ("new-dnat-full", XdpUplink, Aim::Local, new(true), Reason::NewConnection, Some(55.0)),
         ("new-snat-fresh", XdpUplink, Aim::Replaced, new(false), Reason::NewConnection, Some(105.0)),

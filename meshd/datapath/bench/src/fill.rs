@@ -1,11 +1,16 @@
 //! How long user space takes to write tables.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
-use anyhow::Context as _;
-use meshd_abi::{Backend, BackendState, Identity, Service, ServiceKey, V4};
-use meshd_core::maglev::{Maglev, Slots};
-use meshd_datapath::Programs;
+use anyhow::{bail, ensure};
+use meshd_abi::{Identity, V4};
+use meshd_core::{
+    desired::{Backend, BackendState, Frontend, FrontendKind, Service, ServicePort},
+    maglev::Slots,
+    observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, Topology, TrafficPolicy},
+    plan::datapath::{Existing, ServicePlanner, ServiceSettings, Write},
+};
+use meshd_datapath::{Maps, Programs};
 
 use crate::{
     report::{Better, Figure, Machine, median},
@@ -18,13 +23,14 @@ const IDENTITY_ROUNDS: usize = 5;
 const IDENTITY_S_MAX: f64 = 1.0;
 /// Backends of the large service, changes, and milliseconds one may take.
 const BACKENDS: u16 = 10_000;
-const CHANGES: usize = 41;
+const CHANGES: usize = 40;
 const CHANGE_MS_MAX: f64 = 2.0;
-/// Where the large service's chunks, members and backends begin.
-const CHUNK: u32 = 16;
-const MEMBER: u32 = 1_000;
-const BACKEND: u32 = 1_000;
-const BACKEND_PORT: u16 = 8_080;
+/// Room for all of it twice, in front of what other cases write.
+const BACKENDS_ROOM: u32 = 30_000;
+const MEMBERS_ROOM: u32 = 60_000;
+const CHUNKS_ROOM: u32 = 64;
+/// Above the numbers of services of other cases.
+const LAST_ID: u32 = 1_000_000;
 
 /// Writes the identities of a large mesh.
 pub(crate) fn identities(programs: &Programs, machine: &Machine) -> anyhow::Result<Figure> {
@@ -42,59 +48,106 @@ pub(crate) fn identities(programs: &Programs, machine: &Machine) -> anyhow::Resu
     Ok(figure("fill-identities-500000", "s", runs, IDENTITY_S_MAX, machine))
 }
 
-/// Takes a backend out of a large service and puts it back, until the kernel has all that follows from it.
+/// Takes a backend out of a large service and puts it back, until the kernel has all that follows from it: planned and written as the daemon
+/// does.
 pub(crate) fn service(programs: &Programs, machine: &Machine) -> anyhow::Result<Figure> {
     let maps = &programs.maps;
-    let mut maglev = Maglev::new(Slots::Large, 7_606);
-    let key = |number: u16| SocketAddr::new(V4::of(0x0a09_0000 + u32::from(number)).ip(), BACKEND_PORT);
-    let backend = |number: u16, state: BackendState| Backend {
-        address: V4::of(0x0a09_0000 + u32::from(number)),
-        next_hop: 1,
-        port: BACKEND_PORT.to_be(),
-        state: state as u8,
-        local: 0,
-        owner: 9,
+    let settings = ServiceSettings {
+        slots: Some(Slots::Large),
+        seed: 7_606,
+        mode: ForwardingMode::Snat,
+        backends: BACKENDS_ROOM,
+        members: MEMBERS_ROOM,
+        chunks: CHUNKS_ROOM,
+        ranges: 1,
     };
-    for number in 0..BACKENDS {
-        maglev.put(key(number), number, 1);
-        maps.members.put(&(MEMBER + u32::from(number)), &(BACKEND + u32::from(number)))?;
-        maps.v4.backends.put(&(BACKEND + u32::from(number)), &backend(number, BackendState::Active))?;
-    }
-    let write_table = |maglev: &Maglev| -> anyhow::Result<()> {
-        let table = maglev.table().context("there are backends")?;
-        for (index, chunk) in (CHUNK..).zip(table.chunks()) {
-            maps.put_chunk(index, chunk)?;
-        }
-        Ok(())
-    };
-    write_table(&maglev)?;
-    let frontend = ServiceKey { address: V4::of(0xc000_0214), port: 80u16.to_be(), protocol: 6, scope: 0 };
-    let mut runs = Vec::new();
-    for change in 0..CHANGES {
-        let number = (change as u16 / 2) * 451;
+    let mut planner = ServicePlanner::new(settings, Existing { last_id: LAST_ID, ..Existing::default() });
+    let name = ServiceName { namespace: "default".into(), name: "large".into() };
+    let all: Vec<Backend> = (0..BACKENDS).map(backend).collect();
+    let mut change = |backends: &[Backend]| -> anyhow::Result<f64> {
+        let wanted = of(backends);
+        planner.begin_round();
         let start = Instant::now();
-        let is_there = change % 2 == 1;
-        if is_there {
-            maglev.put(key(number), number, 1);
-        } else {
-            maglev.remove(&key(number));
+        let plan = planner.plan(&name, Some(&wanted), |_| 1);
+        ensure!(plan.problems.is_empty() && !plan.writes.is_empty(), "{:?}", plan.problems);
+        for write in &plan.writes {
+            carry_out(maps, write)?;
         }
-        let state = if is_there { BackendState::Active } else { BackendState::Removed };
-        maps.v4.backends.put(&(BACKEND + u32::from(number)), &backend(number, state))?;
-        write_table(&maglev)?;
-        let service = Service {
-            id: 9,
-            table: CHUNK,
-            slots: Slots::Large.count(),
-            members: MEMBER,
-            affinity: 0,
-            count: BACKENDS - u16::from(!is_there),
-            flags: 0,
-        };
-        maps.v4.services.put(&frontend, &service)?;
-        runs.push(start.elapsed().as_secs_f64() * 1_000.0);
+        let elapsed = start.elapsed().as_secs_f64() * 1_000.0;
+        planner.done(&name, true);
+        // Nobody uses the backend that went.
+        for write in &planner.release(|_, _| false).writes {
+            carry_out(maps, write)?;
+        }
+        Ok(elapsed)
+    };
+    change(&all)?;
+    let mut runs = Vec::new();
+    for round in 0..CHANGES / 2 {
+        let mut without = all.clone();
+        without.remove(round * 451 % all.len());
+        runs.push(change(&without)?);
+        runs.push(change(&all)?);
     }
     Ok(figure("service-10000-backends-change", "ms", runs, CHANGE_MS_MAX, machine))
+}
+
+fn backend(number: u16) -> Backend {
+    Backend {
+        address: V4::of(0x0a09_0000 + u32::from(number)).ip(),
+        port: 8_080,
+        cluster: "east".parse().expect("a name"),
+        node: None,
+        state: BackendState::Active,
+        preferred: true,
+        used: true,
+        weight: 100,
+        local: false,
+        zone: None,
+        near: false,
+    }
+}
+
+fn of(backends: &[Backend]) -> Service {
+    let frontend = Frontend { address: V4::of(0xc000_0214).ip(), port: 80, kind: FrontendKind::ClusterIp };
+    let port = ServicePort {
+        name: "http".into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        node_port: None,
+        frontends: [frontend].into(),
+        backends: backends.into(),
+    };
+    Service {
+        kind: ServiceKind::ClusterIp,
+        global: true,
+        shared: true,
+        affinity: Affinity::None,
+        by_source: false,
+        session_affinity: None,
+        external_policy: TrafficPolicy::Cluster,
+        internal_policy: TrafficPolicy::Cluster,
+        source_ranges: Box::default(),
+        mode: None,
+        on_removal: OnRemoval::Keep,
+        topology: Topology::None,
+        ports: [port].into(),
+    }
+}
+
+/// Writes what a plan of one service of IPv4 may say.
+fn carry_out(maps: &Maps, write: &Write) -> anyhow::Result<()> {
+    match write {
+        Write::Backend4(index, backend) => maps.v4.backends.put(index, backend)?,
+        Write::Members(begin, members) => {
+            let places: Vec<u32> = (*begin..).take(members.len()).collect();
+            maps.members.put_all(&places, members)?;
+        }
+        Write::Chunk(index, slots) => maps.put_chunk(*index, slots)?,
+        Write::Service4(key, Some(entry)) => maps.v4.services.put(key, entry)?,
+        other => bail!("{other:?} is no part of this service"),
+    }
+    Ok(())
 }
 
 fn figure(name: &str, unit: &'static str, runs: Vec<f64>, target: f64, machine: &Machine) -> Figure {

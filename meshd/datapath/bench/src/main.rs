@@ -33,8 +33,8 @@ use world::Side as _;
 
 /// Entries of the table of IPv4 connections, the default of the configuration.
 const CONNECTIONS: u32 = 524_288;
-/// Flow events in a tick; what begins beyond that is counted.
-const EVENTS_PER_TICK: u32 = 1_000;
+/// Flow events in a tick, as many as the daemon allows; what begins beyond that is counted.
+const EVENTS_PER_TICK: u32 = 4_096;
 /// The link packets leave through.
 const LINK: u32 = 77;
 /// Sizes of the tables in which an identity is looked for, and rounds of each.

@@ -156,10 +156,7 @@ pub(crate) fn prepare(maps: &Maps, link: u32, events: u32) -> anyhow::Result<()>
         source6: V6::of(NODE),
         ports: PORTS.0,
         port_count: PORTS.1,
-        flags: settings_flags::MASQUERADE
-            | settings_flags::EVENTS
-            | settings_flags::IPV6_CHECKSUM_FLAG
-            | settings_flags::CHECK_SOURCE,
+        flags: settings_flags::MASQUERADE | settings_flags::EVENTS | settings_flags::IPV6_CHECKSUM_FLAG,
         seed: 7_606,
         loopback4: V4::of(0xa9fe_2a01),
         loopback6: V6::of(0xa9fe_2a01),

@@ -24,6 +24,7 @@ pub(crate) fn small() -> Sizes {
         fragments: 64,
         identities: IDENTITIES,
         prefixes: 64,
+        policy: 64,
         ranges: 64,
         sockets: 64,
         next_hops: 64,

@@ -1,7 +1,8 @@
 //! Flow events: what is told about connections and refusals, and what is not.
 
 use meshd_abi::{
-    Address, FlowEvent, LAYOUT_VERSION, Reason, V4, V6, connection_flags, event_kind, event_place, settings_flags,
+    Address, FlowEvent, Identity, LAYOUT_VERSION, Reason, V4, V6, connection_flags, event_kind, event_place,
+    settings_flags,
 };
 use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadEgress, WorkloadIngress, XdpUplink};
 use meshd_datapath::{Events, Maps};
@@ -172,6 +173,53 @@ fn what_leaves_the_mesh_and_what_comes_to_a_workload_is_told_from_its_first_pack
                     (UplinkIngress, tcp(net.client(), workload), None),
                 ],
             );
+        }
+    });
+}
+
+#[test]
+fn of_an_address_that_nobody_has_the_prefix_around_it_is_told_and_decides_nothing() {
+    with_machine(|machine| {
+        for net in NETS {
+            machine.scene().reset();
+            let (workload, world) = (net.workload(), net.world());
+            let prefix = Identity { identity: 4_711, way: 0, flags: 0, cluster: 9 };
+            let server = std::net::SocketAddr::new(workload.ip(), 81);
+            let half = if world.is_ipv4() { 16 } else { 64 };
+            machine.scene().put_prefix(world.ip(), half, prefix);
+            // A shorter one knows less, and what is known of an address more.
+            machine.scene().put_prefix(world.ip(), 8, Identity { identity: 1, ..prefix });
+            machine.scene().put_prefix(workload.ip(), 8, Identity { identity: 2, ..prefix });
+            let outside = std::net::SocketAddr::new(net.node_ip(), PORT);
+            let flags = connection_flags::MASQUERADE | connection_flags::SNAT;
+            let begun = FlowEvent {
+                kind: event_kind::NEW,
+                reason: Reason::Masqueraded as u8,
+                place: event_place::TO_NETWORK,
+                source_identity: 300,
+                source_cluster: 1,
+                destination_identity: 4_711,
+                destination_cluster: 9,
+                connection_flags: flags,
+                ..leaving(told(net, workload, world), net, outside, world)
+            };
+            let admitted = FlowEvent {
+                kind: event_kind::NEW,
+                reason: Reason::Passed as u8,
+                source_identity: 4_711,
+                source_cluster: 9,
+                destination_identity: 300,
+                destination_cluster: 1,
+                ..told(net, world, server)
+            };
+            compare(
+                machine,
+                vec![
+                    (UplinkEgress, syn(workload, world), Some(begun)),
+                    (UplinkIngress, syn(world, server), Some(admitted)),
+                ],
+            );
+            machine.scene().forget_prefixes();
         }
     });
 }

@@ -153,7 +153,7 @@ fn disturb(machine: &Machine, random: &mut Random) -> World {
         scene.put_direct(form.flag());
     }
     let mut changed = scene.maps.settings.get(&0).expect("read").unwrap_or_else(settings);
-    changed.flags ^= random.next() & (settings_flags::CHECK_SOURCE | settings_flags::MASQUERADE);
+    changed.flags ^= random.next() & settings_flags::MASQUERADE;
     if random.below(4) == 0 {
         (changed.ports, changed.port_count) = (random.next() as u16, random.next() as u16 >> random.below(16));
     }

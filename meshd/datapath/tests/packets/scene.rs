@@ -456,6 +456,25 @@ impl Scene<'_> {
         by_family!(ip, put(self.maps, ip, &identity));
     }
 
+    /// What is known of a prefix around an address.
+    pub(crate) fn put_prefix(&self, ip: IpAddr, length: u32, identity: Identity) {
+        fn put<A: Family>(maps: &Maps, ip: IpAddr, length: u32, identity: &Identity) {
+            let key = CidrKey { length, address: A::of(ip) };
+            A::maps(maps).cidrs.put(&key, identity).expect("a prefix");
+        }
+        by_family!(ip, put(self.maps, ip, length, &identity));
+    }
+
+    /// Nothing is known of any prefix again.
+    pub(crate) fn forget_prefixes(&self) {
+        for (key, _) in self.maps.v4.cidrs.all().expect("prefixes") {
+            self.maps.v4.cidrs.remove(&key).expect("a prefix goes");
+        }
+        for (key, _) in self.maps.v6.cidrs.all().expect("prefixes") {
+            self.maps.v6.cidrs.remove(&key).expect("a prefix goes");
+        }
+    }
+
     /// Makes a backend that of another service.
     pub(crate) fn put_backend_owner(&self, index: u32, owner: u32) {
         put_owner::<V4>(self.maps, index, owner);

@@ -11,7 +11,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use meshd_abi::{Address, BPFFS_FOLDER, Connection, ConnectionKey, V4, V6, connection_flags};
+use ipnet::IpNet;
+use meshd_abi::{Address, BPFFS_FOLDER, Connection, ConnectionKey, Identity, V4, V6, connection_flags};
 use meshd_datapath::{DatapathError, FamilyMaps, Maps, ticks};
 use serde::Serialize;
 
@@ -30,7 +31,7 @@ pub(super) enum Bpf {
     Ct(Table),
     /// Connections whose source is translated
     Nat(Nat),
-    /// Addresses and the identities behind them
+    /// Addresses and the identities behind them, and prefixes that have one
     Ipcache(Table),
     /// Prefixes that masquerade knows: those of own workloads, and those that keep their source
     Masq(Table),
@@ -321,20 +322,50 @@ fn identities(
             flow
         })?;
         if flow.is_continue() {
-            maps.v6.identities.walk_until(|address, identity| put(IdentityView::new(views::ip(*address), identity)))?;
+            maps.v6.identities.walk_until(|address, identity| {
+                flow = put(IdentityView::new(views::ip(*address), identity));
+                flow
+            })?;
+        }
+        if flow.is_continue() {
+            let known = known_prefixes(maps)?;
+            let _ended: ControlFlow<()> =
+                known.iter().try_for_each(|(prefix, identity)| put(IdentityView::new(prefix, identity)));
         }
         return Ok(());
     }
+    let prefixes = known_prefixes(maps)?;
     for Wanted { address, .. } in wanted {
         let found = match address {
             IpAddr::V4(v4) => maps.v4.identities.get(&V4::from_octets(v4.octets()))?,
             IpAddr::V6(v6) => maps.v6.identities.get(&V6::from_octets(v6.octets()))?,
         };
-        if found.is_some_and(|identity| put(IdentityView::new(*address, &identity)).is_break()) {
+        // Without one of its own, what is known of the longest prefix around it.
+        let around = || {
+            let covering = prefixes.iter().filter(|(prefix, _)| prefix.contains(address));
+            covering.max_by_key(|(prefix, _)| prefix.prefix_len())
+        };
+        let view = match found {
+            Some(identity) => Some(IdentityView::new(address, &identity)),
+            None => around().map(|(prefix, identity)| IdentityView::new(prefix, identity)),
+        };
+        if view.is_some_and(|view| put(view).is_break()) {
             break;
         }
     }
     Ok(())
+}
+
+/// Prefixes that have an identity, in order.
+fn known_prefixes(maps: &Maps) -> Result<Vec<(IpNet, Identity)>, DatapathError> {
+    fn all<A: Address>(maps: &FamilyMaps<A>) -> Result<Vec<(IpNet, Identity)>, DatapathError> {
+        let rows = maps.cidrs.all()?;
+        Ok(rows.into_iter().filter_map(|(key, identity)| Some((views::prefix(&key)?, identity))).collect())
+    }
+    let mut known = all(&maps.v4)?;
+    known.extend(all(&maps.v6)?);
+    known.sort_by_key(|(prefix, _)| *prefix);
+    Ok(known)
 }
 
 fn prefixes(
@@ -344,10 +375,7 @@ fn prefixes(
 ) -> Result<(), DatapathError> {
     fn all<A: Address>(maps: &FamilyMaps<A>) -> Result<Vec<PrefixView>, DatapathError> {
         let rows = maps.mesh.all()?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|(key, flags)| PrefixView::new(views::ip(key.address), key.length, flags))
-            .collect())
+        Ok(rows.into_iter().filter_map(|(key, flags)| Some(PrefixView::new(views::prefix(&key)?, flags))).collect())
     }
     let mut views = all(&maps.v4)?;
     views.extend(all(&maps.v6)?);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use meshd_abi::{
-    Address, BackendState, Connection, ConnectionKey, Identity, NO_TABLE, NextHop, Scope, Settings, V4, V6,
+    Address, BackendState, CidrKey, Connection, ConnectionKey, Identity, NO_TABLE, NextHop, Scope, Settings, V4, V6,
     connection_flags, identity_flags, mesh_flags, service_flags,
 };
 use meshd_datapath::{DatapathError, FamilyMaps, Maps};
@@ -108,11 +108,11 @@ pub(super) struct PortsView {
     pub(super) room: u32,
 }
 
-/// An address and who has it.
+/// An address and who has it, or a prefix and what is known of it.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct IdentityView {
-    /// Address.
-    pub(super) address: IpAddr,
+    /// Address, or a prefix in its usual form.
+    pub(super) address: String,
     /// Numeric identity.
     pub(super) identity: u32,
     /// Id of its cluster; `null`: unknown.
@@ -186,7 +186,6 @@ impl Reader {
                         (service_flags::SOURCE_RANGES.into(), "source_ranges"),
                         (service_flags::BY_SOURCE.into(), "by_source"),
                         (service_flags::KILL_REMOVED.into(), "kill_removed"),
-                        (service_flags::NODE_PORT.into(), "node_port"),
                     ],
                 ),
                 backends,
@@ -249,9 +248,9 @@ impl ConnectionView {
 }
 
 impl IdentityView {
-    pub(super) fn new(address: IpAddr, identity: &Identity) -> Self {
+    pub(super) fn new(address: impl ToString, identity: &Identity) -> Self {
         Self {
-            address,
+            address: address.to_string(),
             identity: identity.identity,
             cluster_id: (identity.cluster != 0).then_some(identity.cluster),
             flags: words(
@@ -268,10 +267,8 @@ impl IdentityView {
 }
 
 impl PrefixView {
-    /// `None` for what is no prefix.
-    pub(super) fn new(address: IpAddr, length: u32, flags: u32) -> Option<Self> {
-        let prefix = IpNet::new(address, u8::try_from(length).ok()?).ok()?;
-        Some(Self { prefix, own: flags & mesh_flags::OWN != 0, keep_source: flags & mesh_flags::KEEP_SOURCE != 0 })
+    pub(super) const fn new(prefix: IpNet, flags: u32) -> Self {
+        Self { prefix, own: flags & mesh_flags::OWN != 0, keep_source: flags & mesh_flags::KEEP_SOURCE != 0 }
     }
 }
 
@@ -347,7 +344,7 @@ impl Row for IdentityView {
 
     fn cells(&self) -> Vec<String> {
         vec![
-            self.address.to_string(),
+            self.address.clone(),
             self.identity.to_string(),
             self.cluster_id.map(|id| id.to_string()).unwrap_or_default(),
             self.flags.join(","),
@@ -369,6 +366,11 @@ impl Row for PrefixView {
 pub(super) fn ip<A: Address>(address: A) -> IpAddr {
     let words = address.words();
     if A::IS_V4 { V4(words[0]).octets().into() } else { V6(words).octets().into() }
+}
+
+/// The prefix that a key is; `None` when it is none.
+pub(super) fn prefix<A: Address>(key: &CidrKey<A>) -> Option<IpNet> {
+    IpNet::new(ip(key.address), u8::try_from(key.length).ok()?).ok()
 }
 
 /// An address with a port of network byte order.
@@ -450,8 +452,11 @@ mod tests {
         let view =
             IdentityView::new(ip(V6::from_octets([0xfd; 16])), &Identity { identity: 1, way: 0, flags, cluster: 0 });
         assert_eq!(view.cells(), ["fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd", "1", "", "node,this_node"]);
-        let view = PrefixView::new("10.1.0.0".parse().unwrap(), 16, mesh_flags::KEEP_SOURCE).unwrap();
-        assert_eq!(view.cells(), ["10.1.0.0/16", "no", "yes"]);
-        assert_eq!(PrefixView::new("10.1.0.0".parse().unwrap(), 33, 0), None);
+        let key = |length| CidrKey { length, address: V4::from_octets([10, 1, 0, 0]) };
+        let range = prefix(&key(16)).unwrap();
+        assert_eq!(PrefixView::new(range, mesh_flags::KEEP_SOURCE).cells(), ["10.1.0.0/16", "no", "yes"]);
+        assert_eq!(prefix(&key(33)), None);
+        let known = Identity { identity: 300, way: 0, flags: 0, cluster: 2 };
+        assert_eq!(IdentityView::new(range, &known).cells(), ["10.1.0.0/16", "300", "2", ""]);
     }
 }

@@ -74,6 +74,20 @@ pub struct ServiceMaps {
     pub identities: u32,
     /// Sockets that asked for a service.
     pub sockets: u32,
+    /// Members of all services together.
+    pub members: u32,
+    /// Pieces of Maglev tables.
+    pub maglev: u32,
+    /// Datagrams in fragments.
+    pub fragments: u32,
+    /// Prefixes, for masquerade and with an identity.
+    pub prefixes: u32,
+    /// Source ranges of all services together.
+    pub source_ranges: u32,
+    /// Neighbors, and other ends of tunnels.
+    pub next_hops: u32,
+    /// Entries of policies.
+    pub policy: u32,
 }
 
 impl Default for ServiceMaps {
@@ -85,6 +99,13 @@ impl Default for ServiceMaps {
             affinity: 65_536,
             identities: 524_288,
             sockets: 65_536,
+            members: 262_144,
+            maglev: 4_096,
+            fragments: 8_192,
+            prefixes: 65_536,
+            source_ranges: 65_536,
+            next_hops: 4_096,
+            policy: 65_536,
         }
     }
 }

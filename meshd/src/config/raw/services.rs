@@ -61,6 +61,16 @@ choice! {
 }
 
 choice! {
+    /// What a backend is chosen by when a connection begins.
+    ServiceHash {
+        /// Both ends of the connection: those of a client are spread over all backends.
+        Connection = "connection",
+        /// The client's address.
+        Source = "source",
+    }
+}
+
+choice! {
     /// Which backends traffic reaches.
     ServiceTrafficPolicy {
         /// Those of every node.
@@ -154,7 +164,11 @@ section! {
         /// Weight of each backend of a cluster, from 0 to 1000. 0 gives a cluster no new connections, and leaves it those it
         /// has. Only with `global`.
         cluster_weights: BTreeMap<String, u16> = "100 for each",
-        /// For so many seconds, 86400 at most, a client address keeps its backend.
+        /// `source` sends all connections of a client's address to the same backend, on every node alike and as long as the backends stay the
+        /// same; nothing is remembered for it. With `services.cgroup` a client is a network namespace, of which each node thinks for itself.
+        hash: Option<ServiceHash> = "connection",
+        /// For so many seconds, 86400 at most, a client address keeps its backend, whatever becomes of the others. Each node remembers it of the
+        /// connections that come by way of it.
         session_affinity_s: Option<u32> = "no session affinity",
         /// Which backends traffic from outside the mesh reaches: of every node, or `local` ones of the node it meets.
         external_traffic_policy: Option<ServiceTrafficPolicy> = "cluster",
@@ -284,5 +298,19 @@ section! {
         /// Sockets that asked for a service when they connected, and backend each got. The ones used least recently give way: a
         /// socket that loses its entry sees the backend as its peer.
         sockets: Option<u32> = "65536",
+        /// Members of all services together: a backend of three services is three.
+        members: Option<u32> = "262144",
+        /// Pieces of Maglev tables, of 32 KiB each: a service takes one, or four with the large table, and another as many while its backends change.
+        maglev: Option<u32> = "4096",
+        /// Datagrams that come in fragments at a time.
+        fragments: Option<u32> = "8192",
+        /// Prefixes that masquerade knows, and as many of which an identity is known.
+        prefixes: Option<u32> = "65536",
+        /// Source ranges of all services together.
+        source_ranges: Option<u32> = "65536",
+        /// Neighbors that programs send to without asking the routing table, and as many other ends of tunnels.
+        next_hops: Option<u32> = "4096",
+        /// Entries of policies.
+        policy: Option<u32> = "65536",
     }
 }

@@ -5,8 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use meshd_abi::{Address, Connection, ConnectionKey, Direct, V4, V6, connection_flags};
-use meshd_core::plan::datapath::{Existing, digest_of};
+use ipnet::IpNet;
+use meshd_abi::{Address, Connection, ConnectionKey, Direct, Identity, V4, V6, connection_flags};
+use meshd_core::plan::datapath::{Existing, digest_of, prefix4, prefix6};
 use meshd_datapath::{DatapathError, FamilyMaps, Maps, Unwritten, client_of};
 
 use super::refusals::Busiest;
@@ -54,6 +55,17 @@ pub(super) fn existing(maps: &Maps) -> Result<Existing, DatapathError> {
     existing.receivers4 = maps.v4.receivers.all()?;
     existing.receivers6 = maps.v6.receivers.all()?;
     Ok(existing)
+}
+
+/// Prefixes with an identity.
+///
+/// # Errors
+/// When a map cannot be read.
+pub(super) fn prefixes(maps: &Maps) -> Result<Vec<(IpNet, Identity)>, DatapathError> {
+    let mut prefixes = Vec::new();
+    maps.v4.cidrs.walk(|key, known| prefixes.extend(prefix4(key).map(|prefix| (prefix, *known))))?;
+    maps.v6.cidrs.walk(|key, known| prefixes.extend(prefix6(key).map(|prefix| (prefix, *known))))?;
+    Ok(prefixes)
 }
 
 /// The highest number of a service that a client is remembered of.

@@ -138,6 +138,13 @@ impl Options {
             affinity: maps.affinity,
             identities: maps.identities,
             sockets: maps.sockets,
+            members: maps.members,
+            maglev: maps.maglev,
+            fragments: maps.fragments,
+            prefixes: maps.prefixes,
+            ranges: maps.source_ranges,
+            next_hops: maps.next_hops,
+            policy: maps.policy,
             ..Sizes::default()
         };
         let size = if services.table_size == Slots::Large.count() { Slots::Large } else { Slots::Normal };
@@ -214,7 +221,8 @@ pub fn start(
     let existing = actual::existing(&programs.maps)?;
     let maps = &programs.maps;
     let neighbors = maps.neighbors.all()?;
-    let identities = IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?);
+    let identities = IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?)
+        .with_prefixes(actual::prefixes(maps)?);
     let mut names = actual::named_hops(maps)?;
     names.extend(identities.ways());
     let mut named = BTreeMap::new();
@@ -570,11 +578,13 @@ impl State {
                 RowDiff::Added(prefix, row) | RowDiff::Changed(prefix, _, row) => (prefix, Some(row)),
                 RowDiff::Removed(prefix, _) => (prefix, None),
             };
-            if prefix.prefix_len() != prefix.max_prefix_len() {
-                continue;
-            }
-            let identity = row.map(|row| self.endpoint(prefix.addr(), row, (remote, cluster), snapshot, writes));
-            writes.extend(self.identities.put(prefix.addr(), &workload, identity));
+            let is_address = prefix.prefix_len() == prefix.max_prefix_len();
+            let identity = row.map(|row| match is_address {
+                true => self.endpoint(prefix.addr(), row, (remote, cluster), snapshot, writes),
+                // Nobody has it, so nobody is reached by it.
+                false => Identity { identity: row.identity.0, way: 0, flags: 0, cluster },
+            });
+            writes.extend(self.identities.put(prefix.trunc(), &workload, identity));
         }
         for diff in tables.nodes.diff(&old.nodes) {
             let (before, after) = match diff {
@@ -582,18 +592,29 @@ impl State {
                 RowDiff::Changed(_, before, after) => (Some(before), Some(after)),
                 RowDiff::Removed(_, row) => (Some(row), None),
             };
-            let addresses = |row: Option<&Arc<NodeRow>>| -> BTreeSet<IpAddr> {
-                row.into_iter().flat_map(|row| row.addresses.iter().map(|address| address.ip)).collect()
-            };
-            let (before, after) = (addresses(before), addresses(after));
-            for gone in before.difference(&after) {
+            let (before, after) = (self.of_node(before, cluster), self.of_node(after, cluster));
+            for gone in before.keys().filter(|address| !after.contains_key(*address)) {
                 writes.extend(self.identities.put(*gone, &node, None));
             }
-            for address in &after {
-                let identity = Some(self.node(*address, cluster));
-                writes.extend(self.identities.put(*address, &node, identity));
+            for (address, identity) in after {
+                writes.extend(self.identities.put(address, &node, Some(identity)));
             }
         }
+    }
+
+    /// Who has the addresses of a node.
+    fn of_node(&self, row: Option<&Arc<NodeRow>>, cluster: u16) -> BTreeMap<IpAddr, Identity> {
+        let Some(row) = row else { return BTreeMap::new() };
+        let beside = |addresses: &[IpAddr], identity: NumericIdentity| {
+            let known = Identity { identity: identity.0, way: 0, flags: 0, cluster };
+            addresses.iter().map(|address| (*address, known)).collect::<Vec<_>>()
+        };
+        let mut all = BTreeMap::new();
+        all.extend(beside(&row.ingress, NumericIdentity::INGRESS));
+        all.extend(beside(&row.health, NumericIdentity::HEALTH));
+        // What is the node's own is that in the first place.
+        all.extend(row.addresses.iter().map(|address| (address.ip, self.node(address.ip, cluster))));
+        all
     }
 
     /// Id of a cluster: its nodes say it, or its store; 0 as long as neither has.

@@ -52,6 +52,9 @@ impl State {
         let map = |name, used: u64, room: u32| MapStatus { name, used, room: room.into() };
         let [members, chunks] = self.services.room();
         let [backends4, backends6] = self.services.backends();
+        let identities = self.identities.used();
+        let [prefixes4, prefixes6] = self.masquerade.exclusions.used();
+        let [ranges4, ranges6] = self.services.ranges();
         let mut maps = vec![
             map("services", self.services.frontends() as u64, sizes.services),
             map("backends_ipv4", backends4 as u64, sizes.backends),
@@ -62,7 +65,15 @@ impl State {
             map("connections_ipv6", self.connections[1] as u64, sizes.connections.div_ceil(4)),
             map("snat_ports", self.busiest.map_or(0, |busiest| busiest.used.into()), self.options.ports.1.into()),
             map("tunnels", self.far_ends.len() as u64, sizes.next_hops),
-            map("identities", self.identities.len() as u64, sizes.identities),
+            map("identities_ipv4", identities.addresses[0] as u64, sizes.identities),
+            map("identities_ipv6", identities.addresses[1] as u64, sizes.identities),
+            map("identity_prefixes_ipv4", identities.prefixes[0] as u64, sizes.prefixes),
+            map("identity_prefixes_ipv6", identities.prefixes[1] as u64, sizes.prefixes),
+            map("masquerade_prefixes_ipv4", prefixes4 as u64, sizes.prefixes),
+            map("masquerade_prefixes_ipv6", prefixes6 as u64, sizes.prefixes),
+            map("source_ranges_ipv4", ranges4 as u64, sizes.ranges),
+            map("source_ranges_ipv6", ranges6 as u64, sizes.ranges),
+            map("next_hops", self.hops.used(), sizes.next_hops),
         ];
         if self.sockets.is_wanted() {
             maps.push(map("sockets_ipv4", self.sockets.used[0] as u64, sizes.sockets));

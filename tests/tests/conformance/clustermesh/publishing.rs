@@ -83,6 +83,8 @@ fn state(node: &str, third: u8, workloads: &[(&str, &str)]) -> OwnState {
         max_clusters: MaxClusters::C255,
         node: node.parse().unwrap(),
         row: Arc::new(NodeRow {
+            health: Box::default(),
+            ingress: Box::default(),
             cluster_id: id,
             addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip }].into(),
             pod_cidrs: [format!("10.1.{third}.0/24").parse().unwrap()].into(),

@@ -21,6 +21,8 @@ fn own(workloads: Vec<Workload>) -> OwnState {
         max_clusters: MaxClusters::C255,
         node: "west-worker".parse().unwrap(),
         row: Arc::new(NodeRow {
+            health: Box::default(),
+            ingress: Box::default(),
             cluster_id: id,
             addresses: [address("172.18.0.5"), address("fc00::5")].into(),
             pod_cidrs: ["10.0.1.0/24".parse().unwrap()].into(),

@@ -57,6 +57,8 @@ impl World {
                 ip: ip.parse().unwrap(),
             };
             Arc::new(NodeRow {
+                health: Box::default(),
+                ingress: Box::default(),
                 cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
                 addresses: addresses.iter().enumerate().map(address).collect(),
                 pod_cidrs: pod_cidrs.iter().map(|text| net(text)).collect(),

@@ -58,6 +58,8 @@ pub(super) fn link(index: u32, up: bool, mtu: u32) -> KernelChange {
 pub(super) fn node(cluster: u32, addresses: &[&str], cidrs: &[&str]) -> Option<Arc<NodeRow>> {
     let address = |ip: &&str| NodeAddress { kind: NodeAddressKind::InternalIP, ip: ip.parse().unwrap() };
     Some(Arc::new(NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: ClusterId::new(cluster, MaxClusters::C255).unwrap(),
         addresses: addresses.iter().map(address).collect(),
         pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),

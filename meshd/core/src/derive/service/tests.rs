@@ -44,6 +44,7 @@ fn webpod() -> OwnServiceRow {
         global: true,
         shared: true,
         affinity: Affinity::None,
+        by_source: false,
         session_affinity: None,
         external_policy: TrafficPolicy::Cluster,
         internal_policy: TrafficPolicy::Cluster,
@@ -459,6 +460,8 @@ proptest! {
 /// A node of west in a zone.
 fn node(name: &str, address: &str, zone: &str) -> ClusterChange {
     let row = NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: ClusterId::new(1, MaxClusters::C255).unwrap(),
         addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: ip(address) }].into(),
         pod_cidrs: Box::default(),

@@ -16,6 +16,8 @@ fn node(name: &str) -> NodeName {
 
 fn row(cidr: &str) -> Option<Arc<NodeRow>> {
     Some(Arc::new(NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: ClusterId::new(2, MaxClusters::C255).unwrap(),
         addresses: Box::default(),
         pod_cidrs: Box::new([cidr.parse().unwrap()]),

@@ -216,6 +216,7 @@ mod tests {
             global: true,
             shared: true,
             affinity: Affinity::None,
+            by_source: false,
             session_affinity: None,
             external_policy: TrafficPolicy::Cluster,
             internal_policy: TrafficPolicy::Cluster,

@@ -22,13 +22,19 @@ pub struct ExclusionPlanner {
     written: BTreeMap<IpNet, u32>,
     /// What an earlier process wrote and nobody has named yet.
     inherited: BTreeMap<IpNet, u32>,
+    /// Elements of each map.
+    used: [usize; 2],
 }
 
 impl ExclusionPlanner {
     /// Takes over what the maps hold.
     #[must_use]
     pub fn new(existing: impl Iterator<Item = (IpNet, u32)>) -> Self {
-        Self { inherited: existing.collect(), ..Self::default() }
+        let mut planner = Self { inherited: existing.collect(), ..Self::default() };
+        for prefix in planner.inherited.keys() {
+            planner.used[usize::from(prefix.addr().is_ipv6())] += 1;
+        }
+        planner
     }
 
     /// Brings the maps up to date with what is desired. Without masquerade nothing is changed: the programs are told not to look.
@@ -48,19 +54,17 @@ impl ExclusionPlanner {
 
     /// Removes what an earlier process wrote and nobody has named since: to be called when every list is complete (I4).
     pub fn finish(&mut self) -> Vec<Write> {
-        std::mem::take(&mut self.inherited).into_keys().map(|prefix| write(prefix, None)).collect()
+        let inherited = std::mem::take(&mut self.inherited);
+        for prefix in inherited.keys() {
+            self.used[usize::from(prefix.addr().is_ipv6())] -= 1;
+        }
+        inherited.into_keys().map(|prefix| write(prefix, None)).collect()
     }
 
-    /// Prefixes in the maps.
+    /// Prefixes in the maps, those of IPv4 first.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.written.len() + self.inherited.len()
-    }
-
-    /// True without any.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub const fn used(&self) -> [usize; 2] {
+        self.used
     }
 
     fn put(&mut self, prefix: IpNet) -> Option<Write> {
@@ -68,7 +72,10 @@ impl ExclusionPlanner {
         let inherited = self.inherited.remove(&prefix);
         let before = if flags == 0 { self.written.remove(&prefix) } else { self.written.insert(prefix, flags) };
         let after = (flags != 0).then_some(flags);
-        (before.or(inherited) != after).then(|| write(prefix, after))
+        let before = before.or(inherited);
+        let used = &mut self.used[usize::from(prefix.addr().is_ipv6())];
+        *used = *used + usize::from(after.is_some()) - usize::from(before.is_some());
+        (before != after).then(|| write(prefix, after))
     }
 
     /// What holds for a prefix; 0 when it need not be in the map.
@@ -178,7 +185,7 @@ mod tests {
         assert_eq!(lookup(&map, "10.0.1.7"), OWN);
         assert_eq!(lookup(&map, "10.0.1.200"), OWN | KEEP);
         assert_eq!((lookup(&map, "10.9.9.9"), lookup(&map, "fd10:1::7")), (0, 0));
-        assert_eq!(planner.len(), map.len());
+        assert_eq!(planner.used(), [map.len(), 0]);
     }
 
     #[test]
@@ -222,6 +229,7 @@ mod tests {
                 fresh.clear();
                 apply(&mut fresh, ExclusionPlanner::default().update(&wish));
             }
+            prop_assert_eq!(planner.used(), [map.len(), 0]);
             prop_assert_eq!(map, fresh);
         }
     }

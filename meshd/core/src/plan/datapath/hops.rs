@@ -63,6 +63,8 @@ pub struct HopPlanner {
     elements: BTreeMap<(IfIndex, [u8; 6]), Element>,
     by_address: BTreeMap<(IfIndex, IpAddr), [u8; 6]>,
     space: Space,
+    /// Elements there are in all; the first one is nobody's.
+    room: u64,
     /// Elements of neighbors that are gone, until nothing names them.
     gone: BTreeSet<u32>,
     /// What targets take whose way takes less than its link.
@@ -82,6 +84,7 @@ impl HopPlanner {
             elements: BTreeMap::new(),
             by_address: BTreeMap::new(),
             space: Space::new(1, room),
+            room: room.saturating_sub(1).into(),
             gone: BTreeSet::new(),
             narrow: BTreeMap::new(),
             narrow_targets: BTreeMap::new(),
@@ -106,6 +109,12 @@ impl HopPlanner {
             }
         }
         planner
+    }
+
+    /// Elements of `NEXT_HOPS` that are in use.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.room.saturating_sub(self.space.left())
     }
 
     /// The element of a neighbor; 0 without one.

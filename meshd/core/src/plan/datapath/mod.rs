@@ -16,7 +16,7 @@ mod ways;
 
 pub use exclusions::{ExclusionPlanner, prefix4, prefix6};
 pub use hops::{Hop, HopPlanner, Neighbor};
-pub use identities::{IdentityPlanner, Standing};
+pub use identities::{IdentityPlanner, IdentityUse, Standing};
 pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
 pub use tunnels::{TunnelPlan, TunnelPlanner};
 pub use ways::{Way, Ways};
@@ -67,6 +67,10 @@ pub enum Write {
     Identity4(V4, Option<Identity>),
     /// Who has an address of IPv6; `None` removes it.
     Identity6(V6, Option<Identity>),
+    /// What is known of a prefix of IPv4; `None` removes it.
+    Cidr4(CidrKey<V4>, Option<Identity>),
+    /// The same of IPv6.
+    Cidr6(CidrKey<V6>, Option<Identity>),
     /// What masquerade thinks of a prefix of IPv4 (`mesh_flags`); `None` removes it.
     Mesh4(CidrKey<V4>, Option<u32>),
     /// The same of IPv6.

@@ -34,6 +34,11 @@ impl Ranges {
         ranges
     }
 
+    /// Ranges in the maps, those of IPv4 first.
+    pub(super) const fn used(&self) -> [usize; 2] {
+        self.used
+    }
+
     /// Adds what a group has not yet; returns how many found no room.
     pub(super) fn add(&mut self, group: u32, wanted: &BTreeSet<IpNet>, writes: &mut Vec<Write>) -> usize {
         let mut refused = 0;

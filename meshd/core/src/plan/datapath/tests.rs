@@ -23,6 +23,14 @@ const SETTINGS: ServiceSettings = ServiceSettings {
     ranges: 8,
 };
 
+/// What packets to a frontend meet.
+#[derive(Debug, PartialEq)]
+struct Meaning {
+    slots: BTreeMap<IpAddr, usize>,
+    /// Of each backend its node for direct server return, and whether other nodes may send to it.
+    nodes: Vec<(IpAddr, Option<V4>, bool)>,
+}
+
 /// The maps, as far as IPv4 is concerned.
 #[derive(Default)]
 struct Maps {
@@ -31,6 +39,8 @@ struct Maps {
     members: BTreeMap<u32, u32>,
     chunks: BTreeMap<u32, Box<[u16; MAGLEV_CHUNK]>>,
     ranges: BTreeSet<RangeKey<V4>>,
+    direct: BTreeMap<u32, Direct<V4>>,
+    receivers: BTreeMap<(IpAddr, u32), u32>,
 }
 
 impl Maps {
@@ -84,6 +94,9 @@ impl Maps {
                     None => drop(self.services.remove(&key)),
                 }
             }
+            Write::Direct4(index, direct) => drop(self.direct.insert(index, direct)),
+            Write::Receiver4(key, Some(index)) => drop(self.receivers.insert((ip(key.backend), key.service), index)),
+            Write::Receiver4(key, None) => drop(self.receivers.remove(&(ip(key.backend), key.service))),
             Write::Range4(key, true) => drop(self.ranges.insert(key)),
             Write::Range4(key, false) => drop(self.ranges.remove(&key)),
             other => panic!("{other:?}"),
@@ -105,6 +118,28 @@ impl Maps {
                 assert!(chunk[..entry.slots as usize].iter().all(|member| *member < entry.count));
             }
         }
+    }
+
+    /// What packets of a service meet, whatever its numbers and places are.
+    fn meaning(&self) -> Vec<Option<Meaning>> {
+        let meaning = |(address, scope): (&str, Scope)| {
+            let entry = self.services.get(&(address.parse().unwrap(), 80, scope as u8))?;
+            let behind = if entry.count > 0 { self.behind(address, scope) } else { BTreeMap::new() };
+            let node = |at: &IpAddr| {
+                let is_own = |element: &&u32| {
+                    let backend = self.backends[*element];
+                    let is_active = backend.state == BackendState::Active as u8;
+                    is_active && backend.owner == entry.id && ip(backend.address) == *at
+                };
+                let index = self.backends.keys().find(is_own).copied().unwrap();
+                let node = self.direct.get(&index).map(|direct| direct.node).filter(|node| *node != V4::default());
+                (*at, node, self.receivers.get(&(*at, entry.id)) == Some(&index))
+            };
+            let nodes = behind.keys().map(node).collect();
+            Some(Meaning { slots: behind, nodes })
+        };
+        let all = [("10.2.0.80", Scope::Internal), ("192.0.2.80", Scope::Internal), ("192.0.2.80", Scope::External)];
+        all.map(meaning).into()
     }
 
     /// Addresses behind a frontend, by how many slots each has.
@@ -139,9 +174,19 @@ impl Maps {
             backends4: self.backends.iter().map(|(index, backend)| (*index, *backend)).collect(),
             chunks: self.chunks.iter().map(|(index, chunk)| (*index, digest_of(chunk))).collect(),
             ranges4: self.ranges.iter().copied().collect(),
+            direct4: self.direct.iter().map(|(index, direct)| (*index, *direct)).collect(),
+            receivers4: self
+                .receivers
+                .iter()
+                .map(|((backend, service), index)| (receiver(*backend, *service), *index))
+                .collect(),
             ..Existing::default()
         }
     }
+}
+
+fn receiver(backend: IpAddr, service: u32) -> ReceiverKey<V4> {
+    ReceiverKey { backend: v4(backend).unwrap(), service, port: 8080u16.to_be(), protocol: 6, reserved: 0 }
 }
 
 fn name() -> ServiceName {
@@ -180,6 +225,7 @@ fn service(backends: &[desired::Backend]) -> desired::Service {
         global: false,
         shared: false,
         affinity: Affinity::None,
+        by_source: false,
         session_affinity: None,
         external_policy: TrafficPolicy::Cluster,
         internal_policy: TrafficPolicy::Cluster,
@@ -753,7 +799,7 @@ fn the_source_that_stands_higher_names_an_address() {
     assert_eq!(planner.find(address), Some(identity(7)));
     let write = planner.put(address, node, None);
     assert_eq!(write, Some(Write::Identity4(V4::from_octets([10, 1, 0, 10]), None)));
-    assert!(planner.is_empty());
+    assert_eq!(planner.used(), IdentityUse::default());
 }
 
 #[test]
@@ -793,5 +839,112 @@ fn identities_of_an_earlier_process_stay_until_every_list_is_complete() {
     assert_eq!(planner.finish(), []);
     // The id of the cluster was learned meanwhile.
     assert_eq!(planner.put(ip(at(1)), &heard, None), Some(Write::Identity4(at(1), None)));
-    assert_eq!(planner.len(), 1);
+    assert_eq!(planner.used(), IdentityUse { addresses: [1, 0], prefixes: [0, 0] });
+}
+
+#[test]
+fn prefixes_are_known_beside_addresses_and_are_nobodys() {
+    let mut planner = IdentityPlanner::default();
+    let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
+    let remote = Standing { remote: true, node: false, cluster: 2, name: "east".parse().unwrap() };
+    let own = Standing { remote: false, node: false, cluster: 1, name: "west".parse().unwrap() };
+    let net: ipnet::IpNet = "10.151.0.0/16".parse().unwrap();
+    let key = meshd_abi::CidrKey { length: 16, address: V4::from_octets([10, 151, 0, 0]) };
+    assert_eq!(planner.put(net, &remote, Some(identity(300))), Some(Write::Cidr4(key, Some(identity(300)))));
+    assert_eq!(planner.put(net, &own, Some(identity(400))), Some(Write::Cidr4(key, Some(identity(400)))));
+    assert_eq!(planner.put(net, &own, None), Some(Write::Cidr4(key, Some(identity(300)))));
+    let inside: IpAddr = "10.151.0.0".parse().unwrap();
+    assert_eq!((planner.find(inside), planner.workloads().count()), (None, 0));
+    assert!(planner.put(inside, &remote, Some(identity(301))).is_some());
+    assert_eq!(planner.used(), IdentityUse { addresses: [1, 0], prefixes: [1, 0] });
+    assert_eq!(planner.put(net, &remote, None), Some(Write::Cidr4(key, None)));
+    assert_eq!(planner.used(), IdentityUse { addresses: [1, 0], prefixes: [0, 0] });
+
+    let six: ipnet::IpNet = "fd10::/56".parse().unwrap();
+    let mut planner = IdentityPlanner::default().with_prefixes([(net, identity(300)), (six, identity(301))]);
+    assert_eq!(planner.used(), IdentityUse { addresses: [0, 0], prefixes: [1, 1] });
+    assert_eq!(planner.put(net, &remote, Some(identity(300))), None, "an earlier process wrote it");
+    let gone = meshd_abi::CidrKey { length: 56, address: super::v6(six.addr()).unwrap() };
+    assert_eq!(planner.finish(), [Write::Cidr6(gone, None)]);
+    assert_eq!(planner.used(), IdentityUse { addresses: [0, 0], prefixes: [1, 0] });
+}
+
+#[test]
+fn a_service_by_source_says_so_in_its_entries() {
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let mut maps = Maps::default();
+    let wanted = desired::Service { by_source: true, ..service(&[backend("10.0.0.10"), backend("10.0.1.10")]) };
+    maps.put(&mut planner, &name(), Some(&wanted));
+    assert!(maps.services.values().all(|entry| entry.flags & meshd_abi::service_flags::BY_SOURCE != 0));
+    maps.put(&mut planner, &name(), Some(&desired::Service { by_source: false, ..wanted }));
+    assert_eq!(maps.services.len(), 3);
+    assert!(maps.services.values().all(|entry| entry.flags & meshd_abi::service_flags::BY_SOURCE == 0));
+}
+
+/// A backend by number: used or draining, its weight, and on which node it is.
+type Wanted = BTreeMap<u8, (bool, u16, bool)>;
+
+fn wanted() -> impl Strategy<Value = Option<(Wanted, bool, bool)>> {
+    let backends = prop::collection::btree_map(0..6u8, (prop::bool::weighted(0.8), 1..3u16, any::<bool>()), 0..6);
+    prop::option::weighted(0.9, (backends, any::<bool>(), any::<bool>()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever came and went in between, and whoever wrote it, packets meet what a node would do that has just begun.
+    #[test]
+    fn the_way_to_a_service_does_not_matter(steps in prop::collection::vec((wanted(), 0..4u8, any::<bool>()), 1..16)) {
+        let settings = ServiceSettings { backends: 4_096, members: 4_096, chunks: 512, ..SETTINGS };
+        let new = |existing| ServicePlanner::new(settings, existing).of_cluster("west".parse().unwrap());
+        let (mut planner, mut maps) = (new(Existing::default()), Maps::default());
+        for (wanted, restart, has_table) in steps {
+            let wanted = wanted.map(|(backends, is_direct, local_only)| {
+                let backends: Vec<_> = backends
+                    .into_iter()
+                    .map(|(number, (used, weight, local))| desired::Backend {
+                        used,
+                        weight,
+                        local,
+                        node: Some(IpAddr::from([192, 0, 2, 1 + u8::from(!local)])),
+                        ..backend(&format!("10.0.0.{number}"))
+                    })
+                    .collect();
+                let policy = if local_only { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                let mode = if is_direct { ForwardingMode::Dsr } else { ForwardingMode::Snat };
+                desired::Service { external_policy: policy, mode: Some(mode), ..service(&backends) }
+            });
+            planner.begin_round();
+            let plan = planner.plan(&name(), wanted.as_ref(), no_hop);
+            prop_assert!(plan.problems.is_empty(), "{:?}", plan.problems);
+            // The kernel refuses the table: all of it has to be planned again.
+            let refused = !has_table && plan.writes.iter().any(|write| matches!(write, Write::Chunk(..)));
+            for write in plan.writes {
+                if !refused || !matches!(write, Write::Chunk(..) | Write::Service4(_, Some(_))) {
+                    maps.write(write);
+                }
+            }
+            planner.done(&name(), !refused);
+            if refused {
+                let plan = planner.plan(&name(), wanted.as_ref(), no_hop);
+                maps.run_unchecked(plan);
+                planner.done(&name(), true);
+            }
+            maps.check();
+            maps.run_unchecked(planner.release(|_, _| false));
+            let (mut fresh, mut other) = (new(Existing::default()), Maps::default());
+            other.put(&mut fresh, &name(), wanted.as_ref());
+            prop_assert_eq!(maps.meaning(), other.meaning());
+            if restart == 0 {
+                planner = new(maps.existing());
+                maps.put(&mut planner, &name(), wanted.as_ref());
+                let (plan, again) = planner.finish();
+                maps.run_unchecked(plan);
+                if !again.is_empty() {
+                    maps.put(&mut planner, &name(), wanted.as_ref());
+                }
+                prop_assert_eq!(maps.meaning(), other.meaning());
+            }
+        }
+    }
 }

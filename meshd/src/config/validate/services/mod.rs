@@ -125,6 +125,13 @@ impl Validator<'_> {
             ("affinity", raw.affinity, &mut maps.affinity),
             ("identities", raw.identities, &mut maps.identities),
             ("sockets", raw.sockets, &mut maps.sockets),
+            ("members", raw.members, &mut maps.members),
+            ("maglev", raw.maglev, &mut maps.maglev),
+            ("fragments", raw.fragments, &mut maps.fragments),
+            ("prefixes", raw.prefixes, &mut maps.prefixes),
+            ("source_ranges", raw.source_ranges, &mut maps.source_ranges),
+            ("next_hops", raw.next_hops, &mut maps.next_hops),
+            ("policy", raw.policy, &mut maps.policy),
         ];
         for (name, wanted, size) in entries {
             let Some(wanted) = wanted else { continue };

@@ -19,8 +19,8 @@ use super::mode;
 use crate::config::model::NodeConfig;
 use crate::config::raw::Address;
 use crate::config::raw::services::{
-    BackendRemoval, PortProtocol, RawService, RawServiceBackend, RawServicePort, ServiceAffinity, ServiceTopology,
-    ServiceTrafficPolicy, ServiceType, StaticBackendState,
+    BackendRemoval, PortProtocol, RawService, RawServiceBackend, RawServicePort, ServiceAffinity, ServiceHash,
+    ServiceTopology, ServiceTrafficPolicy, ServiceType, StaticBackendState,
 };
 
 /// Longest name of a service or port: a DNS label.
@@ -123,6 +123,7 @@ impl Validator<'_> {
                 ServiceAffinity::Local => Affinity::Local,
                 ServiceAffinity::Remote => Affinity::Remote,
             },
+            by_source: raw.hash == Some(ServiceHash::Source),
             session_affinity: self.session_affinity(key, raw.session_affinity_s),
             external_policy: policy(raw.external_traffic_policy),
             internal_policy: policy(raw.internal_traffic_policy),

@@ -98,6 +98,8 @@ pub(super) fn node_record(number: u32, nth: u32, prefix: u32) -> anyhow::Result<
     let name: NodeName = format!("node-{nth}").parse()?;
     let pod_cidr = Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + (prefix << 8)), 24)?;
     let row = NodeRow {
+        health: Box::default(),
+        ingress: Box::default(),
         cluster_id: ClusterId::new(number, MaxClusters::C255)?,
         addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip: host(number, nth) }].into(),
         pod_cidrs: [IpNet::V4(pod_cidr)].into(),

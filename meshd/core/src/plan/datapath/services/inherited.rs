@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-    net::SocketAddr,
 };
 
 use meshd_abi::{
@@ -15,7 +14,7 @@ use meshd_abi::{
 use super::{
     Element, FrontendKey, Group, GroupKey, Retired, ServicePlan, ServicePlanner, chunks_of, is_live, write_service,
 };
-use crate::{desired, maglev::Table, observed::ServiceName, plan::datapath::ip};
+use crate::{maglev::Table, observed::ServiceName, plan::datapath::ip};
 
 /// Weight of a backend that an earlier process wrote and of which nobody has said anything yet: what a backend has by default.
 const HELD_WEIGHT: u16 = 100;
@@ -152,29 +151,6 @@ impl ServicePlanner {
         (plan, again)
     }
 
-    /// Keeps backends of an earlier process of which no source has said anything yet.
-    pub(super) fn hold(
-        &self,
-        group: &mut Group,
-        key: &GroupKey,
-        wanted: &[&desired::Backend],
-        kept: &mut Vec<(u32, (SocketAddr, u16))>,
-    ) {
-        if self.finished || group.held.is_empty() {
-            return;
-        }
-        for backend in wanted {
-            group.held.remove(&(backend.address, backend.port));
-        }
-        for (address, port) in &group.held {
-            let Some(index) = group.backends.get(&(*address, *port)) else { continue };
-            let element = self.elements[usize::from(!key.ipv4)].get(index);
-            if element.is_some_and(|element| element.state == BackendState::Active) {
-                kept.push((*index, (SocketAddr::new(*address, *port), HELD_WEIGHT)));
-            }
-        }
-    }
-
     /// What an earlier process wrote for these frontends. One group takes it over, also if the frontends of it belong to several now.
     pub(super) fn adopt(&mut self, key: &GroupKey, frontends: &BTreeSet<FrontendKey>) -> Group {
         let entry = frontends
@@ -182,23 +158,28 @@ impl ServicePlanner {
             .filter(|frontend| self.inherited.contains(*frontend))
             .filter_map(|frontend| self.frontends.get(frontend))
             .find_map(|entry| self.left_behind.remove(&place_of(entry)));
-        let Some(entry) = entry else { return Group::default() };
-        let mut group = Group {
-            id: entry.id,
-            members: (entry.members, u32::from(entry.count)),
-            chunks: if entry.table == NO_TABLE { (0, 0) } else { (entry.table, chunks_of(entry.slots)) },
-            is_adopted: true,
-            ..Group::default()
-        };
+        let mut group = Group::new(&self.settings);
+        let Some(entry) = entry else { return group };
+        group.id = entry.id;
+        group.range = (entry.members, u32::from(entry.count));
+        group.chunks = if entry.table == NO_TABLE { (0, 0) } else { (entry.table, chunks_of(entry.slots)) };
+        group.is_adopted = true;
         let family = usize::from(!key.ipv4);
-        for at in entry.members..entry.members.saturating_add(u32::from(entry.count)) {
-            let Some(index) = self.members.get(at as usize) else { continue };
+        let begin = entry.members as usize;
+        let held = self.members.get(begin..).unwrap_or_default();
+        let held = held.get(..usize::from(entry.count)).unwrap_or(held);
+        for index in held {
             let Some(element) = self.elements[family].get(index).filter(|element| element.owner == entry.id) else {
                 continue;
             };
-            group.backends.insert((element.address, element.port), *index);
-            group.held.insert((element.address, element.port));
+            let at = (element.address, element.port);
+            group.backends.insert(at, *index);
+            group.held.insert(at);
+            if element.state == BackendState::Active {
+                group.members.put(at, *index, HELD_WEIGHT);
+            }
         }
+        group.members.inherit(held);
         group
     }
 

@@ -5,17 +5,23 @@
 //! each backend that keeps its index as long as the backend exists, because known connections refer to it.
 
 mod inherited;
+mod members;
 
 pub use inherited::{Existing, digest_of};
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr},
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
 };
 
 use meshd_abi::{Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, service_flags};
 
-use self::inherited::Place;
+use self::{
+    inherited::Place,
+    members::{At, Members},
+};
 use super::{
     Write,
     direct::DirectPlanner,
@@ -26,7 +32,7 @@ use super::{
 use crate::{
     desired::{self, FrontendKind, Service, ServicePort},
     id::ClusterName,
-    maglev::{Maglev, Slots},
+    maglev::Slots,
     observed::{ForwardingMode, OnRemoval, Protocol, ServiceName, TrafficPolicy},
 };
 
@@ -75,19 +81,51 @@ struct GroupKey {
     local_only: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Group {
     id: u32,
-    members: (u32, u32),
+    /// Where its members begin, and how many find room there.
+    range: (u32, u32),
     chunks: (u32, u32),
-    backends: BTreeMap<(IpAddr, u16), u32>,
+    backends: BTreeMap<At, u32>,
     frontends: BTreeSet<FrontendKey>,
-    /// What the table was made of: each member with its weight.
-    shares: Vec<(SocketAddr, u16)>,
+    members: Members,
     /// Backends that an earlier process wrote and this one has not seen yet. They stay until every list is complete (I4).
-    held: BTreeSet<(IpAddr, u16)>,
+    held: BTreeSet<At>,
     /// The table is that of an earlier process: known by its content only.
     is_adopted: bool,
+    /// What was planned, when all of it is in the maps: then only what differs needs to be looked at.
+    planned: Option<Planned>,
+}
+
+/// See [`Group::planned`].
+#[derive(Debug)]
+struct Planned {
+    /// Sorted by address and port.
+    backends: Arc<[desired::Backend]>,
+    is_direct: bool,
+}
+
+impl Group {
+    fn new(settings: &ServiceSettings) -> Self {
+        Self {
+            id: 0,
+            range: (0, 0),
+            chunks: (0, 0),
+            backends: BTreeMap::new(),
+            frontends: BTreeSet::new(),
+            members: Members::new(settings.slots, settings.seed),
+            held: BTreeSet::new(),
+            is_adopted: false,
+            planned: None,
+        }
+    }
+}
+
+/// What a plan has to look at: backends that come or are others than before, and those that go.
+struct Changes<'a> {
+    put: Vec<&'a desired::Backend>,
+    gone: Vec<At>,
 }
 
 /// What a backend's element says.
@@ -228,10 +266,11 @@ impl ServicePlanner {
         let leaving = self.leaving.entry(name.clone()).or_default();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            leaving.push(Retired::Members(group.members.0, group.members.1));
+            leaving.push(Retired::Members(group.range.0, group.range.1));
             leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
-            (group.members, group.chunks) = ((0, 0), (0, 0));
-            group.shares.clear();
+            (group.range, group.chunks) = ((0, 0), (0, 0));
+            group.members.lose();
+            group.planned = None;
             for frontend in &group.frontends {
                 if let Some(entry) = self.frontends.get_mut(frontend).filter(|entry| entry.id == group.id) {
                     // No entry looks like this.
@@ -334,6 +373,12 @@ impl ServicePlanner {
         [self.member_space.left(), self.chunk_space.left()]
     }
 
+    /// Source ranges in the maps, those of IPv4 first.
+    #[must_use]
+    pub const fn ranges(&self) -> [usize; 2] {
+        self.ranges.used()
+    }
+
     /// Frontends in the maps.
     #[must_use]
     pub fn frontends(&self) -> usize {
@@ -390,11 +435,6 @@ impl ServicePlanner {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
             group.id = self.last_id;
         }
-        let backends: Vec<&desired::Backend> = port
-            .backends
-            .iter()
-            .filter(|backend| backend.address.is_ipv4() == key.ipv4 && (!key.local_only || backend.local))
-            .collect();
         let ranges = Limits::of(service, port, &frontends);
         let refused = self.ranges.add(group.id, &ranges.prefixes, &mut plan.writes);
         if refused > 0 {
@@ -403,11 +443,16 @@ impl ServicePlanner {
                 key.service
             ));
         }
-        let mut kept = self.put_backends(&mut group, key, &backends, hop, plan);
-        self.hold(&mut group, key, &backends, &mut kept);
-        self.put_direct(&group, key, service, &backends, hop, plan);
-        let old = (group.members, group.chunks);
-        if let Some(entry) = self.put_members(&mut group, key, &kept, service, plan) {
+        let is_direct = service.mode.unwrap_or(self.settings.mode) == ForwardingMode::Dsr && !key.local_only;
+        let problems = plan.problems.len();
+        let changes = self.changes(&mut group, key, &port.backends, is_direct);
+        self.put_backends(&mut group, key, &changes.put, hop, plan);
+        for at in &changes.gone {
+            group.members.remove(at);
+        }
+        self.put_direct(&group, key, is_direct, (&port.backends, &changes.put), hop, plan);
+        let old = (group.range, group.chunks);
+        if let Some(entry) = self.put_members(&mut group, key, service, plan) {
             for frontend in &frontends {
                 let limited = if ranges.limits(frontend) { service_flags::SOURCE_RANGES } else { 0 };
                 let flags = flags_of(service, self.settings.mode, frontend) | limited;
@@ -428,29 +473,50 @@ impl ServicePlanner {
         self.ranges.trim(group.id, &ranges.prefixes, &mut plan.writes);
         group.frontends = frontends;
         let leaving = self.leaving.entry(key.service.clone()).or_default();
-        if old.0 != group.members {
+        if old.0 != group.range {
             leaving.push(Retired::Members(old.0.0, old.0.1));
         }
         if old.1 != group.chunks {
             leaving.push(Retired::Chunks(old.1.0, old.1.1));
         }
         // Backends that left go after the tables that named them.
-        let gone: Vec<(IpAddr, u16)> = group
-            .backends
-            .keys()
-            .filter(|at| !group.held.contains(*at))
-            .filter(|at| !backends.iter().any(|backend| (backend.address, backend.port) == **at))
-            .copied()
-            .collect();
-        for at in gone {
+        for at in changes.gone {
             if let Some(index) = group.backends.remove(&at) {
                 self.set_state(key.ipv4, index, removed_state(service.on_removal), plan);
             }
         }
+        let is_sorted = port.backends.is_sorted_by(|a, b| place_in_list(a) < place_in_list(b));
+        if plan.problems.len() == problems && group.held.is_empty() && is_sorted {
+            group.planned = Some(Planned { backends: port.backends.clone(), is_direct });
+        }
         self.groups.insert(key.clone(), group);
     }
 
-    /// Writes elements; returns those that take new connections, with their weight.
+    /// What differs from what is in the maps; everything when that is not known for sure.
+    fn changes<'a>(
+        &self,
+        group: &mut Group,
+        key: &GroupKey,
+        wanted: &'a [desired::Backend],
+        is_direct: bool,
+    ) -> Changes<'a> {
+        let belongs =
+            |backend: &&desired::Backend| backend.address.is_ipv4() == key.ipv4 && (!key.local_only || backend.local);
+        if let Some(planned) = group.planned.take().filter(|planned| planned.is_direct == is_direct) {
+            return difference(planned.backends.iter().filter(belongs), wanted.iter().filter(belongs));
+        }
+        let put: Vec<&desired::Backend> = wanted.iter().filter(belongs).collect();
+        let named: HashSet<At> = put.iter().map(|backend| place_in_list(backend)).collect();
+        if !self.finished {
+            // Of the others of an earlier process no source has said anything yet.
+            group.held.retain(|at| !named.contains(at));
+        }
+        let is_gone = |at: &&At| !named.contains(*at) && !group.held.contains(*at);
+        let gone = group.backends.keys().filter(is_gone).copied().collect();
+        Changes { put, gone }
+    }
+
+    /// Writes elements, and gives those a place that take new connections.
     fn put_backends(
         &mut self,
         group: &mut Group,
@@ -458,16 +524,15 @@ impl ServicePlanner {
         backends: &[&desired::Backend],
         hop: &impl Fn(IpAddr) -> u32,
         plan: &mut ServicePlan,
-    ) -> Vec<(u32, (SocketAddr, u16))> {
+    ) {
         let family = usize::from(!key.ipv4);
-        let mut kept = Vec::new();
-        let mut refused = 0usize;
+        let (mut refused, mut without_place) = (0usize, 0usize);
         for backend in backends {
+            let at = place_in_list(backend);
             if key.protocol == Protocol::Sctp && backend.port != key.port {
                 refused += 1;
                 continue;
             }
-            let at = (backend.address, backend.port);
             let index = match group.backends.get(&at) {
                 Some(index) => *index,
                 None => {
@@ -494,8 +559,10 @@ impl ServicePlanner {
             if self.elements[family].insert(index, element) != Some(element) {
                 plan.writes.push(write_backend(index, &element));
             }
-            if backend.used {
-                kept.push((index, (SocketAddr::new(backend.address, backend.port), backend.weight)));
+            if !backend.used {
+                group.members.remove(&at);
+            } else if !group.members.put(at, index, backend.weight) {
+                without_place += 1;
             }
         }
         if refused > 0 {
@@ -504,7 +571,13 @@ impl ServicePlanner {
                 key.service, key.port
             ));
         }
-        kept
+        if without_place > 0 {
+            plan.problems.push(format!(
+                "service {}: {without_place} backends get no connections, because a service has no more than {} that do",
+                key.service,
+                group.members.count()
+            ));
+        }
     }
 
     /// Writes how backends of other nodes are reached, and which of this node others may send to. Where only backends of this node
@@ -513,99 +586,85 @@ impl ServicePlanner {
         &mut self,
         group: &Group,
         key: &GroupKey,
-        service: &Service,
-        backends: &[&desired::Backend],
+        is_direct: bool,
+        (all, changed): (&[desired::Backend], &[&desired::Backend]),
         hop: &impl Fn(IpAddr) -> u32,
         plan: &mut ServicePlan,
     ) {
-        let is_direct = service.mode.unwrap_or(self.settings.mode) == ForwardingMode::Dsr && !key.local_only;
-        let mut receivers = BTreeMap::new();
-        for backend in backends {
-            let at = (backend.address, backend.port);
-            let Some(index) = group.backends.get(&at) else { continue };
-            let is_ours = is_direct && self.cluster.as_ref() == Some(&backend.cluster);
-            let node = backend.node.filter(|node| is_ours && !backend.local && node.is_ipv4() == key.ipv4);
+        let is_ours = |backend: &desired::Backend| is_direct && self.cluster.as_ref() == Some(&backend.cluster);
+        for backend in changed {
+            let Some(index) = group.backends.get(&place_in_list(backend)) else { continue };
+            let can = !backend.local && is_ours(backend);
+            let node = backend.node.filter(|node| can && node.is_ipv4() == key.ipv4);
             self.direct.put(key.ipv4, *index, node.map(|node| (node, hop(node))), &mut plan.writes);
-            if is_ours && backend.local {
-                receivers.insert(at, *index);
-            }
         }
+        let near = all.iter().filter(|backend| backend.local && backend.address.is_ipv4() == key.ipv4);
+        let receivers: BTreeMap<At, u32> = near
+            .filter(|backend| is_ours(backend))
+            .map(place_in_list)
+            .filter_map(|at| Some((at, *group.backends.get(&at)?)))
+            .collect();
         match number(key.protocol) {
             Some(protocol) => self.direct.receive(group.id, protocol, &receivers, &mut plan.writes),
             None => self.direct.forget(group.id, &mut plan.writes),
         }
     }
 
-    /// Writes members and table to ranges that nobody reads; returns the entry that names them. `None`: there is no room, and the
+    /// Writes members, and a new table to a range that nobody reads; returns the entry that names them. `None`: there is no room, and the
     /// old entry stays.
     fn put_members(
         &mut self,
         group: &mut Group,
         key: &GroupKey,
-        kept: &[(u32, (SocketAddr, u16))],
         service: &Service,
         plan: &mut ServicePlan,
     ) -> Option<Entry> {
-        let indexes: Vec<u32> = kept.iter().map(|(index, _)| *index).collect();
-        let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX - 1);
-        let indexes = &indexes[..usize::from(count)];
+        let count = group.members.count();
         let affinity = service.session_affinity.map_or(0, |seconds| (f64::from(seconds) * TICKS).ceil() as u32);
-        let same_members = group.members.1 == u32::from(count)
-            && self.members.get(group.members.0 as usize..).is_some_and(|rest| rest.starts_with(indexes));
-        let shares: Vec<(SocketAddr, u16)> = kept.iter().take(usize::from(count)).map(|(_, share)| *share).collect();
-        let slots = self.settings.slots.filter(|_| count > 0);
-        if same_members && group.chunks.1 > 0 && slots.is_some() && group.shares == shares {
-            return Some(entry_of(group, count, slots, affinity));
-        }
-        let table = slots.and_then(|slots| {
-            let mut maglev = Maglev::new(slots, self.settings.seed);
-            for (member, (backend, weight)) in (0..).zip(&shares) {
-                maglev.put(*backend, member, *weight);
-            }
-            maglev.table()
-        });
-        let chunks = table.as_ref().map_or(0, |table| table.chunks().count() as u32);
-        if same_members && group.is_adopted && table.as_ref().is_some_and(|table| self.is_there(group.chunks, table)) {
-            group.shares = shares;
-            return Some(entry_of(group, count, slots, affinity));
-        }
-        let new_members = if same_members && chunks == 0 {
-            group.members
-        } else {
-            let Some(begin) = self.member_space.take(u32::from(count)) else {
+        if u32::from(count) > group.range.1 {
+            // With some room for more, so that the next ones need no other range.
+            let roomy = u32::from(count) + u32::from(count) / 8;
+            let range = [roomy, count.into()].into_iter().find_map(|room| Some((self.member_space.take(room)?, room)));
+            let Some(range) = range else {
                 plan.problems.push(format!("service {}: no room for its {count} members", key.service));
                 return None;
             };
-            (begin, u32::from(count))
-        };
-        let new_chunks = if chunks == 0 {
-            (0, 0)
-        } else if let Some(begin) = self.chunk_space.take(chunks) {
-            (begin, chunks)
+            group.range = range;
+            plan.writes.push(Write::Members(range.0, group.members.all()));
         } else {
-            plan.problems.push(format!(
-                "service {}: no room for a Maglev table, its backends are chosen by plain hash until there is",
-                key.service
-            ));
-            (0, 0)
-        };
-        if new_members != group.members && count > 0 {
-            let end = new_members.0 as usize + indexes.len();
-            if self.members.len() < end {
-                self.members.resize(end, 0);
-            }
-            self.members[new_members.0 as usize..end].copy_from_slice(indexes);
-            plan.writes.push(Write::Members(new_members.0, indexes.to_vec()));
+            let unwritten = group.members.take_unwritten().into_iter();
+            plan.writes
+                .extend(unwritten.map(|(place, elements)| Write::Members(group.range.0 + u32::from(place), elements)));
         }
-        if let Some(table) = table.filter(|_| new_chunks.1 > 0) {
-            for (at, chunk) in (new_chunks.0..).zip(table.chunks()) {
-                plan.writes.push(Write::Chunk(at, Box::new(*chunk)));
+        let slots = self.settings.slots.filter(|_| count > 0);
+        if !group.members.is_stale() && (group.chunks.1 > 0 || slots.is_none()) {
+            return Some(entry_of(group, count, slots, affinity));
+        }
+        let table = slots.and_then(|_| group.members.table());
+        let is_adopted = std::mem::take(&mut group.is_adopted);
+        if is_adopted && table.as_ref().is_some_and(|table| self.is_there(group.chunks, table)) {
+            group.members.set_written();
+            return Some(entry_of(group, count, slots, affinity));
+        }
+        group.chunks = (0, 0);
+        match table {
+            None => group.members.set_written(),
+            Some(table) => {
+                let chunks = table.chunks().count() as u32;
+                if let Some(begin) = self.chunk_space.take(chunks) {
+                    group.chunks = (begin, chunks);
+                    for (at, chunk) in (begin..).zip(table.chunks()) {
+                        plan.writes.push(Write::Chunk(at, Box::new(*chunk)));
+                    }
+                    group.members.set_written();
+                } else {
+                    plan.problems.push(format!(
+                        "service {}: no room for a Maglev table, its backends are chosen by plain hash until there is",
+                        key.service
+                    ));
+                }
             }
         }
-        group.members = new_members;
-        group.chunks = new_chunks;
-        group.shares = shares;
-        group.is_adopted = false;
         Some(entry_of(group, count, slots, affinity))
     }
 
@@ -624,7 +683,7 @@ impl ServicePlanner {
         }
         self.direct.forget(group.id, &mut plan.writes);
         let leaving = self.leaving.entry(key.service.clone()).or_default();
-        leaving.push(Retired::Members(group.members.0, group.members.1));
+        leaving.push(Retired::Members(group.range.0, group.range.1));
         leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
     }
 
@@ -645,13 +704,42 @@ impl ServicePlanner {
     }
 }
 
+/// By which lists of backends are sorted.
+const fn place_in_list(backend: &desired::Backend) -> At {
+    (backend.address, backend.port)
+}
+
+/// What differs between two sorted lists.
+fn difference<'a, 'b>(
+    old: impl Iterator<Item = &'b desired::Backend>,
+    new: impl Iterator<Item = &'a desired::Backend>,
+) -> Changes<'a> {
+    let mut changes = Changes { put: Vec::new(), gone: Vec::new() };
+    let (mut old, mut new) = (old.peekable(), new.peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return changes,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => place_in_list(old).cmp(&place_in_list(new)),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        match (before, after) {
+            (Some(before), None) => changes.gone.push(place_in_list(before)),
+            (before, Some(after)) if before != Some(after) => changes.put.push(after),
+            _ => {}
+        }
+    }
+}
+
 fn entry_of(group: &Group, count: u16, slots: Option<Slots>, affinity: u32) -> Entry {
     let has_table = group.chunks.1 > 0;
     Entry {
         id: group.id,
         table: if has_table { group.chunks.0 } else { NO_TABLE },
         slots: slots.filter(|_| has_table).map_or(u32::from(count), Slots::count),
-        members: group.members.0,
+        members: group.range.0,
         affinity,
         count,
         flags: 0,
@@ -688,6 +776,9 @@ fn flags_of(service: &Service, mode: ForwardingMode, frontend: &FrontendKey) -> 
     let is_external = frontend.3 == Scope::External as u8;
     if service.mode.unwrap_or(mode) == ForwardingMode::Dsr && is_external {
         flags |= service_flags::DSR;
+    }
+    if service.by_source {
+        flags |= service_flags::BY_SOURCE;
     }
     if service.on_removal == OnRemoval::Kill {
         flags |= service_flags::KILL_REMOVED;
