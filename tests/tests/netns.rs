@@ -8,6 +8,7 @@ mod netns {
     mod etcd;
     mod exhaustion;
     mod faults;
+    mod idle;
     mod ipv6;
     mod lab;
     mod layout_2;

@@ -235,3 +235,52 @@ fn other_direction<A: Copy>(key: &ConnectionKey<A>, connection: &Connection<A>) 
         reserved: [0; 3],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    const OPENED: u8 = 0;
+    const ANSWERED: u8 = connection_flags::ANSWERED;
+    const CLOSING: u8 = connection_flags::ANSWERED | connection_flags::CLOSING;
+
+    fn is_idle_at(now: u32, used: u32, (protocol, flags): (u8, u8), lifetimes: &Lifetimes) -> bool {
+        let key = ConnectionKey::<V4> { protocol, ..ConnectionKey::default() };
+        is_idle(&key, &Connection { used, flags, ..Connection::default() }, now, lifetimes)
+    }
+
+    #[test]
+    fn each_kind_is_idle_when_its_own_time_is_over() {
+        let kinds = [
+            ((TCP, OPENED), 60, 5),
+            ((TCP, ANSWERED), 21_600, 21_600),
+            ((TCP, CLOSING), 15, 2),
+            // One that was refused says goodbye before it is answered.
+            ((TCP, connection_flags::CLOSING), 15, 2),
+            ((UDP, OPENED), 90, 15),
+            ((UDP, ANSWERED), 90, 15),
+            // No other protocol has a beginning and an end.
+            ((UDP, CLOSING), 90, 15),
+            ((1, OPENED), 90, 15),
+            ((132, ANSWERED), 90, 15),
+        ];
+        for (kind, relaxed, pressed) in kinds {
+            for (lifetimes, seconds) in [(&Lifetimes::RELAXED, relaxed), (&Lifetimes::PRESSED, pressed)] {
+                // Time runs in a circle.
+                for used in [1_000_000, u32::MAX - 1] {
+                    let idle = |age: u32| is_idle_at(used.wrapping_add(age), used, kind, lifetimes);
+                    assert_eq!([0, seconds, seconds + 1].map(idle), [false, false, true], "{kind:?} {lifetimes:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_ahead_of_the_clock_is_not_idle() {
+        for (now, used) in [(1_000_000, 1_000_003), (u32::MAX, 2), (7, 7)] {
+            assert!(!is_idle_at(now, used, (TCP, CLOSING), &Lifetimes::PRESSED), "{used} at {now}");
+        }
+    }
+}
