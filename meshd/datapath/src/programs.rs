@@ -462,9 +462,10 @@ impl Programs {
         // Who cannot remove earlier maps tries again and again, and must not hold resets back for ever.
         let is_first = !std::mem::replace(&mut self.settled, true);
         self.catch_up(is_first)?;
-        while let Some(older) = self.older.pop() {
+        while let Some(older) = self.older.last() {
             older.remove()?;
             info!(folder = %older.path.display(), "removed earlier maps");
+            self.older.pop();
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! Each test runs in a thread with a network and a mount namespace of its own: links, addresses, pins and programs vanish
 //! with the thread, whatever happens to the test.
 
+#[path = "links/handover.rs"]
+mod handover;
 #[path = "links/tunnels.rs"]
 mod tunnels;
 
