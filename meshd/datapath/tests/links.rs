@@ -5,20 +5,14 @@
 
 #[path = "links/handover.rs"]
 mod handover;
+#[path = "links/layouts.rs"]
+mod layouts;
 #[path = "links/tunnels.rs"]
 mod tunnels;
 
 use std::{fs::File, path::PathBuf, process::Command, thread};
 
-use aya::{
-    EbpfLoader, include_bytes_aligned,
-    maps::{Array as AyaArray, Map, MapData},
-    programs::{
-        SchedClassifier, TcAttachType,
-        links::{FdLink, LinkOrder},
-        tc::TcAttachOptions,
-    },
-};
+use aya::programs::{SchedClassifier, TcAttachType};
 use meshd_abi::{
     Backend, Connection, ConnectionKey, Counter, Identity, LAYOUT_VERSION, MAGLEV_CHUNK, NextHop, Reason, Service,
     ServiceKey, Tuple, V4,
@@ -624,89 +618,6 @@ fn a_takeover_that_ended_half_way_is_taken_up_again() {
         assert_eq!(programs.maps.members.get(&40).expect("read"), Some(77));
         assert_eq!(programs.attach(Program::UplinkEgress, LINK).expect("adopt"), Attached::Adopted);
         programs.settle().expect("settle");
-        programs.remove().expect("remove");
-        assert!(!pair.pins().exists(), "pins remain");
-    });
-}
-
-/// What layout 2 had instead of a [`Backend`].
-const BACKEND_OF_LAYOUT_2: [u8; 12] = [10, 1, 0, 9, 2, 0, 0, 0, 0x1f, 0x90, 1, 0];
-
-/// Loads and attaches the programs of layout 2 as a meshd of that time did, and fills their maps as it would have.
-fn leave_layout_2(pair: &Pair) {
-    let folder = pair.pins().join("v2");
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let mut loader = EbpfLoader::new();
-    for spec in meshd_datapath::shape::maps(&small()) {
-        let pin = folder.join(spec.name);
-        loader.map_max_entries(spec.name, spec.shape.max_entries).map_pin_path(spec.name, pin);
-    }
-    let mut old = loader.load(include_bytes_aligned!("layouts/2.o")).expect("load");
-    for program in TC {
-        let direction = match program {
-            Program::UplinkIngress | Program::WorkloadIngress => TcAttachType::Ingress,
-            _ => TcAttachType::Egress,
-        };
-        let classifier: &mut SchedClassifier =
-            old.program_mut(program.name()).expect("a program").try_into().expect("of TC");
-        classifier.load().expect("load");
-        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = classifier.attach_with_options("own", direction, options).expect("attach");
-        let attachment = FdLink::try_from(classifier.take_link(id).expect("ours")).expect("a link of its own");
-        attachment.pin(folder.join(format!("{}_link_{LINK}", program.name()))).expect("pin");
-    }
-    let put = |map: &str, key: &[u8], value: &[u8]| {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte} ")).collect::<String>();
-        let pin = folder.join(map);
-        shell(&format!("bpftool map update pinned {} key {} value {}", pin.display(), hex(key), hex(value)));
-    };
-    put("BACKENDS4", &5u32.to_ne_bytes(), &BACKEND_OF_LAYOUT_2);
-    put("MEMBERS", &40u32.to_ne_bytes(), &5u32.to_ne_bytes());
-    put("MEMBERS", &41u32.to_ne_bytes(), &6u32.to_ne_bytes());
-    put("SERVICES4", octets(&FRONTEND), octets(&SERVICE));
-    put("CONNECTIONS4", octets(&connection_key(1_000)), octets(&connection(50)));
-    put("IDENTITIES4", &[10, 1, 0, 9], octets(&IDENTITY));
-    put("NEXT_HOPS", &2u32.to_ne_bytes(), octets(&NEXT_HOP));
-    shell(&format!(
-        "bpftool map create {0}/chunk type array key 4 value 32768 entries 1 name meshd_chunk",
-        pair.folder.path().display()
-    ));
-    let chunk = pair.folder.path().join("chunk");
-    let mut inner: AyaArray<_, [u16; MAGLEV_CHUNK]> = Map::from_map_data(MapData::from_pin(&chunk).expect("a chunk"))
-        .expect("an array")
-        .try_into()
-        .expect("of slots");
-    inner.set(0, [1; MAGLEV_CHUNK], 0).expect("slots");
-    shell(&format!(
-        "bpftool map update pinned {}/MAGLEV key 3 0 0 0 value pinned {}",
-        folder.display(),
-        chunk.display()
-    ));
-    std::fs::remove_file(chunk).expect("unpin the chunk");
-}
-
-/// The octets of a value of `meshd-abi`.
-fn octets<T: Copy>(value: &T) -> &[u8] {
-    // SAFETY: the types of that crate have no padding.
-    unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) }
-}
-
-#[test]
-fn layout_2_is_taken_over() {
-    in_namespaces(|pair| {
-        leave_layout_2(pair);
-        assert_eq!(on_link("own"), short(&TC));
-        let mut programs = pair.load();
-        assert_filled(&programs);
-        for program in TC {
-            assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
-        }
-        assert_eq!(on_link("own"), short(&TC));
-        programs.settle().expect("settle");
-        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-1")]);
-        let before = passed(&programs);
-        pair.ping(4);
-        assert_seen(&programs, before, 16);
         programs.remove().expect("remove");
         assert!(!pair.pins().exists(), "pins remain");
     });
