@@ -11,6 +11,8 @@ mod case;
 mod choices;
 #[path = "packets/connections.rs"]
 mod connections;
+#[path = "packets/disturb.rs"]
+mod disturb;
 #[path = "packets/dsr.rs"]
 mod dsr;
 #[path = "packets/events.rs"]

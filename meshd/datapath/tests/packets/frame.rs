@@ -271,6 +271,11 @@ impl Frame {
         (protocol, bytes)
     }
 
+    /// Octets behind the headers of the network, of all fragments together.
+    pub(crate) fn body_len(&self) -> usize {
+        self.body().1.len()
+    }
+
     /// The network header and what follows.
     pub(crate) fn packet(&self) -> Vec<u8> {
         let (protocol, body) = self.body();

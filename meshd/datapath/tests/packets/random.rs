@@ -6,31 +6,23 @@
 
 use std::env;
 
-use meshd_abi::{Counter, NO_TABLE, NextHop, Reason, Scope, Tunnel, hop_flags, settings_flags};
-use meshd_datapath::{Program, ticks};
+use meshd_abi::{Counter, Reason};
+use meshd_datapath::Program;
 
 use crate::{
-    buckets::in_buckets,
-    case::{Machine, Outcome, Verdict, with_machine},
+    case::{Verdict, with_machine},
+    disturb::{DATAGRAMS, World, disturb},
     dsr::{FORMS, noted},
-    fast::put_ways,
-    frame::{Body, GATEWAY, Mac, OWN, TCP, UDP, between, ping, pong, sctp, syn, tcp, udp, verify},
-    hostile::{check, know, least},
-    identities,
-    scene::{Kind, NETS, Net, PORT, backend, service, settings},
-    tunnels::{FAR, TUNNEL_MAC, TUNNEL_MTU, VNI, put_tunnel, tunnelled},
+    frame::{Body, between, ping, pong, sctp, syn, tcp, udp, verify},
+    hostile::{check, least},
+    scene::{Kind, NETS, PORT, backend},
+    tunnels::{TUNNEL_MTU, VNI, tunnelled},
 };
 
 /// Packets for each program when nobody asks for more.
 const PACKETS: u64 = 20_000;
 /// Packets between two changes of what the maps hold.
 const BLOCK: u64 = 500;
-/// Octets of the longest packet behind the link that the kernel's routes lead to.
-const UPLINK_MTU: usize = 1_400;
-/// The same of an error that is made here, whatever its way takes.
-const ERROR_MAX: usize = 1_280;
-/// Neighbors whose way is anything.
-const HOPS: std::ops::RangeInclusive<u32> = 1..=5;
 
 /// Programs and the number of each among them, which is its generator's as well.
 macro_rules! programs {
@@ -115,122 +107,6 @@ fn assert_add_up(before: &[Counter], after: &[Counter], sent: (u64, u64)) {
     assert!(all.0 >= sent.0, "{} of {} packets are counted", all.0, sent.0);
 }
 
-/// What a way takes.
-#[derive(Debug, Default)]
-struct World {
-    ways: Vec<(Mac, usize)>,
-}
-
-impl World {
-    /// True when what leaves past the stack is no longer than its way takes.
-    fn takes(&self, outcome: &Outcome) -> bool {
-        if !matches!(outcome.verdict, Some(Verdict::Redirect | Verdict::Back)) {
-            return true;
-        }
-        let (to, from) = (&outcome.out[..6], &outcome.out[6..12]);
-        // Out of a frame and to the tunnel's link, which it is shorter for.
-        if to == TUNNEL_MAC {
-            return true;
-        }
-        // A far end may be behind several.
-        let known = self.ways.iter().filter(|(mac, _)| mac == to).map(|(_, mtu)| *mtu).max();
-        // Back where it came from: an error about the packet itself.
-        let is_error = to == GATEWAY && from == OWN;
-        outcome.out.len() - 14 <= known.unwrap_or(if is_error { ERROR_MAX } else { UPLINK_MTU })
-    }
-}
-
-/// Makes the maps hold anything: services whose tables and members are anywhere, backends in any state, neighbors of any link and
-/// MTU, settings of any kind.
-fn disturb(machine: &Machine, random: &mut Random) -> World {
-    let scene = machine.scene();
-    in_buckets(&scene.maps.v4.connections, |bucket| bucket.fill(0));
-    in_buckets(&scene.maps.v6.connections, |bucket| bucket.fill(0));
-    scene.reset();
-    scene.maps.v4.identities.rebuild().expect("rebuilt");
-    know(&scene);
-    if let Some(form) = FORMS.get(random.below(4) as usize) {
-        scene.put_direct(form.flag());
-    }
-    let mut changed = scene.maps.settings.get(&0).expect("read").unwrap_or_else(settings);
-    changed.flags ^= random.next() & settings_flags::MASQUERADE;
-    if random.below(4) == 0 {
-        (changed.ports, changed.port_count) = (random.next() as u16, random.next() as u16 >> random.below(16));
-    }
-    scene.maps.settings.put(&0, &changed).expect("settings");
-    let has_tunnel = random.below(2) == 0;
-    if has_tunnel {
-        put_tunnel(&scene, random.next() & (settings_flags::TUNNEL_GENEVE | settings_flags::TUNNEL_FILTER));
-    }
-    if random.below(2) == 0 {
-        put_ways(&scene, random.below(6));
-    }
-    for net in NETS {
-        disturb_family(machine, net, random);
-    }
-    let share = [0, 0, 2, 8][random.below(4) as usize];
-    in_buckets(&scene.maps.v4.connections, |bucket| scribble(bucket, random, share));
-    in_buckets(&scene.maps.v6.connections, |bucket| scribble(bucket, random, share));
-    let mut lines = identities::lines(machine);
-    for index in (0..lines.len()).filter(|_| share > 0) {
-        let mut line = lines.get(&index, 0).expect("a line");
-        scribble(&mut line, random, share);
-        lines.set(index, line, 0).expect("written");
-    }
-    scene.maps.hold_resets(ticks().wrapping_add(random.below(3))).expect("written");
-    let mut world = World::default();
-    for index in HOPS {
-        let link = if random.below(4) == 0 { random.next() } else { [1, 20, 21][random.below(3) as usize] };
-        let mtu = [1_500, 1_400, 1_280, 576, 68, random.next() as u16][random.below(6) as usize];
-        // A far end of the tunnel, or one that is gone.
-        let far = if has_tunnel && random.below(3) == 0 { random.below(2) + FAR } else { 0 };
-        let flags = if far == 0 { 0 } else { hop_flags::TUNNEL };
-        let destination = if far == 0 { [2, 0, 0, 0, 9, index as u8] } else { Tunnel::link_address(far) };
-        scene.maps.next_hops.put(&index, &NextHop { link, mtu, destination, source: OWN, flags }).expect("a hop");
-        world.ways.push((destination, mtu.into()));
-    }
-    let states = scene.maps.v4.backends.all().expect("backends");
-    for (index, mut value) in states.into_iter().filter(|(index, _)| (1..12).contains(index)) {
-        (value.state, value.local) = (random.below(6) as u8, random.below(2) as u8);
-        value.next_hop = random.below(7);
-        scene.maps.v4.backends.put(&index, &value).expect("a backend");
-    }
-    world
-}
-
-/// Writes anything into some buckets: words of entries that are somebody else's or nobody's, and counts of entries that are nowhere.
-fn scribble(bucket: &mut [u64], random: &mut Random, share: u32) {
-    if random.below(8) < share {
-        bucket.fill_with(|| {
-            let [low, high] = [random.next() & random.next(), random.next()];
-            u64::from(low) | u64::from(high) << 32
-        });
-    }
-}
-
-fn disturb_family(machine: &Machine, net: Net, random: &mut Random) {
-    let scene = machine.scene();
-    for index in backend::ALL {
-        if random.below(2) == 0 {
-            continue;
-        }
-        let kind = [Kind::Cluster, Kind::NodePort, Kind::LoadBalancer][random.below(3) as usize];
-        let mut changed = service(random.next(), random.below(70));
-        changed.table = if random.below(2) == 0 { NO_TABLE } else { random.next() };
-        changed.slots = random.next() >> random.below(32);
-        changed.count = random.below(3) as u16;
-        changed.affinity = random.below(2) * 1_000;
-        changed.flags = random.next() as u16;
-        let scope = if kind == Kind::Cluster { Scope::Internal } else { Scope::External };
-        for protocol in [TCP, UDP] {
-            scene.put_service(net.frontend(kind, index), protocol, scope, changed);
-        }
-    }
-    let (from, to) = (net.client(), net.frontend(Kind::LoadBalancer, backend::REMOTE));
-    let tuple = (net.workload(), net.backend(backend::POD));
-    scene.put_connection(TCP, (from, to), tuple, random.next(), random.next() as u8);
-}
-
 /// A packet between addresses that mean something, with headers of any kind, any length and some octets changed.
 fn anything(random: &mut Random) -> (Vec<u8>, bool) {
     let net = NETS[random.below(2) as usize];
@@ -269,6 +145,13 @@ fn anything(random: &mut Random) -> (Vec<u8>, bool) {
     frame.ttl = random.below(4) as u8 * 60;
     if random.below(4) == 0 {
         frame = if net.is_v4() { frame.options(&[1, 1, 1, 0]) } else { frame.extension(60, &[0, 0, 1, 4, 0, 0, 0, 0]) };
+    }
+    if random.below(16) == 0 {
+        // Any part of a datagram, of which the first one may be known.
+        let length = frame.body_len();
+        let offset = random.below(3) as usize * 8;
+        let rest = length.saturating_sub(offset);
+        frame = frame.piece(random.below(DATAGRAMS), length - rest, rest.min(8 + random.below(64) as usize));
     }
     if random.below(32) == 0 {
         frame = frame.tag(&[0x81, 0, 0, random.below(3) as u8]);
