@@ -20,6 +20,7 @@ mod netns {
     mod observing;
     mod refusals;
     mod routes;
+    mod service_options;
     mod service_traffic;
     mod services;
     mod silence;

@@ -96,6 +96,34 @@ fn webpod_is_reached_over_ipv6_and_meets_itself() {
 }
 
 #[test]
+fn a_client_keeps_its_backend_over_ipv6() {
+    let (lab, webpods) = up();
+    lab.add_port(&NODES, "{name: dns, protocol: udp, port: 80}");
+    let client = lab.mesh.node("alpha-2-client");
+    let by = |is_tcp: bool| if is_tcp { ask(&client, SERVICE, 60) } else { ask_udp(&client, SERVICE, 60) };
+    for is_tcp in [true, false] {
+        assert!(eventually(|| backends(&by(is_tcp)) == BACKENDS), "{:?}", by(is_tcp));
+    }
+    let section = "      selector: {app: webpod}\n";
+    lab.edit(&ALPHA, section, &format!("{section}      session_affinity_s: 600\n"));
+    let chosen = [true, false].map(|is_tcp| {
+        assert!(eventually(|| backends(&by(is_tcp)).len() == 1), "{:?}", by(is_tcp));
+        backends(&by(is_tcp))[0].to_owned()
+    });
+    // Its backend goes: another one is kept.
+    let at = BACKENDS.iter().position(|backend| **backend == chosen[1]).expect("one of them");
+    lab.edit(&[NODES[at]], "labels: {app: webpod}", "labels: {app: other}");
+    let has_moved = || {
+        let answers = by(false);
+        let found = backends(&answers);
+        found.len() == 1 && found[0] != chosen[1]
+    };
+    assert!(eventually(has_moved), "{:?}, and before it was {}", by(false), chosen[1]);
+    webpods.stop();
+    lab.mesh.finish();
+}
+
+#[test]
 fn node_ports_are_reached_over_ipv6_with_and_without_translated_sources() {
     const TCP: &str = "[fd18::12]:30080";
     const UDP: &str = "[fd18::12]:30081";

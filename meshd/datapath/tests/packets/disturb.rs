@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use meshd_abi::{
-    AffinityKey, AffinityValue, Backend, CidrKey, Direct, Fragment, FragmentKey, MAGLEV_CHUNK, NO_TABLE, NextHop,
-    RangeKey, Scope, Tunnel, V4, V6, hop_flags, settings_flags,
+    AffinityKey, AffinityValue, Backend, CidrKey, Direct, Fragment, FragmentKey, Identity, MAGLEV_CHUNK, NO_TABLE,
+    NextHop, RangeKey, Scope, Tunnel, V4, V6, hop_flags, settings_flags,
 };
 use meshd_datapath::{FamilyMaps, ticks};
 
@@ -116,6 +116,9 @@ fn forget_prefixes<A: Family>(maps: &FamilyMaps<A>) {
     for (key, _) in maps.mesh.all().expect("prefixes") {
         maps.mesh.remove(&key).expect("removed");
     }
+    for (key, _) in maps.cidrs.all().expect("prefixes") {
+        maps.cidrs.remove(&key).expect("removed");
+    }
     for (key, _) in maps.ranges.all().expect("ranges") {
         maps.ranges.remove(&key).expect("removed");
     }
@@ -221,7 +224,15 @@ fn disturb_prefixes<A: Family>(maps: &FamilyMaps<A>, net: Net, random: &mut Rand
             (A::of(address), random.below(bits + 1))
         };
         let ((address, length), (source, others)) = (prefix(), prefix());
-        maps.mesh.put(&CidrKey { length, address }, &random.next()).expect("a prefix");
+        let key = CidrKey { length, address };
+        maps.mesh.put(&key, &random.next()).expect("a prefix");
+        let known = Identity {
+            identity: random.next(),
+            way: random.next(),
+            flags: random.next() as u16,
+            cluster: random.next() as u16,
+        };
+        maps.cidrs.put(&key, &known).expect("a prefix");
         // Also shorter than the number of a service, which is in front of it.
         let length = if random.below(4) == 0 { others } else { RangeKey::<A>::SERVICE_BITS + others };
         let range = RangeKey { length, service: some(random, MEMBERS), address: source };

@@ -259,6 +259,45 @@ fn exclusions_follow_announcements_the_agents_file_and_link_local() {
 }
 
 #[test]
+fn native_prefixes_and_those_of_the_configuration_keep_sources() {
+    const SECTIONS: &str = "masquerade: {enabled: true, exclude: [\"2001:db8:9::/64\"]}";
+    let (mesh, folder) = up(&format!("routing: {{native_cidrs: [203.0.113.0/24]}}\n{SECTIONS}"));
+    wait_installed(&mesh);
+    let outside = Witness::start(&mesh.node("outside"), &OUTSIDE);
+    let edit = |from: &str, to: &str| {
+        let path = folder.path().join("west-east").join(NODE).join("meshd.yaml");
+        let text = fs::read_to_string(&path).expect("a configuration");
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).expect("written");
+    };
+    let is_by = |by: &str| {
+        let is = || mesh.ask(NODE, &["status"])["masquerade"]["by"] == by;
+        assert!(eventually(is), "{:#}; its log:\n{}", mesh.ask(NODE, &["status"]), mesh.log(NODE));
+    };
+    is_by("programs");
+    let keep = |case: &str| {
+        for family in 0..2 {
+            assert_sources(&mesh, &outside, OUTSIDE[family], POD_ADDRESSES[family], case);
+        }
+        // Nobody has announced it.
+        assert_eq!(ask(&mesh.node(POD), &outside, "10.1.9.9", Kind::Tcp), NODE_ADDRESSES[0], "{case}");
+    };
+    keep("by programs");
+    edit("enabled: true, exclude:", "enabled: true, by: nftables, exclude:");
+    mesh.daemon(NODE).restart().expect("restarted");
+    wait_installed(&mesh);
+    is_by("nftables");
+    keep("by nftables");
+    // What is no longer excluded gets the node's address when the next connection begins.
+    edit("[\"2001:db8:9::/64\"]", "[]");
+    mesh.daemon(NODE).reload().expect("reloaded");
+    let source = |family: usize| ask(&mesh.node(POD), &outside, OUTSIDE[family], Kind::Tcp);
+    assert!(eventually(|| source(1) == NODE_ADDRESSES[1]), "{}: {:#}", source(1), mesh.ask(NODE, &["status"]));
+    assert_eq!(source(0), POD_ADDRESSES[0]);
+    mesh.finish();
+}
+
+#[test]
 fn what_others_translated_is_left_alone() {
     let (mesh, _folder) = up("masquerade: {enabled: true}");
     wait_installed(&mesh);
