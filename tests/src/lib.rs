@@ -1,8 +1,10 @@
 //! What the tests of several levels share.
 
 pub mod bgp;
+pub mod iperf;
 pub mod links;
 pub mod load;
+pub mod ping;
 pub mod routers;
 pub mod traffic;
 pub mod usage;

@@ -28,5 +28,6 @@ mod netns {
     mod source_ranges;
     mod tunnels;
     mod upgrades;
+    mod users;
     mod webpod;
 }

@@ -127,7 +127,7 @@ impl Drop for Mesh {
 }
 
 /// Sequence numbers that were answered. A late answer after "no answer yet" counts: the packet was not lost.
-pub(super) fn answers(output: &str) -> BTreeSet<u32> {
+fn answers(output: &str) -> BTreeSet<u32> {
     let answered = output.lines().filter(|line| line.contains("bytes from"));
     answered.filter_map(|line| line.split("icmp_seq=").nth(1)?.split_whitespace().next()?.parse().ok()).collect()
 }

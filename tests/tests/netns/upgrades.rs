@@ -4,21 +4,24 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use lab::{Node, Running};
+use lab::Node;
 use meshd_abi::LAYOUT_VERSION;
-use nix::sys::signal::Signal;
-use tests::load::{HTTP_PORT, Load, STREAM_PORT};
+use tests::{
+    iperf::Iperf,
+    load::{HTTP_PORT, Load, STREAM_PORT},
+    ping::Ping,
+};
 
 use super::{
-    faults::answers,
     layout_2,
     meshes::eventually,
+    service_traffic::wait_open,
     services::{ALL_BACKENDS, EAST, NODES, Services, WEST},
 };
 
@@ -36,12 +39,17 @@ const PROGRAMS: usize = 6;
 const STEPS: u64 = 2;
 /// The longest time for which a stream may stand still. On an idle machine it is 30 ms, on a very busy one it was a second.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// Time between two packets of ping.
+const PACE: Duration = Duration::from_millis(10);
+/// Port of iperf3's server, beside those of a load.
+const IPERF_PORT: u16 = 5202;
 
 /// A lab in which everybody is busy.
 struct Busy {
     lab: Services,
     load: Load,
-    pings: Vec<Running>,
+    pings: Vec<Ping>,
+    iperf: Option<Iperf>,
 }
 
 impl Busy {
@@ -61,12 +69,9 @@ impl Busy {
         let places =
             [service, SocketAddr::new(service.ip(), STREAM_PORT), SocketAddr::new([172, 18, 0, 5].into(), 30_080)];
         for (from, to) in [CLIENT, CLIENT, OUTSIDE].into_iter().zip(places) {
-            let from = lab.mesh.node(from);
-            let is_open =
-                || from.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()).expect("inside");
-            assert!(eventually(is_open), "{to}: {}", lab.mesh.log(NODE));
+            wait_open(&lab, &lab.mesh.node(from), &to.to_string());
         }
-        (Self { lab, load, pings: Vec::new() }, places)
+        (Self { lab, load, pings: Vec::new(), iperf: None }, places)
     }
 
     /// Opens everything, and has clients come and go.
@@ -79,11 +84,29 @@ impl Busy {
         self.load.stream(&client, stream).expect("a stream");
         for (pod, target) in [(CLIENT, "10.1.1.10"), ("east-worker-client", "10.0.1.10")] {
             let pod = self.lab.mesh.node(pod);
-            self.pings.push(pod.spawn(&["ping", "-n", "-O", "-i", "0.01", target]).expect("ping starts"));
+            let target = target.parse().expect("an address");
+            self.pings.push(Ping::start(&pod, target, PACE).unwrap_or_else(|error| panic!("{error:#}")));
         }
-        let is_answered = |ping: &Running| answers(&ping.so_far().unwrap_or_default()).len() > 20;
-        assert!(eventually(|| self.pings.iter().all(is_answered)), "pings are answered");
         self.wait("at first");
+    }
+
+    /// Gives a service of one backend to iperf3, whose two connections must meet the same server, and lets it send through that.
+    fn stream_of_iperf3(&mut self) {
+        let label = ("labels: {app: webpod}", "labels: {app: webpod, streams: all}");
+        self.lab.edit(&[OUTSIDE], label.0, label.1);
+        for (cluster, address) in [(WEST, "10.2.0.81"), (EAST, "10.3.0.81")] {
+            let service = format!(
+                "  services:\n    - {{namespace: default, name: webstream, cluster_ips: [{address}], selector: {{streams: all}}, \
+                 global: true, ports: [{{name: http, port: {HTTP_PORT}}}, {{name: iperf3, port: {IPERF_PORT}}}]}}\n"
+            );
+            self.lab.edit(&cluster, "  services:\n    -", &format!("{service}    -"));
+        }
+        let (from, server) = (self.lab.mesh.node(CLIENT), self.lab.mesh.node(&format!("{OUTSIDE}-webpod")));
+        let [to, at] =
+            ["10.2.0.81", "10.1.1.10"].map(|address| SocketAddr::new(address.parse().expect("an address"), IPERF_PORT));
+        wait_open(&self.lab, &from, &SocketAddr::new(to.ip(), HTTP_PORT).to_string());
+        let iperf = Iperf::start(&from, to, &server, at);
+        self.iperf = Some(iperf.unwrap_or_else(|error| panic!("{error:#}: {}", self.lab.mesh.log(NODE))));
     }
 
     /// Waits until every connection was used again.
@@ -114,12 +137,14 @@ impl Busy {
         println!("{figures:?}");
         assert_eq!(figures.open, OPEN[0] + OPEN[1]);
         assert!(figures.longest_pause < PAUSE_MAX, "{figures:?}");
+        if let Some(iperf) = self.iperf {
+            let streamed = iperf.finish().unwrap_or_else(|error| panic!("{error:#}"));
+            println!("{streamed:?}");
+            assert!(streamed.longest_pause < PAUSE_MAX, "{streamed:?}");
+        }
         for ping in self.pings {
-            let output = ping.stop(Signal::SIGINT, Duration::from_secs(5)).expect("ping ends");
-            let answers = answers(&output.stdout);
-            let last = *answers.last().expect("at least one answer");
-            let lost: Vec<u32> = (1..=last).filter(|number| !answers.contains(number)).collect();
-            assert!(lost.is_empty(), "{} of {last} packets lost: {lost:?}", lost.len());
+            let answers = ping.finish().unwrap_or_else(|error| panic!("{error:#}"));
+            assert!(answers.lost.is_empty(), "{answers:?}");
         }
         self.lab.mesh.finish();
     }
@@ -201,6 +226,7 @@ fn other_instructions(binary: &mut [u8]) -> usize {
 fn kills_restarts_and_other_programs_break_no_connection() {
     let (mut busy, places) = Busy::up();
     busy.begin(places);
+    busy.stream_of_iperf3();
     // Nobody runs for a while; then the next one takes over.
     busy.lab.mesh.daemon(NODE).kill9().expect("killed");
     busy.wait("while nobody runs");
