@@ -28,6 +28,7 @@ mod netns {
     mod source_ranges;
     mod tunnels;
     mod upgrades;
+    mod uplinks;
     mod users;
     mod webpod;
 }

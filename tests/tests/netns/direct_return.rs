@@ -14,17 +14,17 @@ use super::{
 };
 
 /// The node port of `webpod` at west-worker.
-const ASKED: &str = "172.18.0.5:30080";
+pub(super) const ASKED: &str = "172.18.0.5:30080";
 /// Who asks: a node of the other cluster, which is outside as far as west is concerned.
-const CLIENT: &str = "172.18.0.2";
+pub(super) const CLIENT: &str = "172.18.0.2";
 /// The backend on west's other node.
-const REMOTE: &str = "10.0.0.10";
+pub(super) const REMOTE: &str = "10.0.0.10";
 /// How long a capture may take to write what it has.
-const CAPTURED: Duration = Duration::from_secs(20);
+pub(super) const CAPTURED: Duration = Duration::from_secs(20);
 /// Connections of a round.
 const TIMES: usize = 40;
 
-fn reach(lab: &Services, outside: &Node) {
+pub(super) fn reach(lab: &Services, outside: &Node) {
     let to = ASKED.parse().expect("an address");
     let is_open = || {
         outside.within(|| std::net::TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()).expect("inside")
@@ -33,7 +33,7 @@ fn reach(lab: &Services, outside: &Node) {
 }
 
 /// Packets that `tshark` finds in a capture, each as the fields asked for.
-fn read(capture: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+pub(super) fn read(capture: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
     command.args(["-r"]).arg(capture).args(["-Y", filter, "-T", "fields", "-E", "occurrence=a"]);
     for field in fields {
@@ -45,15 +45,15 @@ fn read(capture: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
 }
 
-/// Starts to capture what a node sends and receives, and returns when it does.
-fn capture(node: &Node, file: &Path) -> lab::Running {
+/// Starts to capture what a node sends and receives by a link, and returns when it does.
+pub(super) fn capture(node: &Node, link: &str, file: &Path) -> lab::Running {
     let file = file.to_str().expect("a path of plain text");
     let running = node.spawn(&[
         "tcpdump",
         "-Z",
         "root",
         "-i",
-        "any",
+        link,
         "-U",
         "-s",
         "200",
@@ -115,8 +115,10 @@ fn answered_directly(lab: &Services, outside: &Node, form: &str, folder: &Path) 
     assert!(eventually(only), "{form}: {:?}", ask(outside, ASKED, TIMES));
     let received = packets(lab, "west-control-plane", "dsr_received");
     let files = ["asked", "backend"].map(|name| folder.join(format!("{form}-{name}.pcap")));
-    let captures =
-        [capture(&lab.mesh.node("west-worker"), &files[0]), capture(&lab.mesh.node("west-control-plane"), &files[1])];
+    let captures = [
+        capture(&lab.mesh.node("west-worker"), "any", &files[0]),
+        capture(&lab.mesh.node("west-control-plane"), "any", &files[1]),
+    ];
     let answers = ask(outside, ASKED, TIMES);
     assert_eq!(answers.into_iter().collect::<Vec<_>>(), [((REMOTE.to_owned(), CLIENT.to_owned()), TIMES)], "{form}");
     let came = || packets(lab, "west-control-plane", "dsr_received") >= received + TIMES as u64;

@@ -46,6 +46,15 @@ impl Services {
 
     /// A topology whose configurations end with the section `services`.
     pub(super) fn of(topology: &'static str, expected: Expected) -> Self {
+        Self::of_changed(topology, expected, |text| text)
+    }
+
+    /// The same with a topology that is changed before.
+    pub(super) fn of_changed(
+        topology: &'static str,
+        expected: Expected,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
         let (_, file) = lab::catalog::list().into_iter().find(|(name, _)| name == topology).expect("the topology");
         let source = file.parent().expect("a folder of topologies").to_owned();
         let folder = tempfile::tempdir().expect("a folder");
@@ -58,6 +67,8 @@ impl Services {
             fs::write(&path, text + &timeout).expect("the configuration is written");
         }
         let file = folder.path().join(format!("{topology}.clab.yml"));
+        let text = fs::read_to_string(&file).expect("the topology is read");
+        fs::write(&file, change(text)).expect("the topology is written");
         let mesh = Mesh::up(file.to_str().expect("a path of plain text"), expected);
         Self { mesh, folder, topology }
     }
