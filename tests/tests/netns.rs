@@ -30,5 +30,6 @@ mod netns {
     mod upgrades;
     mod uplinks;
     mod users;
+    mod ways;
     mod webpod;
 }

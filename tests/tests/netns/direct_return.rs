@@ -35,7 +35,14 @@ pub(super) fn reach(lab: &Services, outside: &Node) {
 /// Packets that `tshark` finds in a capture, each as the fields asked for.
 pub(super) fn read(capture: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     let mut command = Command::new("tshark");
-    command.args(["-r"]).arg(capture).args(["-Y", filter, "-T", "fields", "-E", "occurrence=a"]);
+    command.args(["-d", "udp.port==8472,vxlan", "-r"]).arg(capture).args([
+        "-Y",
+        filter,
+        "-T",
+        "fields",
+        "-E",
+        "occurrence=a",
+    ]);
     for field in fields {
         command.args(["-e", field]);
     }
@@ -59,7 +66,7 @@ pub(super) fn capture(node: &Node, link: &str, file: &Path) -> lab::Running {
         "200",
         "-w",
         file,
-        "tcp or proto 4 or udp port 6081",
+        "tcp or proto 4 or udp port 6081 or udp port 8472",
     ]);
     let running = running.expect("tcpdump runs");
     assert!(eventually(|| std::fs::metadata(file).is_ok_and(|file| file.len() > 0)), "no capture");

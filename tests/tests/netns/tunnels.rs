@@ -17,11 +17,11 @@ use tests::{
 };
 
 use super::{
-    meshes::{Mesh, WEST_EAST, column, eventually, ping, rows},
-    users::Users,
+    meshes::{Expected, Mesh, WEST_EAST, column, eventually, ping, rows},
+    users::{Users, one_backend},
 };
 
-const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
+pub(super) const NODES: [&str; 4] = ["west-control-plane", "west-worker", "east-control-plane", "east-worker"];
 /// TTL of an answer that two nodes forwarded, natively or not.
 const TTL: u32 = 62;
 /// Within this time traffic must go on after its way was cut.
@@ -30,18 +30,19 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 const STREAM_DEADLINE: Duration = Duration::from_secs(4);
 
 /// The west/east lab with more configuration on every node.
-struct Tunnels {
-    mesh: Mesh,
-    _folder: tempfile::TempDir,
+pub(super) struct Tunnels {
+    pub(super) mesh: Mesh,
+    pub(super) folder: tempfile::TempDir,
 }
 
 impl Tunnels {
     fn up(more: &str, native: bool) -> Self {
-        Self::up_with(1_500, native, |_, text| format!("{text}{more}"))
+        // Through the tunnel routes have no gateway.
+        Self::up_with(1_500, if native { WEST_EAST } else { TUNNELLED }, |_, text| format!("{text}{more}"))
     }
 
-    /// The lab over links that take packets of this size, with configurations that are changed by node.
-    fn up_with(mtu: u32, native: bool, change: impl Fn(&str, &str) -> String) -> Self {
+    /// The lab over links that take packets of this size, with configurations that are changed by node, and the routes that come of it.
+    pub(super) fn up_with(mtu: u32, expected: Expected, change: impl Fn(&str, &str) -> String) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/topologies");
         let topology = folder.path().join("west-east.clab.yml");
@@ -58,18 +59,17 @@ impl Tunnels {
             fs::write(to.join("meshd.yaml"), change(node, &text)).expect("written");
         }
         let path = topology.to_str().expect("a plain path");
-        // Through the tunnel routes have no gateway.
-        let mesh = Mesh::up(path, if native { WEST_EAST } else { TUNNELLED });
-        Self { mesh, _folder: folder }
+        let mesh = Mesh::up(path, expected);
+        Self { mesh, folder }
     }
 
-    fn run(&self, node: &str, command: &str) -> String {
+    pub(super) fn run(&self, node: &str, command: &str) -> String {
         let output = self.mesh.node(node).exec(&["sh", "-c", command]).expect("a shell");
         output.ok().unwrap_or_else(|error| panic!("{command} on {node}: {error}"))
     }
 
     /// Modes of the routes of a node, by prefix.
-    fn mode(&self, node: &str, prefix: &str) -> String {
+    pub(super) fn mode(&self, node: &str, prefix: &str) -> String {
         let routes = self.mesh.ask(node, &["get", "routes"]);
         let row = rows(&routes).iter().find(|row| row["prefix"] == prefix);
         row.map_or(String::new(), |row| row["mode"].as_str().unwrap_or_default().to_owned())
@@ -122,7 +122,7 @@ impl Tunnels {
 }
 
 /// What `ip -j` says of routes through the tunnel: the far end stands where the prefix does otherwise, and there is no gateway.
-const TUNNELLED: super::meshes::Expected = &[
+const TUNNELLED: Expected = &[
     ("west-control-plane", &[("172.18.0.5", ""), ("172.18.0.3", ""), ("172.18.0.2", "")]),
     ("west-worker", &[("172.18.0.4", ""), ("172.18.0.3", ""), ("172.18.0.2", "")]),
     ("east-control-plane", &[("172.18.0.4", ""), ("172.18.0.5", ""), ("172.18.0.2", "")]),
@@ -260,7 +260,7 @@ fn programs_write_the_identity_of_workloads_into_frames() {
         let row =
             rows(&identities).iter().find(|row| row["address"].as_str().is_some_and(|ip| ip.starts_with("10.0.1.10")));
         let identity = row.and_then(|row| row["identity"].as_u64()).unwrap_or_else(|| panic!("{identities}"));
-        let file = tunnels._folder.path().join("frames.pcap");
+        let file = tunnels.folder.path().join("frames.pcap");
         let file = file.to_str().expect("a plain path");
         let capture = mesh.node("east-worker").spawn(&[
             "tcpdump",
@@ -305,7 +305,7 @@ fn parse_number(text: &str) -> Option<u64> {
 
 #[test]
 fn nodes_with_programs_and_nodes_with_the_device_alone_understand_each_other() {
-    let tunnels = Tunnels::up_with(1_500, false, |node, text| {
+    let tunnels = Tunnels::up_with(1_500, TUNNELLED, |node, text| {
         let text =
             if node.starts_with("east") { text.replace("enabled: true", "enabled: false") } else { text.to_owned() };
         format!("{text}routing: {{mode: tunnel}}\ntunnel: {{protocol: vxlan}}\n")
@@ -321,7 +321,8 @@ fn nodes_with_programs_and_nodes_with_the_device_alone_understand_each_other() {
 
 #[test]
 fn traffic_goes_on_through_the_tunnel_when_the_native_way_is_cut_and_comes_back() {
-    let tunnels = Tunnels::up("routing: {mode: auto}\ntunnel: {protocol: vxlan, port: 8472}\n", true);
+    let more = "routing: {mode: auto}\ntunnel: {protocol: vxlan, port: 8472}\n";
+    let tunnels = Tunnels::up_with(1_500, WEST_EAST, |node, text| one_backend(node, text) + more);
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
     tunnels.wait_probed();
@@ -558,7 +559,7 @@ fn wait_size(client: &Node, size: u32) {
 #[test]
 fn a_narrow_network_carries_both_ways_and_the_switch_between_them() {
     let more = "routing: {mode: auto}\ntunnel: {protocol: vxlan, port: 8472}\n";
-    let tunnels = Tunnels::up_with(1_400, true, |_, text| format!("{text}{more}"));
+    let tunnels = Tunnels::up_with(1_400, WEST_EAST, |node, text| one_backend(node, text) + more);
     let mesh = &tunnels.mesh;
     mesh.wait_healthy(&NODES);
     tunnels.wait_probed();

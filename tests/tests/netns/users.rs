@@ -1,7 +1,8 @@
-//! What workloads of two nodes have between them while the way changes: a stream of iperf3, pings, and connections that stay open.
+//! What workloads of two nodes have between them while the way changes: a stream of iperf3, pings, and connections that stay open, some of
+//! them through a service.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -11,10 +12,15 @@ use tests::{
     ping::Ping,
 };
 
-use super::{meshes::Mesh, tunnels::DEADLINE};
+use super::{
+    meshes::{Mesh, eventually},
+    tunnels::DEADLINE,
+};
 
-/// Connections that stay open.
-const OPEN: usize = 20;
+/// Connections that stay open, to the server and through the service before it.
+const OPEN: [usize; 2] = [20, 20];
+/// The service in west.
+const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 80));
 /// Time between two packets of ping.
 const PACE: Duration = Duration::from_millis(50);
 /// Port of iperf3's server, beside those of a load.
@@ -31,14 +37,25 @@ pub(super) struct Users {
     open: Load,
 }
 
+/// The configuration of a node with east's worker's webpod as the only backend of the service.
+pub(super) fn one_backend(node: &str, text: &str) -> String {
+    if node == "east-worker" { text.to_owned() } else { text.replace("labels: {app: webpod}", "labels: {app: other}") }
+}
+
 impl Users {
-    /// The stream and the connections go from west's worker's client to east's worker's webpod, pings both ways.
+    /// The stream and the connections go from west's worker's client to east's worker's webpod, which is the service's only backend
+    /// ([`one_backend`]), pings both ways.
     pub(super) fn begin(mesh: &Mesh) -> Self {
         let (client, server) = (mesh.node("west-worker-client"), mesh.node("east-worker-webpod"));
         let address: IpAddr = [10, 1, 1, 10].into();
         let mut open = Load::new().expect("a load");
         open.serve(&server, address).expect("servers");
-        open.open(&client, SocketAddr::new(address, HTTP_PORT), OPEN).expect("connections");
+        let [server_at, service] = [address, SERVICE].map(|address| SocketAddr::new(address, HTTP_PORT));
+        let is_open = || client.within(|| TcpStream::connect_timeout(&service, DEADLINE).is_ok()).expect("inside");
+        assert!(eventually(is_open), "{}", mesh.log("west-worker"));
+        for (to, count) in [server_at, service].into_iter().zip(OPEN) {
+            open.open(&client, to, count).expect("connections");
+        }
         let at = SocketAddr::new(address, IPERF_PORT);
         let stream = Iperf::start(&client, at, &server, at).expect("iperf3 sends");
         let pings = [(client, address), (mesh.node("east-worker-client"), [10, 0, 1, 10].into())];
@@ -59,7 +76,7 @@ impl Users {
         let figures = self.open.finish().unwrap_or_else(|error| panic!("{error:#}"));
         println!("{switched:?} for the switch: {streamed:?}, {figures:?}");
         assert!(streamed.longest_pause < pause_max(switched), "{streamed:?} with {switched:?} for the switch");
-        assert_eq!(figures.open, OPEN);
+        assert_eq!(figures.open, OPEN[0] + OPEN[1]);
         assert!(figures.slowest < pause_max(switched), "{figures:?} with {switched:?} for the switch");
         for ping in self.pings {
             let answers = ping.finish().unwrap_or_else(|error| panic!("{error:#}"));
