@@ -5,6 +5,7 @@
 mod netns {
     mod alone;
     mod direct_return;
+    mod errors;
     mod etcd;
     mod exhaustion;
     mod faults;
