@@ -1,6 +1,6 @@
 //! Uplinks that lie on another link and have no XDP of a driver, as that of a VLAN does: XDP runs in the stack there, and sends.
 //!
-//! A macvlan stands for them: not every kernel has VLANs, and to programs the two are the same, a link of its own with packets without a tag.
+//! A macvlan stands for them, because not every kernel has VLANs; `make kernels` runs on some that do.
 
 use std::{
     collections::BTreeMap,
