@@ -5,6 +5,7 @@ use clap::Args;
 use super::failure::Failure;
 use super::options::ConfigOptions;
 use crate::config::{Config, ConfigSource};
+use crate::lifecycle::hold_hangups;
 
 /// What runs the daemon: the checked configuration, and where to read it again on SIGHUP.
 pub type Daemon = fn(Config, ConfigSource) -> anyhow::Result<()>;
@@ -21,6 +22,8 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, daemon: Daemon) -> Result<(), Failure> {
+        // A reload that comes while we start is one, too.
+        hold_hangups().map_err(|error| Failure::new(&error))?;
         let mut source = self.options.source()?;
         if let Some(socket) = self.socket {
             source.flags.push(("api.socket".to_owned(), socket, "--socket".to_owned()));

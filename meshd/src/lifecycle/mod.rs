@@ -15,5 +15,5 @@ mod tasks;
 pub use clock::SteadyClock;
 pub use predecessor::once_free;
 pub use problems::Problems;
-pub use signals::{hangups, stop_signal};
+pub use signals::{hangups, hold_hangups, stop_signal};
 pub use tasks::Tasks;

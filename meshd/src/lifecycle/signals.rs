@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::sys::signal::{SigmaskHow, Signal::SIGHUP, pthread_sigmask};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Resolves at SIGTERM or SIGINT. A second one ends the process at once: whoever asks twice does not want to wait.
@@ -27,10 +28,21 @@ async fn wait(term: &mut Signal, int: &mut Signal) {
     }
 }
 
-/// The stream of SIGHUPs.
+/// Keeps SIGHUPs of this thread, and of those it starts, until somebody asks for [`hangups`]: one that nobody handles ends the process, also while
+/// it reads its configuration.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn hold_hangups() -> io::Result<()> {
+    Ok(pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SIGHUP.into()), None)?)
+}
+
+/// The stream of SIGHUPs, with one that was held.
 ///
 /// # Errors
 /// When the signal handler cannot be installed.
 pub fn hangups() -> io::Result<Signal> {
-    signal(SignalKind::hangup())
+    let hangups = signal(SignalKind::hangup())?;
+    pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&SIGHUP.into()), None)?;
+    Ok(hangups)
 }
