@@ -175,9 +175,8 @@ fn complete<A: Tables, C: Context>(ctx: &C) -> Option<()> {
     let known = A::known(&key.source);
     // Of whom nobody knows anything, the tunnel may have said something, and that is more than what is known of a prefix.
     let said = if known.is_none() { A::arrived(&key.source) } else { 0 };
-    let (identity, cluster) = label(known.or_else(|| A::around(&key.source)));
-    event.source_identity = if said == 0 { identity } else { said };
-    event.source_cluster = cluster;
+    (event.source_identity, event.source_cluster) =
+        if said == 0 { label(known.or_else(|| A::around(&key.source))) } else { (said, 0) };
     let destination = A::from_words(event.new_destination);
     let known = A::known(&destination).or_else(|| A::around(&destination));
     (event.destination_identity, event.destination_cluster) = label(known);

@@ -76,14 +76,6 @@ impl PathPolicy {
         let all_native = !node.pod_cidrs.is_empty() && node.pod_cidrs.iter().all(is_native);
         if self.mode == PathMode::Tunnel && all_native { PathMode::Native } else { self.mode }
     }
-
-    /// The tunnel, when some node may be reached through it.
-    #[must_use]
-    pub fn needs_tunnel(&self) -> Option<TunnelSettings> {
-        let modes = self.clusters.values().chain(self.nodes.values()).chain([&self.mode]);
-        let may_use = modes.into_iter().any(|mode| *mode != PathMode::Native);
-        self.tunnel.filter(|_| may_use)
-    }
 }
 
 #[cfg(test)]
@@ -123,16 +115,5 @@ mod tests {
         assert_eq!(mode(&policy, "north", "a", &["10.2.9.0/24", "10.3.0.0/24"]), PathMode::Tunnel, "not all of it");
         let without = PathPolicy { tunnel: None, ..policy };
         assert_eq!(mode(&without, "north", "a", &["10.3.0.0/24"]), PathMode::Native, "no tunnel is allowed");
-    }
-
-    #[test]
-    fn a_tunnel_is_needed_when_somebody_may_use_it() {
-        let tunnel = Some(TunnelSettings { port: 8472, vni: 2, geneve: false, any_source: false });
-        let native = PathPolicy { tunnel, ..PathPolicy::default() };
-        assert_eq!(native.needs_tunnel(), None);
-        assert_eq!(PathPolicy { mode: PathMode::Auto, ..native.clone() }.needs_tunnel(), tunnel);
-        let one = PathPolicy { clusters: BTreeMap::from([("east".parse().unwrap(), PathMode::Tunnel)]), ..native };
-        assert_eq!(one.needs_tunnel(), tunnel);
-        assert_eq!(PathPolicy { tunnel: None, ..one }.needs_tunnel(), None);
     }
 }

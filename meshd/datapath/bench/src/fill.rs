@@ -8,7 +8,7 @@ use meshd_core::{
     desired::{Backend, BackendState, Frontend, FrontendKind, Service, ServicePort},
     maglev::Slots,
     observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, Topology, TrafficPolicy},
-    plan::datapath::{Existing, ServicePlanner, ServiceSettings, Write},
+    plan::datapath::{Carried, Existing, ServicePlanner, ServiceSettings, Write},
 };
 use meshd_datapath::{Maps, Programs};
 
@@ -74,7 +74,7 @@ pub(crate) fn service(programs: &Programs, machine: &Machine) -> anyhow::Result<
             carry_out(maps, write)?;
         }
         let elapsed = start.elapsed().as_secs_f64() * 1_000.0;
-        planner.done(&name, true);
+        planner.done(&name, Carried::All);
         // Nobody uses the backend that went.
         for write in &planner.release(|_, _| false).writes {
             carry_out(maps, write)?;

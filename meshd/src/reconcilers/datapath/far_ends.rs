@@ -76,7 +76,7 @@ impl FarEnds {
             return;
         }
         // The device writes it, too, into packets that are only told where to go.
-        settings.tunnel_vni = self.policies.borrow().needs_tunnel().map_or(0, |tunnel| tunnel.vni);
+        settings.tunnel_vni = self.policies.borrow().tunnel.map_or(0, |tunnel| tunnel.vni);
         let Some(told) = self.told else { return };
         settings.tunnel_link = told.link.index.0;
         settings.tunnel_mac = told.link.mac;
@@ -202,7 +202,7 @@ impl State {
         if !self.last.local_known {
             return None;
         }
-        let policy = self.far_ends.policies.borrow().needs_tunnel();
+        let policy = self.far_ends.policies.borrow().tunnel;
         let is_on = [Program::TunnelIngress, Program::TunnelEgress]
             .iter()
             .all(|program| self.far_ends.link.is_some_and(|link| self.links.is_at(*program, link.index)));

@@ -44,7 +44,8 @@ use meshd_core::{
     maglev::Slots,
     observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
     plan::datapath::{
-        Hop, HopPlanner, IdentityPlanner, ServicePlan, ServicePlanner, ServiceSettings, Standing, Way, Ways, Write,
+        Hop, HopPlanner, IdentityPlanner, Role, ServicePlan, ServicePlanner, ServiceSettings, Standing, Way, Ways,
+        Write,
     },
     table::RowDiff,
 };
@@ -571,8 +572,7 @@ impl State {
         writes: &mut Vec<Write>,
     ) {
         let remote = *name != self.options.local.cluster;
-        let workload = Standing { remote, node: false, cluster, name: name.clone() };
-        let node = Standing { node: true, ..workload.clone() };
+        let workload = Standing { remote, role: Role::Workload, cluster, name: name.clone(), node: None };
         for diff in tables.endpoints.diff(&old.endpoints) {
             let (prefix, row) = match diff {
                 RowDiff::Added(prefix, row) | RowDiff::Changed(prefix, _, row) => (prefix, Some(row)),
@@ -587,33 +587,36 @@ impl State {
             writes.extend(self.identities.put(prefix.trunc(), &workload, identity));
         }
         for diff in tables.nodes.diff(&old.nodes) {
-            let (before, after) = match diff {
-                RowDiff::Added(_, row) => (None, Some(row)),
-                RowDiff::Changed(_, before, after) => (Some(before), Some(after)),
-                RowDiff::Removed(_, row) => (Some(row), None),
+            let (node, before, after) = match diff {
+                RowDiff::Added(node, row) => (node, None, Some(row)),
+                RowDiff::Changed(node, before, after) => (node, Some(before), Some(after)),
+                RowDiff::Removed(node, row) => (node, Some(row), None),
             };
             let (before, after) = (self.of_node(before, cluster), self.of_node(after, cluster));
-            for gone in before.keys().filter(|address| !after.contains_key(*address)) {
-                writes.extend(self.identities.put(*gone, &node, None));
+            let standing = |role: Role| Standing { role, node: Some(node.clone()), ..workload.clone() };
+            for (role, gone) in before.keys().filter(|key| !after.contains_key(*key)) {
+                writes.extend(self.identities.put(*gone, &standing(*role), None));
             }
-            for (address, identity) in after {
-                writes.extend(self.identities.put(address, &node, Some(identity)));
+            for ((role, address), identity) in after {
+                writes.extend(self.identities.put(address, &standing(role), Some(identity)));
             }
         }
     }
 
     /// Who has the addresses of a node.
-    fn of_node(&self, row: Option<&Arc<NodeRow>>, cluster: u16) -> BTreeMap<IpAddr, Identity> {
+    fn of_node(&self, row: Option<&Arc<NodeRow>>, cluster: u16) -> BTreeMap<(Role, IpAddr), Identity> {
         let Some(row) = row else { return BTreeMap::new() };
-        let beside = |addresses: &[IpAddr], identity: NumericIdentity| {
-            let known = Identity { identity: identity.0, way: 0, flags: 0, cluster };
-            addresses.iter().map(|address| (*address, known)).collect::<Vec<_>>()
+        // What runs on this node is one of its workloads.
+        let is_own = row.addresses.iter().any(|address| self.options.local.addresses.contains(&address.ip));
+        let flags = if is_own { identity_flags::LOCAL } else { 0 };
+        let beside = |role: Role, addresses: &[IpAddr], identity: NumericIdentity| {
+            let known = Identity { identity: identity.0, way: 0, flags, cluster };
+            addresses.iter().map(|address| ((role, *address), known)).collect::<Vec<_>>()
         };
-        let mut all = BTreeMap::new();
-        all.extend(beside(&row.ingress, NumericIdentity::INGRESS));
-        all.extend(beside(&row.health, NumericIdentity::HEALTH));
-        // What is the node's own is that in the first place.
-        all.extend(row.addresses.iter().map(|address| (address.ip, self.node(address.ip, cluster))));
+        let mut all: BTreeMap<(Role, IpAddr), Identity> =
+            row.addresses.iter().map(|address| ((Role::Node, address.ip), self.node(address.ip, cluster))).collect();
+        all.extend(beside(Role::Health, &row.health, NumericIdentity::HEALTH));
+        all.extend(beside(Role::Ingress, &row.ingress, NumericIdentity::INGRESS));
         all
     }
 
@@ -687,10 +690,10 @@ impl State {
         let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
         let ServicePlan { writes, mut problems } = self.services.plan(name, service, hop);
         self.sockets.note(&writes);
-        let outcome = self.refused.run_service(&self.programs.maps, writes);
-        self.services.done(name, outcome.is_ok());
+        let (carried, error) = self.refused.run_service(&self.programs.maps, writes);
+        self.services.done(name, carried);
         self.renumber(name, &old);
-        problems.extend(outcome.err().map(|error| format!("service {name}: {}", error_chain(&error))));
+        problems.extend(error.map(|error| format!("service {name}: {}", error_chain(&error))));
         if problems.is_empty() {
             self.problems.remove(name);
         } else {

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, mem};
 
 use meshd_abi::{Address, Identity, NeighborKey, RangeKey, ReceiverKey, V4, V6};
-use meshd_core::plan::datapath::Write;
+use meshd_core::plan::datapath::{Carried, Write};
 use meshd_datapath::{DatapathError, Identities, Maps};
 
 /// Elements of one batch.
@@ -96,27 +96,29 @@ impl Refused {
         }
     }
 
-    /// Carries out the writes of one service. An entry is not written when what it names could not be.
-    ///
-    /// # Errors
-    /// The first refusal of a table or an entry.
-    pub(super) fn run_service(&mut self, maps: &Maps, writes: Vec<Write>) -> Result<(), DatapathError> {
-        let mut outcome = Ok(());
-        let mut has_tables = true;
+    /// Carries out the writes of one service. An entry is not written when what it names could not be. Also answers the first refusal of a
+    /// table or an entry.
+    pub(super) fn run_service(&mut self, maps: &Maps, writes: Vec<Write>) -> (Carried, Option<DatapathError>) {
+        let (mut carried, mut first) = (Carried::All, None);
         for write in writes {
-            match write {
-                Write::Members(..) | Write::Chunk(..) => {
-                    if has_tables && let Err(error) = one(maps, &write) {
-                        has_tables = false;
-                        outcome = outcome.and(Err(error));
-                    }
+            let result = match write {
+                Write::Members(..) | Write::Chunk(..) if carried == Carried::NoTables => continue,
+                Write::Service4(_, Some(_)) | Write::Service6(_, Some(_)) if carried == Carried::NoTables => continue,
+                Write::Members(..) | Write::Chunk(..) => one(maps, &write).map_err(|error| (Carried::NoTables, error)),
+                Write::Service4(..) | Write::Service6(..) => {
+                    one(maps, &write).map_err(|error| (carried.max(Carried::NoEntries), error))
                 }
-                Write::Service4(_, Some(_)) | Write::Service6(_, Some(_)) if !has_tables => {}
-                Write::Service4(..) | Write::Service6(..) => outcome = outcome.and(one(maps, &write)),
-                independent => self.run(maps, vec![independent]),
+                independent => {
+                    self.run(maps, vec![independent]);
+                    continue;
+                }
+            };
+            if let Err((worse, error)) = result {
+                carried = worse;
+                first.get_or_insert(error);
             }
         }
-        outcome
+        (carried, first)
     }
 
     /// Tries some of the refused writes again.

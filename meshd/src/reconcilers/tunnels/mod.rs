@@ -2,7 +2,7 @@
 //!
 //! One task looks after the link `meshd_vxlan` and the rule that takes frames out of it. It wakes when a snapshot was published in
 //! which links or addresses differ, when somebody touched our table of the packet filter, when a nexthop through the link may be gone,
-//! and now and then. The link stays when the daemon stops; it goes when nothing may use it any more and no route of ours leads
+//! and now and then. The link stays when the daemon stops; it goes when no tunnel is configured any more and no route of ours leads
 //! through it, and with `meshd drain`.
 //!
 //! A link of somebody else with the same UDP port is never touched: ours cannot be up then, which is a problem that names it.
@@ -138,7 +138,7 @@ impl Tunnels {
             return;
         }
         self.considered = Some(revisions(&snapshot));
-        let tunnel = self.inputs.policies.borrow_and_update().needs_tunnel();
+        let tunnel = self.inputs.policies.borrow_and_update().tunnel;
         let wish = tunnel.and_then(|tunnel| {
             let mtu = tunnel_mtu(&snapshot.observed, &self.inputs.local.addresses)?;
             Some(TunnelWish { port: tunnel.port, mtu })
@@ -184,7 +184,7 @@ impl Tunnels {
             // Nobody says when the last route has gone.
             return Ok(RETRY);
         }
-        info!("removing the tunnel's link: nothing may use it any more");
+        info!("removing the tunnel's link: none is configured any more");
         self.withdraw().await.map(|()| IDLE)
     }
 

@@ -12,25 +12,40 @@ use ipnet::IpNet;
 use meshd_abi::{CidrKey, Identity, V4, V6};
 
 use super::{Write, ip, v4, v6};
-use crate::id::ClusterName;
+use crate::id::{ClusterName, NodeName};
+
+/// What an address is to whoever says something about it. The first counts most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A workload's, or a prefix.
+    Workload,
+    /// A node's own.
+    Node,
+    /// That of what answers the health checks of a node.
+    Health,
+    /// That of a node's ingress.
+    Ingress,
+}
 
 /// Who says something about an address, and how much that counts; the lowest wins.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Standing {
     /// False for our own cluster.
     pub remote: bool,
-    /// False for a workload.
-    pub node: bool,
+    /// What it is.
+    pub role: Role,
     /// Id of the cluster, as far as it is known.
     pub cluster: u16,
     /// The cluster.
     pub name: ClusterName,
+    /// The node whose record says it; `None` for workloads, of which an address has one.
+    pub node: Option<NodeName>,
 }
 
 impl Standing {
     /// True when it is the same source, also if the id of its cluster was learned in between.
     fn is_of(&self, other: &Self) -> bool {
-        self.name == other.name && self.node == other.node
+        (self.role, &self.name, &self.node) == (other.role, &other.name, &other.node)
     }
 }
 
@@ -116,7 +131,7 @@ impl IdentityPlanner {
         let prefix = IpNet::from(address);
         let claims = self.claims.get_mut(&prefix)?;
         let before = claims.first().map(|(_, identity)| *identity);
-        for (_, identity) in claims.iter_mut().filter(|(standing, _)| !standing.node) {
+        for (_, identity) in claims.iter_mut().filter(|(standing, _)| standing.role == Role::Workload) {
             identity.way = way;
         }
         let after = claims.first().map(|(_, identity)| *identity);
@@ -138,8 +153,9 @@ impl IdentityPlanner {
 
     /// Addresses that are a workload's.
     pub fn workloads(&self) -> impl Iterator<Item = IpAddr> {
-        let is_workload =
-            |claims: &Vec<(Standing, Identity)>| claims.first().is_some_and(|(standing, _)| !standing.node);
+        let is_workload = |claims: &Vec<(Standing, Identity)>| {
+            claims.first().is_some_and(|(standing, _)| standing.role == Role::Workload)
+        };
         let is_address = |prefix: &IpNet| is_whole(prefix);
         let workloads = self.claims.iter().filter(move |(prefix, claims)| is_address(prefix) && is_workload(claims));
         workloads.map(|(prefix, _)| prefix.addr())

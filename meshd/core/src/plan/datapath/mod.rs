@@ -16,8 +16,8 @@ mod ways;
 
 pub use exclusions::{ExclusionPlanner, prefix4, prefix6};
 pub use hops::{Hop, HopPlanner, Neighbor};
-pub use identities::{IdentityPlanner, IdentityUse, Standing};
-pub use services::{Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
+pub use identities::{IdentityPlanner, IdentityUse, Role, Standing};
+pub use services::{Carried, Existing, ServicePlan, ServicePlanner, ServiceSettings, digest_of};
 pub use tunnels::{TunnelPlan, TunnelPlanner};
 pub use ways::{Way, Ways};
 

@@ -13,6 +13,8 @@ use crate::{
     observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
 };
 
+mod service_model;
+
 const SETTINGS: ServiceSettings = ServiceSettings {
     slots: Some(Slots::Normal),
     seed: 7606,
@@ -47,7 +49,7 @@ impl Maps {
     /// Plans a service and carries it out.
     fn put(&mut self, planner: &mut ServicePlanner, name: &ServiceName, service: Option<&desired::Service>) {
         self.run(planner.plan(name, service, no_hop));
-        planner.done(name, true);
+        planner.done(name, Carried::All);
     }
 
     /// Carries out writes and checks after each that every frontend leads to backends that exist.
@@ -131,7 +133,7 @@ impl Maps {
                     let is_active = backend.state == BackendState::Active as u8;
                     is_active && backend.owner == entry.id && ip(backend.address) == *at
                 };
-                let index = self.backends.keys().find(is_own).copied().unwrap();
+                let index = self.backends.keys().find(is_own).copied().expect("it is in use");
                 let node = self.direct.get(&index).map(|direct| direct.node).filter(|node| *node != V4::default());
                 (*at, node, self.receivers.get(&(*at, entry.id)) == Some(&index))
             };
@@ -319,7 +321,7 @@ fn a_restart_takes_over_what_connections_name() {
     let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
     let plan = planner.plan(&name(), Some(&service(&two)), no_hop);
     assert_eq!(plan, ServicePlan::default(), "everything is there already, the table too");
-    planner.done(&name(), true);
+    planner.done(&name(), Carried::All);
     assert_eq!((maps.index("10.0.0.10"), maps.index("10.0.1.10")), (before.0, before.1));
     for (key, entry) in &before.2 {
         assert_eq!(maps.services[key].id, entry.id, "affinity names it");
@@ -361,7 +363,7 @@ fn source_ranges_are_there_before_a_frontend_asks_for_them_and_until_none_does()
     assert_eq!(maps.ranges, [range].into());
     planner.begin_round();
     assert_eq!(planner.plan(&name(), Some(&wanted), no_hop), ServicePlan::default());
-    planner.done(&name(), true);
+    planner.done(&name(), Carried::All);
 
     // Another range takes its place, and a restart finds it.
     wanted.source_ranges = ["203.0.113.0/24".parse().unwrap()].into();
@@ -372,7 +374,7 @@ fn source_ranges_are_there_before_a_frontend_asks_for_them_and_until_none_does()
     let plan = planner.plan(&name(), Some(&wanted), no_hop);
     assert!(!plan.writes.iter().any(|write| matches!(write, Write::Range4(..) | Write::Service4(_, None))));
     maps.run(plan);
-    planner.done(&name(), true);
+    planner.done(&name(), Carried::All);
     assert_eq!(planner.finish().0, ServicePlan::default());
     assert_eq!(maps.ranges, [range].into());
 
@@ -749,7 +751,8 @@ proptest! {
                 plan.writes.retain(|write| !matches!(write, Write::Chunk(..) | Write::Service4(_, Some(_))));
             }
             maps.run_unchecked(plan);
-            planner.done(&names[usize::from(at)], !(is_refused && has_table));
+            let carried = if is_refused && has_table { Carried::NoTables } else { Carried::All };
+            planner.done(&names[usize::from(at)], carried);
         };
         for (at, bits, is_refused) in steps {
             planner.begin_round();
@@ -785,10 +788,11 @@ fn the_source_that_stands_higher_names_an_address() {
     let mut planner = IdentityPlanner::default();
     let address: IpAddr = "10.1.0.10".parse().unwrap();
     let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
-    let standing = |remote, node, cluster, name: &str| Standing { remote, node, cluster, name: name.parse().unwrap() };
-    let own = &standing(false, false, 1, "west");
-    let remote = &standing(true, false, 2, "east");
-    let node = &standing(true, true, 2, "east");
+    let standing =
+        |remote, role, cluster, name: &str| Standing { remote, role, cluster, name: name.parse().unwrap(), node: None };
+    let own = &standing(false, Role::Workload, 1, "west");
+    let remote = &standing(true, Role::Workload, 2, "east");
+    let node = &standing(true, Role::Node, 2, "east");
     assert!(planner.put(address, node, Some(identity(6))).is_some());
     assert!(planner.put(address, remote, Some(identity(131_073))).is_some());
     assert!(planner.put(address, node, Some(identity(7))).is_none());
@@ -807,8 +811,9 @@ fn ways_of_the_fast_path_are_those_of_workloads() {
     let mut planner = IdentityPlanner::default();
     let address: IpAddr = "10.1.0.10".parse().unwrap();
     let identity = |number, way| Identity { identity: number, way, flags: 0, cluster: 2 };
-    let workload = Standing { remote: true, node: false, cluster: 2, name: "east".parse().unwrap() };
-    let node = Standing { node: true, ..workload.clone() };
+    let workload =
+        Standing { remote: true, role: Role::Workload, cluster: 2, name: "east".parse().unwrap(), node: None };
+    let node = Standing { role: Role::Node, ..workload.clone() };
     assert_eq!(planner.set_way(address, 7), None, "nobody has it");
     planner.put(address, &node, Some(identity(6, 0)));
     assert_eq!(planner.set_way(address, 7), None, "a node's goes through the stack");
@@ -831,7 +836,8 @@ fn identities_of_an_earlier_process_stay_until_every_list_is_complete() {
     let at = |last| V4::from_octets([10, 1, 0, last]);
     let existing: Vec<_> = (1..4).map(|last| (at(last), identity(last.into()))).collect();
     let mut planner = IdentityPlanner::new(&existing, &[]);
-    let unheard = Standing { remote: true, node: false, cluster: 0, name: "east".parse().unwrap() };
+    let unheard =
+        Standing { remote: true, role: Role::Workload, cluster: 0, name: "east".parse().unwrap(), node: None };
     let heard = Standing { cluster: 2, ..unheard.clone() };
     assert_eq!(planner.put(ip(at(1)), &unheard, Some(identity(1))), None, "it is there");
     assert_eq!(planner.put(ip(at(2)), &unheard, Some(identity(9))), Some(Write::Identity4(at(2), Some(identity(9)))));
@@ -846,8 +852,8 @@ fn identities_of_an_earlier_process_stay_until_every_list_is_complete() {
 fn prefixes_are_known_beside_addresses_and_are_nobodys() {
     let mut planner = IdentityPlanner::default();
     let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
-    let remote = Standing { remote: true, node: false, cluster: 2, name: "east".parse().unwrap() };
-    let own = Standing { remote: false, node: false, cluster: 1, name: "west".parse().unwrap() };
+    let remote = Standing { remote: true, role: Role::Workload, cluster: 2, name: "east".parse().unwrap(), node: None };
+    let own = Standing { remote: false, role: Role::Workload, cluster: 1, name: "west".parse().unwrap(), node: None };
     let net: ipnet::IpNet = "10.151.0.0/16".parse().unwrap();
     let key = meshd_abi::CidrKey { length: 16, address: V4::from_octets([10, 151, 0, 0]) };
     assert_eq!(planner.put(net, &remote, Some(identity(300))), Some(Write::Cidr4(key, Some(identity(300)))));
@@ -881,70 +887,26 @@ fn a_service_by_source_says_so_in_its_entries() {
     assert!(maps.services.values().all(|entry| entry.flags & meshd_abi::service_flags::BY_SOURCE == 0));
 }
 
-/// A backend by number: used or draining, its weight, and on which node it is.
-type Wanted = BTreeMap<u8, (bool, u16, bool)>;
-
-fn wanted() -> impl Strategy<Value = Option<(Wanted, bool, bool)>> {
-    let backends = prop::collection::btree_map(0..6u8, (prop::bool::weighted(0.8), 1..3u16, any::<bool>()), 0..6);
-    prop::option::weighted(0.9, (backends, any::<bool>(), any::<bool>()))
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    /// Whatever came and went in between, and whoever wrote it, packets meet what a node would do that has just begun.
-    #[test]
-    fn the_way_to_a_service_does_not_matter(steps in prop::collection::vec((wanted(), 0..4u8, any::<bool>()), 1..16)) {
-        let settings = ServiceSettings { backends: 4_096, members: 4_096, chunks: 512, ..SETTINGS };
-        let new = |existing| ServicePlanner::new(settings, existing).of_cluster("west".parse().unwrap());
-        let (mut planner, mut maps) = (new(Existing::default()), Maps::default());
-        for (wanted, restart, has_table) in steps {
-            let wanted = wanted.map(|(backends, is_direct, local_only)| {
-                let backends: Vec<_> = backends
-                    .into_iter()
-                    .map(|(number, (used, weight, local))| desired::Backend {
-                        used,
-                        weight,
-                        local,
-                        node: Some(IpAddr::from([192, 0, 2, 1 + u8::from(!local)])),
-                        ..backend(&format!("10.0.0.{number}"))
-                    })
-                    .collect();
-                let policy = if local_only { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
-                let mode = if is_direct { ForwardingMode::Dsr } else { ForwardingMode::Snat };
-                desired::Service { external_policy: policy, mode: Some(mode), ..service(&backends) }
-            });
-            planner.begin_round();
-            let plan = planner.plan(&name(), wanted.as_ref(), no_hop);
-            prop_assert!(plan.problems.is_empty(), "{:?}", plan.problems);
-            // The kernel refuses the table: all of it has to be planned again.
-            let refused = !has_table && plan.writes.iter().any(|write| matches!(write, Write::Chunk(..)));
-            for write in plan.writes {
-                if !refused || !matches!(write, Write::Chunk(..) | Write::Service4(_, Some(_))) {
-                    maps.write(write);
-                }
-            }
-            planner.done(&name(), !refused);
-            if refused {
-                let plan = planner.plan(&name(), wanted.as_ref(), no_hop);
-                maps.run_unchecked(plan);
-                planner.done(&name(), true);
-            }
-            maps.check();
-            maps.run_unchecked(planner.release(|_, _| false));
-            let (mut fresh, mut other) = (new(Existing::default()), Maps::default());
-            other.put(&mut fresh, &name(), wanted.as_ref());
-            prop_assert_eq!(maps.meaning(), other.meaning());
-            if restart == 0 {
-                planner = new(maps.existing());
-                maps.put(&mut planner, &name(), wanted.as_ref());
-                let (plan, again) = planner.finish();
-                maps.run_unchecked(plan);
-                if !again.is_empty() {
-                    maps.put(&mut planner, &name(), wanted.as_ref());
-                }
-                prop_assert_eq!(maps.meaning(), other.meaning());
-            }
-        }
-    }
+#[test]
+fn a_node_that_goes_leaves_its_address_to_the_one_that_has_it_now() {
+    let mut planner = IdentityPlanner::default();
+    let address: IpAddr = "172.18.0.5".parse().unwrap();
+    let identity = |number| Identity { identity: number, way: 0, flags: 0, cluster: 2 };
+    let of = |role, node: &str| Standing {
+        remote: true,
+        role,
+        cluster: 2,
+        name: "east".parse().unwrap(),
+        node: Some(node.parse().unwrap()),
+    };
+    let (old, new) = (of(Role::Node, "b"), of(Role::Node, "a"));
+    planner.put(address, &old, Some(identity(6)));
+    assert_eq!(planner.put(address, &new, Some(identity(6))), None);
+    assert_eq!(planner.put(address, &old, None), None);
+    assert_eq!(planner.find(address), Some(identity(6)));
+    // Something else on another node does not count as much.
+    let health = of(Role::Health, "0");
+    assert_eq!(planner.put(address, &health, Some(identity(4))), None);
+    assert!(planner.put(address, &new, None).is_some());
+    assert_eq!(planner.find(address), Some(identity(4)));
 }

@@ -58,8 +58,17 @@ pub fn digest_of(chunk: &[u16; MAGLEV_CHUNK]) -> u64 {
     hasher.finish()
 }
 
-/// Where an earlier process put a group: its number, where its members begin, and where its table does.
-pub(super) type Place = (u32, u32, u32);
+/// Where an earlier process put a group: its number, and where its members begin.
+pub(super) type Place = (u32, u32);
+
+/// What an earlier process left for a group.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Members that are claimed.
+    count: u32,
+    /// Tables that are claimed, and how many chunks each has.
+    tables: BTreeMap<u32, u32>,
+}
 
 impl ServicePlanner {
     pub(super) fn inherit_backend<A: Address>(&mut self, index: u32, backend: &Backend<A>) {
@@ -91,20 +100,19 @@ impl ServicePlanner {
         self.last_id = self.last_id.max(entry.id);
         self.frontends.insert(key, entry);
         self.inherited.insert(key);
-        // Several frontends share a group: the first claims its ranges.
-        let place = place_of(&entry);
-        if self.left_behind.contains_key(&place) {
-            return;
-        }
+        // Several frontends share a group. A process that ended between two of them left them with another count or table each.
+        let left = self.left_behind.entry((entry.id, entry.members)).or_default();
         let count = u32::from(entry.count);
-        if !self.member_space.claim(entry.members, count) {
-            return;
+        if count > left.count && self.member_space.claim(entry.members + left.count, count - left.count) {
+            left.count = count;
         }
-        if entry.table != NO_TABLE && !self.chunk_space.claim(entry.table, chunks_of(entry.slots)) {
-            self.member_space.give(entry.members, count);
-            return;
+        let chunks = chunks_of(entry.slots);
+        if entry.table != NO_TABLE
+            && !left.tables.contains_key(&entry.table)
+            && self.chunk_space.claim(entry.table, chunks)
+        {
+            left.tables.insert(entry.table, chunks);
         }
-        self.left_behind.insert(place, entry);
     }
 
     /// Removes what an earlier process left and nobody planned since: to be called when every list is complete and every service was
@@ -118,18 +126,19 @@ impl ServicePlanner {
                 again.insert(key.service.clone());
             }
         }
-        for key in std::mem::take(&mut self.inherited) {
+        // Those of groups that kept what they had, for want of room, are theirs.
+        let kept: BTreeSet<FrontendKey> =
+            self.groups.values().flat_map(|group| group.frontends.iter().copied()).collect();
+        for key in std::mem::take(&mut self.inherited).difference(&kept).copied().collect::<Vec<_>>() {
             if self.frontends.remove(&key).is_some() {
                 plan.writes.push(write_service(&key, None));
             }
         }
         let groups: BTreeSet<u32> = self.groups.values().map(|group| group.id).collect();
         self.ranges.finish(|group| groups.contains(&group), &mut plan.writes);
-        for entry in std::mem::take(&mut self.left_behind).into_values() {
-            self.retired.push(Retired::Members(entry.members, u32::from(entry.count)));
-            if entry.table != NO_TABLE {
-                self.retired.push(Retired::Chunks(entry.table, chunks_of(entry.slots)));
-            }
+        for ((_, members), left) in std::mem::take(&mut self.left_behind) {
+            self.retired.push(Retired::Members(members, left.count));
+            self.retired.extend(left.tables.into_iter().map(|(table, chunks)| Retired::Chunks(table, chunks)));
         }
         self.chunks.clear();
         let claimed: BTreeSet<(bool, u32)> = self
@@ -153,21 +162,24 @@ impl ServicePlanner {
 
     /// What an earlier process wrote for these frontends. One group takes it over, also if the frontends of it belong to several now.
     pub(super) fn adopt(&mut self, key: &GroupKey, frontends: &BTreeSet<FrontendKey>) -> Group {
-        let entry = frontends
+        let found = frontends
             .iter()
             .filter(|frontend| self.inherited.contains(*frontend))
             .filter_map(|frontend| self.frontends.get(frontend))
-            .find_map(|entry| self.left_behind.remove(&place_of(entry)));
+            .find_map(|entry| Some((*entry, self.left_behind.remove(&(entry.id, entry.members))?)));
         let mut group = Group::new(&self.settings);
-        let Some(entry) = entry else { return group };
+        let Some((entry, mut left)) = found else { return group };
         group.id = entry.id;
-        group.range = (entry.members, u32::from(entry.count));
-        group.chunks = if entry.table == NO_TABLE { (0, 0) } else { (entry.table, chunks_of(entry.slots)) };
+        group.range = (entry.members, left.count);
+        group.chunks = left.tables.remove_entry(&entry.table).unwrap_or((0, 0));
         group.is_adopted = true;
+        // Other frontends name these, until all of them are written.
+        let others = left.tables.into_iter().map(|(table, chunks)| Retired::Chunks(table, chunks));
+        self.leaving.entry(key.service.clone()).or_default().extend(others);
         let family = usize::from(!key.ipv4);
         let begin = entry.members as usize;
         let held = self.members.get(begin..).unwrap_or_default();
-        let held = held.get(..usize::from(entry.count)).unwrap_or(held);
+        let held = held.get(..group.range.1 as usize).unwrap_or(held);
         for index in held {
             let Some(element) = self.elements[family].get(index).filter(|element| element.owner == entry.id) else {
                 continue;
@@ -189,8 +201,4 @@ impl ServicePlanner {
             && table.chunks().count() == length as usize
             && (begin..).zip(table.chunks()).all(|(at, chunk)| self.chunks.get(&at) == Some(&digest_of(chunk)))
     }
-}
-
-fn place_of(entry: &Entry) -> Place {
-    (entry.id, entry.members, entry.table)
 }

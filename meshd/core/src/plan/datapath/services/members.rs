@@ -1,7 +1,8 @@
 //! Backends of a group that take new connections, each at a place of its own among the members.
 //!
-//! A backend keeps its place as long as it stays, and the last one moves to the place of one that goes: a change touches two places and not all
-//! of them. A program that still has the old table finds another backend of the service at such a place, which is as good.
+//! With a table a backend keeps its place as long as it stays, and the last one moves to the place of one that goes: a change touches two places
+//! and not all of them. Without one a hash means a place, so places are in the order of addresses, which is the same on all nodes. A program that
+//! still has the old table or count finds another backend of the service at such a place, which is as good.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -61,11 +62,13 @@ impl Members {
             Some(place) => *place,
             None if self.seats.len() >= MOST => return false,
             None => {
-                let place = self.count();
-                self.seats.push(Seat { at, index });
-                self.places.insert(at, place);
-                self.unwritten.insert(place);
-                place
+                let place = match self.maglev {
+                    Some(_) => self.seats.len(),
+                    None => self.seats.partition_point(|seat| seat.at < at),
+                };
+                self.seats.insert(place, Seat { at, index });
+                self.number(place);
+                place as u16
             }
         };
         if let Some(seat) = self.seats.get_mut(usize::from(place)).filter(|seat| seat.index != index) {
@@ -86,6 +89,12 @@ impl Members {
             maglev.remove(&SocketAddr::from(*at));
         }
         self.is_stale = true;
+        if self.maglev.is_none() {
+            self.seats.remove(usize::from(place));
+            self.unwritten.remove(&self.count());
+            self.number(place.into());
+            return;
+        }
         self.seats.swap_remove(usize::from(place));
         self.unwritten.remove(&self.count());
         if let Some(moved) = self.seats.get(usize::from(place)).copied() {
@@ -93,6 +102,14 @@ impl Members {
             self.unwritten.insert(place);
             let weight = self.weights.get(&moved.at).copied().unwrap_or(0);
             self.seat(moved.at, place, weight);
+        }
+    }
+
+    /// Tells those from this place on which place they have.
+    fn number(&mut self, from: usize) {
+        for (place, seat) in (0..).zip(&self.seats).skip(from) {
+            self.places.insert(seat.at, place);
+            self.unwritten.insert(place);
         }
     }
 
@@ -168,7 +185,7 @@ mod tests {
 
     #[test]
     fn who_stays_keeps_its_place_and_the_last_one_fills_the_gap() {
-        let mut members = Members::new(None, 0);
+        let mut members = Members::new(Some(Slots::Normal), 0);
         for number in 0..5 {
             assert!(members.put(at(number), 100 + u32::from(number), 1));
         }
@@ -181,6 +198,20 @@ mod tests {
         assert_eq!(members.take_unwritten(), [(0, vec![108]), (4, vec![109])]);
         members.put(at(2), 102, 1);
         assert_eq!((members.take_unwritten(), members.all()), (vec![], vec![108, 104, 102, 103, 109]));
+    }
+
+    #[test]
+    fn without_a_table_places_are_in_the_order_of_addresses() {
+        let mut members = Members::new(None, 0);
+        for number in [3, 1, 4, 0, 2] {
+            assert!(members.put(at(number), 100 + u32::from(number), 1));
+        }
+        assert_eq!(members.all(), [100, 101, 102, 103, 104]);
+        members.remove(&at(1));
+        assert_eq!(members.take_unwritten(), [(1, vec![102, 103, 104])]);
+        members.put(at(1), 101, 1);
+        members.remove(&at(4));
+        assert_eq!(members.take_unwritten(), [(1, vec![101, 102, 103])]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::{
 use meshd_abi::{Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, service_flags};
 
 use self::{
-    inherited::Place,
+    inherited::{Left, Place},
     members::{At, Members},
 };
 use super::{
@@ -36,6 +36,8 @@ use crate::{
     observed::{ForwardingMode, OnRemoval, Protocol, ServiceName, TrafficPolicy},
 };
 
+/// A range of so many members is kept however few are left.
+const RANGE_KEPT: u32 = 256;
 /// Ticks of the programs' clock in a second: 10^9 nanoseconds of 2^30 each.
 const TICKS: f64 = 1e9 / (1u64 << 30) as f64;
 
@@ -122,6 +124,17 @@ impl Group {
     }
 }
 
+/// What became of the writes of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Carried {
+    /// All were carried out.
+    All,
+    /// An entry was refused; what entries name is there.
+    NoEntries,
+    /// Members or a table were refused, and so were the entries that would have named them.
+    NoTables,
+}
+
 /// What a plan has to look at: backends that come or are others than before, and those that go.
 struct Changes<'a> {
     put: Vec<&'a desired::Backend>,
@@ -149,7 +162,7 @@ pub struct ServicePlanner {
     /// Of those, frontends that this process has not planned yet.
     inherited: BTreeSet<FrontendKey>,
     /// Of those, the groups they belong to and that no group of this process has taken over.
-    left_behind: BTreeMap<Place, Entry>,
+    left_behind: BTreeMap<Place, Left>,
     /// What the chunks of an earlier process hold.
     chunks: BTreeMap<u32, u64>,
     members: Vec<u32>,
@@ -163,6 +176,8 @@ pub struct ServicePlanner {
     backend_space: [Space; 2],
     /// Ranges that entries of a service may still name, until its writes were done.
     leaving: BTreeMap<ServiceName, Vec<Retired>>,
+    /// Services of which a group kept its entries for want of room: also what was left stays then.
+    stuck: BTreeSet<ServiceName>,
     direct: DirectPlanner,
     /// The own cluster: only its nodes are known to have this configuration.
     cluster: Option<ClusterName>,
@@ -198,6 +213,7 @@ impl ServicePlanner {
             chunk_space: Space::new(0, settings.chunks),
             backend_space: [Space::new(1, settings.backends), Space::new(1, settings.backends)],
             leaving: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             direct: DirectPlanner::default(),
             cluster: None,
             ranges: Ranges::new(settings.ranges, &existing.ranges4, &existing.ranges6),
@@ -255,22 +271,26 @@ impl ServicePlanner {
         }
     }
 
-    /// The writes of a service's last plan were carried out, or the kernel refused one of them. After a refusal the next plan writes
-    /// everything again, and nothing that the old entries name is used for something else before that.
-    pub fn done(&mut self, name: &ServiceName, is_ok: bool) {
-        if is_ok {
-            self.retired.extend(self.leaving.remove(name).unwrap_or_default());
+    /// How the writes of a service's last plan went. After a refusal the next plan writes again what is not there, and nothing that an
+    /// old entry names is used for something else before that.
+    pub fn done(&mut self, name: &ServiceName, carried: Carried) {
+        if carried == Carried::All {
+            if !self.stuck.remove(name) {
+                self.retired.extend(self.leaving.remove(name).unwrap_or_default());
+            }
             return;
         }
         let keys: Vec<GroupKey> = self.groups_of(name).cloned().collect();
         let leaving = self.leaving.entry(name.clone()).or_default();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            leaving.push(Retired::Members(group.range.0, group.range.1));
-            leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
-            (group.range, group.chunks) = ((0, 0), (0, 0));
-            group.members.lose();
             group.planned = None;
+            if carried == Carried::NoTables {
+                leaving.push(Retired::Members(group.range.0, group.range.1));
+                leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
+                (group.range, group.chunks) = ((0, 0), (0, 0));
+                group.members.lose();
+            }
             for frontend in &group.frontends {
                 if let Some(entry) = self.frontends.get_mut(frontend).filter(|entry| entry.id == group.id) {
                     // No entry looks like this.
@@ -292,6 +312,7 @@ impl ServicePlanner {
     /// writes went, before anything else is planned.
     pub fn plan(&mut self, name: &ServiceName, wanted: Option<&Service>, hop: impl Fn(IpAddr) -> u32) -> ServicePlan {
         let mut plan = ServicePlan::default();
+        self.stuck.remove(name);
         let mut left: BTreeSet<GroupKey> = self.groups_of(name).cloned().collect();
         if let Some(service) = wanted {
             for port in &service.ports {
@@ -446,10 +467,10 @@ impl ServicePlanner {
         let is_direct = service.mode.unwrap_or(self.settings.mode) == ForwardingMode::Dsr && !key.local_only;
         let problems = plan.problems.len();
         let changes = self.changes(&mut group, key, &port.backends, is_direct);
-        self.put_backends(&mut group, key, &changes.put, hop, plan);
         for at in &changes.gone {
             group.members.remove(at);
         }
+        let drained = self.put_backends(&mut group, key, &changes.put, hop, plan);
         self.put_direct(&group, key, is_direct, (&port.backends, &changes.put), hop, plan);
         let old = (group.range, group.chunks);
         if let Some(entry) = self.put_members(&mut group, key, service, plan) {
@@ -462,7 +483,10 @@ impl ServicePlanner {
                     plan.writes.push(write_service(frontend, Some(entry)));
                 }
             }
+        } else {
+            self.stuck.insert(key.service.clone());
         }
+        plan.writes.extend(drained);
         for frontend in group.frontends.difference(&frontends) {
             // Another group may have taken it over.
             if self.frontends.get(frontend).is_some_and(|entry| entry.id == group.id) {
@@ -485,8 +509,7 @@ impl ServicePlanner {
                 self.set_state(key.ipv4, index, removed_state(service.on_removal), plan);
             }
         }
-        let is_sorted = port.backends.is_sorted_by(|a, b| place_in_list(a) < place_in_list(b));
-        if plan.problems.len() == problems && group.held.is_empty() && is_sorted {
+        if plan.problems.len() == problems && group.held.is_empty() && is_sorted(&port.backends) {
             group.planned = Some(Planned { backends: port.backends.clone(), is_direct });
         }
         self.groups.insert(key.clone(), group);
@@ -502,7 +525,8 @@ impl ServicePlanner {
     ) -> Changes<'a> {
         let belongs =
             |backend: &&desired::Backend| backend.address.is_ipv4() == key.ipv4 && (!key.local_only || backend.local);
-        if let Some(planned) = group.planned.take().filter(|planned| planned.is_direct == is_direct) {
+        let planned = group.planned.take().filter(|planned| planned.is_direct == is_direct && is_sorted(wanted));
+        if let Some(planned) = planned {
             return difference(planned.backends.iter().filter(belongs), wanted.iter().filter(belongs));
         }
         let put: Vec<&desired::Backend> = wanted.iter().filter(belongs).collect();
@@ -516,7 +540,8 @@ impl ServicePlanner {
         Changes { put, gone }
     }
 
-    /// Writes elements, and gives those a place that take new connections.
+    /// Writes elements, and gives those a place that take new connections. Returns the writes of those that do no longer, which are to follow
+    /// the entries that named them.
     fn put_backends(
         &mut self,
         group: &mut Group,
@@ -524,9 +549,10 @@ impl ServicePlanner {
         backends: &[&desired::Backend],
         hop: &impl Fn(IpAddr) -> u32,
         plan: &mut ServicePlan,
-    ) {
+    ) -> Vec<Write> {
         let family = usize::from(!key.ipv4);
         let (mut refused, mut without_place) = (0usize, 0usize);
+        let mut drained = Vec::new();
         for backend in backends {
             let at = place_in_list(backend);
             if key.protocol == Protocol::Sctp && backend.port != key.port {
@@ -557,7 +583,8 @@ impl ServicePlanner {
                 owner: group.id,
             };
             if self.elements[family].insert(index, element) != Some(element) {
-                plan.writes.push(write_backend(index, &element));
+                let writes = if backend.used { &mut plan.writes } else { &mut drained };
+                writes.push(write_backend(index, &element));
             }
             if !backend.used {
                 group.members.remove(&at);
@@ -578,6 +605,7 @@ impl ServicePlanner {
                 group.members.count()
             ));
         }
+        drained
     }
 
     /// Writes how backends of other nodes are reached, and which of this node others may send to. Where only backends of this node
@@ -621,7 +649,9 @@ impl ServicePlanner {
     ) -> Option<Entry> {
         let count = group.members.count();
         let affinity = service.session_affinity.map_or(0, |seconds| (f64::from(seconds) * TICKS).ceil() as u32);
-        if u32::from(count) > group.range.1 {
+        // A large range of which hardly any is used: others may need it.
+        let is_wasted = group.range.1 > RANGE_KEPT && u32::from(count) < group.range.1 / 4;
+        if u32::from(count) > group.range.1 || is_wasted {
             // With some room for more, so that the next ones need no other range.
             let roomy = u32::from(count) + u32::from(count) / 8;
             let range = [roomy, count.into()].into_iter().find_map(|room| Some((self.member_space.take(room)?, room)));
@@ -707,6 +737,10 @@ impl ServicePlanner {
 /// By which lists of backends are sorted.
 const fn place_in_list(backend: &desired::Backend) -> At {
     (backend.address, backend.port)
+}
+
+fn is_sorted(backends: &[desired::Backend]) -> bool {
+    backends.is_sorted_by(|a, b| place_in_list(a) < place_in_list(b))
 }
 
 /// What differs between two sorted lists.
