@@ -91,6 +91,8 @@ impl ServicePlanner {
             next_hop: backend.next_hop,
             owner: backend.owner,
         };
+        // Also that of a group whose entries were not written any more.
+        self.last_id = self.last_id.max(element.owner);
         self.by_address.entry(element.address).or_default().insert(index);
         self.elements[family].insert(index, element);
     }
@@ -141,6 +143,7 @@ impl ServicePlanner {
             self.retired.extend(left.tables.into_iter().map(|(table, chunks)| Retired::Chunks(table, chunks)));
         }
         self.chunks.clear();
+        self.adopted.clear();
         let claimed: BTreeSet<(bool, u32)> = self
             .groups
             .iter()
@@ -169,6 +172,13 @@ impl ServicePlanner {
             .find_map(|entry| Some((*entry, self.left_behind.remove(&(entry.id, entry.members))?)));
         let mut group = Group::new(&self.settings);
         let Some((entry, mut left)) = found else { return group };
+        if !self.adopted.insert(entry.id) {
+            // That process ended while it took a group apart: the number is the other part's, and this is read until our entries are written.
+            let leaving = self.leaving.entry(key.service.clone()).or_default();
+            leaving.push(Retired::Members(entry.members, left.count));
+            leaving.extend(left.tables.into_iter().map(|(table, chunks)| Retired::Chunks(table, chunks)));
+            return group;
+        }
         group.id = entry.id;
         group.range = (entry.members, left.count);
         group.chunks = left.tables.remove_entry(&entry.table).unwrap_or((0, 0));

@@ -163,6 +163,8 @@ pub struct ServicePlanner {
     inherited: BTreeSet<FrontendKey>,
     /// Of those, the groups they belong to and that no group of this process has taken over.
     left_behind: BTreeMap<Place, Left>,
+    /// Numbers of groups that this process has taken over.
+    adopted: BTreeSet<u32>,
     /// What the chunks of an earlier process hold.
     chunks: BTreeMap<u32, u64>,
     members: Vec<u32>,
@@ -204,6 +206,7 @@ impl ServicePlanner {
             frontends: HashMap::new(),
             inherited: BTreeSet::new(),
             left_behind: BTreeMap::new(),
+            adopted: BTreeSet::new(),
             chunks: existing.chunks,
             members: existing.members,
             elements: [BTreeMap::new(), BTreeMap::new()],

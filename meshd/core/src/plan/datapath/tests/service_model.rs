@@ -36,8 +36,33 @@ proptest! {
                 desired::Service { external_policy: policy, mode: Some(mode), ..service(&backends) }
             });
             planner.begin_round();
-            let plan = planner.plan(&name(), wanted.as_ref(), no_hop);
+            let mut plan = planner.plan(&name(), wanted.as_ref(), no_hop);
             prop_assert!(plan.problems.is_empty(), "{:?}", plan.problems);
+            if restart == 1 {
+                // It ends in the middle, and the next one hears of another service first.
+                plan.writes.truncate(plan.writes.len() / 2);
+                maps.run_unchecked(std::mem::take(&mut plan));
+                planner = new(maps.existing());
+                let tables: Vec<u32> = maps.services.values().map(|entry| entry.table).collect();
+                let before: Vec<_> = tables.iter().map(|table| maps.chunks.get(table).cloned()).collect();
+                let other = ServiceName { namespace: "default".into(), name: "other".into() };
+                let mut service = service(&[backend("10.0.9.1"), backend("10.0.9.2")]);
+                service.ports[0].frontends =
+                    [Frontend { address: [10, 2, 0, 90].into(), port: 80, kind: FrontendKind::ClusterIp }].into();
+                maps.run_unchecked(planner.plan(&other, Some(&service), no_hop));
+                planner.done(&other, Carried::All);
+                let after: Vec<_> = tables.iter().map(|table| maps.chunks.get(table).cloned()).collect();
+                prop_assert_eq!(before, after);
+                maps.run_unchecked(planner.plan(&name(), wanted.as_ref(), no_hop));
+                planner.done(&name(), Carried::All);
+                let (finished, again) = planner.finish();
+                maps.run_unchecked(finished);
+                if !again.is_empty() {
+                    maps.put(&mut planner, &name(), wanted.as_ref());
+                }
+                maps.run_unchecked(planner.plan(&other, None, no_hop));
+                planner.done(&other, Carried::All);
+            }
             // The kernel refuses the table: all of it has to be planned again.
             let refused = !has_table && plan.writes.iter().any(|write| matches!(write, Write::Chunk(..)));
             for write in plan.writes {
