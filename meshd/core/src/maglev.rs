@@ -296,9 +296,18 @@ mod tests {
         shares
     }
 
-    /// Flows of other backends that get another one when one goes, as a part of those flows: on average over which one goes,
-    /// and at worst. A flow is the slot that its hash is reduced to.
-    fn moved(count: u16, slots: Slots, flows: &[u32]) -> (f64, f64) {
+    /// Flows of other backends that get another one when one goes, as a part of those flows. A flow is the slot that its hash is
+    /// reduced to.
+    struct Moved {
+        /// On average over which one goes.
+        mean: f64,
+        /// When it is one of the first ten, at worst.
+        first_ten: f64,
+        /// Whichever it is, at worst.
+        worst: f64,
+    }
+
+    fn moved(count: u16, slots: Slots, flows: &[u32]) -> Moved {
         let all = of(count, slots);
         let before = all.table().expect("there are backends");
         let moved = |gone: u16| {
@@ -315,7 +324,8 @@ mod tests {
             f64::from(moved) / f64::from(others)
         };
         let all: Vec<f64> = (0..count).map(moved).collect();
-        (all.iter().sum::<f64>() / f64::from(count), all.into_iter().fold(0.0, f64::max))
+        let worst = |parts: &[f64]| parts.iter().copied().fold(0.0, f64::max);
+        Moved { mean: all.iter().sum::<f64>() / f64::from(count), first_ten: worst(&all[..10]), worst: worst(&all) }
     }
 
     /// The slots of flows of many clients, as the programs find them.
@@ -393,10 +403,15 @@ mod tests {
     fn a_backend_that_goes_moves_few_slots_and_flows_of_the_others() {
         for (slots, most) in [(Slots::Normal, 0.015), (Slots::Large, 0.006)] {
             let every: Vec<u32> = (0..slots.count()).collect();
-            for (what, flows) in [("slots", every), ("flows", flows(100_000, slots))] {
-                let (mean, worst) = moved(100, slots, &flows);
-                println!("moved of {} other {what}: {mean:.4}, {worst:.4} at worst", flows.len());
+            for (what, flows, exact) in [("slots", every, true), ("flows", flows(100_000, slots), false)] {
+                let Moved { mean, first_ten, worst } = moved(100, slots, &flows);
+                println!(
+                    "moved of {} other {what}: {mean:.4}, {first_ten:.4} of the first ten, {worst:.4} at worst",
+                    flows.len()
+                );
                 assert!(mean < most, "{slots:?}, {what}: {mean}");
+                // Flows are drawn: a few hundred of them move, give or take their root.
+                assert!(first_ten < most || !exact, "{slots:?}, {what}: {first_ten}");
                 // Which one goes is a matter of luck: of these hundred three move more than the average may.
                 assert!(worst < most * 1.2, "{slots:?}, {what}: {worst}");
             }
