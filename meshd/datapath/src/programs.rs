@@ -20,7 +20,8 @@ use aya::{
 };
 use meshd_abi::{
     AffinityKey, AffinityValue, Backend, CidrKey, Counter, Direct, Fragment, FragmentKey, Identity, Link, MAGLEV_CHUNK,
-    NeighborKey, NextHop, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey, SocketValue, Tunnel, V4, V6,
+    NeighborKey, NextHop, Policy, PolicyKey, RangeKey, ReceiverKey, Settings, SocketClient, SocketKey, SocketValue,
+    Tunnel, V4, V6,
 };
 use meshd_core::id::IfIndex;
 use tracing::{debug, info};
@@ -187,6 +188,8 @@ pub struct Maps {
     maglev: Table<u32, u32>,
     /// Which destinations may be frontends.
     frontends: Arc<Frontends>,
+    /// Who may talk to whom.
+    pub policy: Table<PolicyKey, Policy>,
     /// IPv4.
     pub v4: FamilyMaps<V4>,
     /// IPv6.
@@ -258,6 +261,7 @@ impl Maps {
             epoch: table(&folder.join("EPOCH"), "EPOCH")?,
             handover: table(&folder.join("HANDOVER"), "HANDOVER")?,
             maglev: table(&folder.join("MAGLEV"), "MAGLEV")?,
+            policy: table(&folder.join("POLICY"), "POLICY")?,
             v4: family!("4", Some(lines)),
             v6: family!("6", None),
             frontends,

@@ -16,8 +16,8 @@ use std::{
 use aya::maps::{MapData, MapInfo};
 
 use meshd_abi::{
-    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Direct, Identity, RangeKey,
-    ReceiverKey, Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
+    Address, AffinityKey, AffinityValue, Backend, CidrKey, Connection, ConnectionKey, Direct, Identity, Policy,
+    PolicyKey, RangeKey, ReceiverKey, Service, ServiceKey, SocketClient, SocketKey, SocketValue, Tunnel, V6,
 };
 use tracing::{info, warn};
 
@@ -120,6 +120,7 @@ pub(crate) fn everything(maps: &Maps, sizes: &Sizes, from: &Generation, shared: 
             taken.elements += 1;
         }
     }
+    taken.put::<PolicyKey, Policy>(all(path, "POLICY")?, &maps.policy);
     if !shared.has("SOCKET_AFFINITY") {
         taken.put::<SocketClient, AffinityValue>(all(path, "SOCKET_AFFINITY")?, &maps.socket_affinity);
     }

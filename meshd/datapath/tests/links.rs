@@ -14,8 +14,8 @@ use std::{fs::File, path::PathBuf, process::Command, thread};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use meshd_abi::{
-    Backend, Connection, ConnectionKey, Counter, Identity, LAYOUT_VERSION, MAGLEV_CHUNK, NextHop, Reason, Service,
-    ServiceKey, Tuple, V4,
+    Backend, CidrKey, Connection, ConnectionKey, Counter, Identity, LAYOUT_VERSION, MAGLEV_CHUNK, NextHop, Policy,
+    PolicyKey, Reason, Service, ServiceKey, Tuple, V4, policy_direction, policy_verdict,
 };
 use meshd_core::id::IfIndex;
 use meshd_datapath::{Attached, DatapathError, Features, Program, Programs, shape::Sizes};
@@ -465,6 +465,10 @@ const FRONTEND: ServiceKey<V4> =
     ServiceKey { address: V4::from_octets([10, 96, 0, 10]), port: 80u16.to_be(), protocol: 6, scope: 1 };
 const SERVICE: Service = Service { id: 7, table: 3, slots: 16_381, members: 40, affinity: 9, count: 2, flags: 0 };
 const IDENTITY: Identity = Identity { identity: 300, way: 0, flags: 1, cluster: 2 };
+const PREFIX: CidrKey<V4> = CidrKey { length: 16, address: V4::from_octets([10, 1, 0, 0]) };
+const RULE: PolicyKey =
+    PolicyKey { policy: 3, identity: 300, port: 80u16.to_be(), protocol: 6, direction: policy_direction::INGRESS };
+const ALLOWED: Policy = Policy { rule: 12, verdict: policy_verdict::ALLOW, reserved: [0; 3] };
 const NEXT_HOP: NextHop = NextHop { link: 77, mtu: 1_500, destination: [2; 6], source: [4; 6], flags: 0 };
 const BACKEND: Backend<V4> = Backend {
     address: V4::from_octets([10, 1, 0, 9]),
@@ -482,6 +486,8 @@ fn fill(programs: &Programs) {
     maps.v4.services.put(&FRONTEND, &SERVICE).expect("a service");
     maps.v4.backends.put(&5, &BACKEND).expect("a backend");
     maps.v4.identities.put(&V4::from_octets([10, 1, 0, 9]), &IDENTITY).expect("an identity");
+    maps.v4.cidrs.put(&PREFIX, &IDENTITY).expect("a prefix");
+    maps.policy.put(&RULE, &ALLOWED).expect("an entry of a policy");
     maps.members.put_all(&[40, 41], &[5, 6]).expect("members");
     maps.next_hops.put(&2, &NEXT_HOP).expect("a next hop");
     maps.put_chunk(3, &[1; MAGLEV_CHUNK]).expect("a chunk");
@@ -494,6 +500,8 @@ fn assert_filled(programs: &Programs) {
     assert_eq!(service, Some(SERVICE));
     assert_eq!(maps.v4.backends.get(&5).expect("read"), Some(BACKEND));
     assert_eq!(maps.v4.identities.get(&V4::from_octets([10, 1, 0, 9])).expect("read"), Some(IDENTITY));
+    assert_eq!(maps.v4.cidrs.get(&PREFIX).expect("read"), Some(IDENTITY));
+    assert_eq!(maps.policy.get(&RULE).expect("read"), Some(ALLOWED));
     assert_eq!([40, 41].map(|at| maps.members.get(&at).expect("read")), [Some(5), Some(6)]);
     assert_eq!(maps.next_hops.get(&2).expect("read"), Some(NEXT_HOP));
     let mut chunks = Vec::new();

@@ -310,7 +310,7 @@ section! {
         source_ranges: Option<u32> = "65536",
         /// Neighbors that programs send to without asking the routing table, and as many other ends of tunnels.
         next_hops: Option<u32> = "4096",
-        /// Entries of policies.
+        /// Entries of policies, which no program asks yet.
         policy: Option<u32> = "65536",
     }
 }
