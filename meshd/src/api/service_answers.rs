@@ -110,7 +110,7 @@ fn protocol(protocol: Protocol) -> &'static str {
 mod tests {
     use meshd_core::{
         desired::{Frontend, FrontendKind},
-        observed::{Affinity, OnRemoval, ServiceKind, TrafficPolicy},
+        observed::Affinity,
     };
 
     use super::*;
@@ -132,33 +132,19 @@ mod tests {
         };
         let frontend =
             |address: &str| Frontend { address: address.parse().unwrap(), port: 80, kind: FrontendKind::ClusterIp };
-        let service = Service {
-            kind: ServiceKind::ClusterIp,
-            global: true,
-            shared: true,
-            affinity: Affinity::Remote,
-            by_source: false,
-            session_affinity: None,
-            external_policy: TrafficPolicy::Cluster,
-            internal_policy: TrafficPolicy::Cluster,
-            source_ranges: Box::default(),
-            mode: None,
-            on_removal: OnRemoval::Keep,
-            topology: meshd_core::observed::Topology::None,
-            ports: [ServicePort {
-                name: "http".into(),
-                protocol: Protocol::Tcp,
-                port: 80,
-                node_port: None,
-                frontends: [frontend("10.2.0.80"), frontend("fd02::80")].into(),
-                backends: [
-                    backend("10.1.0.10", DesiredState::Active, true),
-                    backend("fd01::10", DesiredState::Unreachable, false),
-                ]
-                .into(),
-            }]
+        let port = ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+            frontends: [frontend("10.2.0.80"), frontend("fd02::80")].into(),
+            backends: [
+                backend("10.1.0.10", DesiredState::Active, true),
+                backend("fd01::10", DesiredState::Unreachable, false),
+            ]
             .into(),
         };
+        let service = Service { affinity: Affinity::Remote, ..Service::with_ports([port]) };
         let mut snapshot = Snapshot::default();
         let name = ServiceName { namespace: "default".into(), name: "web".into() };
         snapshot.desired.services.upsert(name, service.into());

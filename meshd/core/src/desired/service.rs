@@ -42,6 +42,28 @@ pub struct Service {
     pub ports: Box<[ServicePort]>,
 }
 
+impl Service {
+    /// A service of our own cluster alone, with everything as it is without a word about it.
+    #[must_use]
+    pub fn with_ports(ports: impl Into<Box<[ServicePort]>>) -> Self {
+        Self {
+            kind: ServiceKind::ClusterIp,
+            global: false,
+            shared: false,
+            affinity: Affinity::default(),
+            by_source: false,
+            session_affinity: None,
+            external_policy: TrafficPolicy::default(),
+            internal_policy: TrafficPolicy::default(),
+            source_ranges: Box::default(),
+            mode: None,
+            on_removal: OnRemoval::default(),
+            topology: Topology::default(),
+            ports: ports.into(),
+        }
+    }
+}
+
 /// A port of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ServicePort {

@@ -7,7 +7,7 @@ use meshd_abi::{Identity, V4};
 use meshd_core::{
     desired::{Backend, BackendState, Frontend, FrontendKind, Service, ServicePort},
     maglev::Slots,
-    observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, Topology, TrafficPolicy},
+    observed::{ForwardingMode, Protocol, ServiceName},
     plan::datapath::{Carried, Existing, ServicePlanner, ServiceSettings, Write},
 };
 use meshd_datapath::{Maps, Programs};
@@ -118,21 +118,7 @@ fn of(backends: &[Backend]) -> Service {
         frontends: [frontend].into(),
         backends: backends.into(),
     };
-    Service {
-        kind: ServiceKind::ClusterIp,
-        global: true,
-        shared: true,
-        affinity: Affinity::None,
-        by_source: false,
-        session_affinity: None,
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        source_ranges: Box::default(),
-        mode: None,
-        on_removal: OnRemoval::Keep,
-        topology: Topology::None,
-        ports: [port].into(),
-    }
+    Service::with_ports([port])
 }
 
 /// Writes what a plan of one service of IPv4 may say.

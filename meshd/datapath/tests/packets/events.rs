@@ -57,6 +57,21 @@ fn refused(event: FlowEvent, reason: Reason) -> FlowEvent {
     FlowEvent { kind: event_kind::DROP, reason: reason as u8, ..event }
 }
 
+/// What it says of a SYN of the workload that leaves with the node's address.
+fn masqueraded(net: Net) -> FlowEvent {
+    let (workload, world) = (net.workload(), net.world());
+    let outside = std::net::SocketAddr::new(net.node_ip(), PORT);
+    FlowEvent {
+        kind: event_kind::NEW,
+        reason: Reason::Masqueraded as u8,
+        place: event_place::TO_NETWORK,
+        source_identity: 300,
+        source_cluster: 1,
+        connection_flags: connection_flags::MASQUERADE | connection_flags::SNAT,
+        ..leaving(told(net, workload, world), net, outside, world)
+    }
+}
+
 /// Runs packets in order and compares the event of each, but for its time, which must be that of the run.
 fn compare(machine: &Machine, rows: Vec<(Program, Frame, Option<FlowEvent>)>) {
     for (number, (program, packet, expected)) in rows.into_iter().enumerate() {
@@ -135,15 +150,7 @@ fn what_leaves_the_mesh_and_what_comes_to_a_workload_is_told_from_its_first_pack
             let (workload, world) = (net.workload(), net.world());
             let outside = std::net::SocketAddr::new(net.node_ip(), PORT);
             let flags = connection_flags::MASQUERADE | connection_flags::SNAT;
-            let begun = FlowEvent {
-                kind: event_kind::NEW,
-                reason: Reason::Masqueraded as u8,
-                place: event_place::TO_NETWORK,
-                source_identity: 300,
-                source_cluster: 1,
-                connection_flags: flags,
-                ..leaving(told(net, workload, world), net, outside, world)
-            };
+            let begun = masqueraded(net);
             // The answer says goodbye first.
             let reply = connection_flags::REPLY | connection_flags::LOCAL;
             let ended = FlowEvent {
@@ -190,19 +197,7 @@ fn of_an_address_that_nobody_has_the_prefix_around_it_is_told_and_decides_nothin
             // A shorter one knows less, and what is known of an address more.
             machine.scene().put_prefix(world.ip(), 8, Identity { identity: 1, ..prefix });
             machine.scene().put_prefix(workload.ip(), 8, Identity { identity: 2, ..prefix });
-            let outside = std::net::SocketAddr::new(net.node_ip(), PORT);
-            let flags = connection_flags::MASQUERADE | connection_flags::SNAT;
-            let begun = FlowEvent {
-                kind: event_kind::NEW,
-                reason: Reason::Masqueraded as u8,
-                place: event_place::TO_NETWORK,
-                source_identity: 300,
-                source_cluster: 1,
-                destination_identity: 4_711,
-                destination_cluster: 9,
-                connection_flags: flags,
-                ..leaving(told(net, workload, world), net, outside, world)
-            };
+            let begun = FlowEvent { destination_identity: 4_711, destination_cluster: 9, ..masqueraded(net) };
             let admitted = FlowEvent {
                 kind: event_kind::NEW,
                 reason: Reason::Passed as u8,

@@ -171,7 +171,7 @@ mod tests {
     use crate::{
         desired::{self, BackendState, Frontend, FrontendKind, ServicePort},
         maglev::Slots,
-        observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
+        observed::{ForwardingMode, Protocol, ServiceName},
         plan::datapath::{Existing, ServicePlanner, ServiceSettings},
     };
 
@@ -211,21 +211,7 @@ mod tests {
             frontends: [frontend].into(),
             backends: backends.into(),
         };
-        desired::Service {
-            kind: ServiceKind::ClusterIp,
-            global: true,
-            shared: true,
-            affinity: Affinity::None,
-            by_source: false,
-            session_affinity: None,
-            external_policy: TrafficPolicy::Cluster,
-            internal_policy: TrafficPolicy::Cluster,
-            source_ranges: Box::default(),
-            mode,
-            on_removal: OnRemoval::Keep,
-            topology: crate::observed::Topology::None,
-            ports: [port].into(),
-        }
+        desired::Service { mode, ..desired::Service::with_ports([port]) }
     }
 
     fn name() -> ServiceName {

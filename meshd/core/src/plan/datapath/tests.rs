@@ -10,7 +10,7 @@ use crate::{
     desired::{self, Frontend, FrontendKind, NodeTarget, ServicePort, Target, TargetKey},
     id::IfIndex,
     maglev::Slots,
-    observed::{Affinity, ForwardingMode, OnRemoval, Protocol, ServiceKind, ServiceName, TrafficPolicy},
+    observed::{ForwardingMode, Protocol, ServiceName, TrafficPolicy},
 };
 
 mod service_model;
@@ -222,21 +222,7 @@ fn service(backends: &[desired::Backend]) -> desired::Service {
             .into(),
         backends: backends.into(),
     };
-    desired::Service {
-        kind: ServiceKind::ClusterIp,
-        global: false,
-        shared: false,
-        affinity: Affinity::None,
-        by_source: false,
-        session_affinity: None,
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        source_ranges: Box::default(),
-        mode: None,
-        on_removal: OnRemoval::Keep,
-        topology: crate::observed::Topology::None,
-        ports: [port].into(),
-    }
+    desired::Service::with_ports([port])
 }
 
 fn no_hop(_: IpAddr) -> u32 {
