@@ -157,6 +157,13 @@ impl Maps {
         found
     }
 
+    /// Elements that are in use, for new connections or for those there are.
+    fn live(&self) -> BTreeMap<u32, Backend<V4>> {
+        let in_use = [BackendState::Active as u8, BackendState::Terminating as u8];
+        let live = self.backends.iter().filter(|(_, backend)| in_use.contains(&backend.state));
+        live.map(|(index, backend)| (*index, *backend)).collect()
+    }
+
     fn index(&self, address: &str) -> u32 {
         let address: IpAddr = address.parse().unwrap();
         *self.backends.iter().find(|(_, backend)| ip(backend.address) == address).unwrap().0
@@ -281,7 +288,17 @@ fn policies_have_groups_of_their_own() {
     maps.put(&mut planner, &name(), Some(&wanted));
     assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 2);
 
-    // A frontend that moves from one group to another, while both go on, is there all the time.
+    // A frontend that moves from one group to another is there all the time, also where the other one is new.
+    wanted.external_policy = TrafficPolicy::Local;
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let mut maps = Maps::default();
+    let at_first = desired::Service { external_policy: TrafficPolicy::Cluster, ..wanted.clone() };
+    maps.put(&mut planner, &name(), Some(&at_first));
+    let plan = planner.plan(&name(), Some(&wanted), no_hop);
+    assert!(!plan.writes.iter().any(|write| matches!(write, Write::Service4(_, None))), "{plan:?}");
+    maps.run(plan);
+    planner.done(&name(), Carried::All);
+    assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 1);
     for (internal, behind) in [(TrafficPolicy::Local, 1), (TrafficPolicy::Cluster, 2), (TrafficPolicy::Local, 1)] {
         wanted.external_policy = TrafficPolicy::Local;
         wanted.internal_policy = internal;
@@ -396,6 +413,92 @@ fn without_room_the_old_state_stays_and_a_problem_says_so() {
         _ => None,
     });
     assert_eq!(members, Some(2), "those there is room for are used");
+}
+
+#[test]
+fn without_room_for_the_other_group_a_frontend_stays_with_its_group() {
+    let mut planner = ServicePlanner::new(ServiceSettings { members: 3, ..SETTINGS }, Existing::default());
+    let mut maps = Maps::default();
+    let two = [backend("10.0.0.10"), backend("10.0.0.11")];
+    let mut wanted = service(&two);
+    maps.put(&mut planner, &name(), Some(&wanted));
+    // First some of its frontends, then all of them.
+    for internal in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+        (wanted.external_policy, wanted.internal_policy) = (TrafficPolicy::Local, internal);
+        planner.begin_round();
+        let plan = planner.plan(&name(), Some(&wanted), no_hop);
+        assert_eq!(plan.problems, ["service default/webpod: no room for its 2 members"]);
+        maps.run_unchecked(plan);
+        planner.done(&name(), Carried::All);
+        maps.check();
+        assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 2);
+        assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
+    }
+    // With room it has its own, and nothing of the other one is left.
+    wanted.ports[0].backends = two[..1].into();
+    maps.put(&mut planner, &name(), Some(&wanted));
+    assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 1);
+    maps.put(&mut planner, &name(), None);
+    planner.begin_round();
+    assert_eq!((maps.services.len(), planner.room()), (0, [3, 8]));
+}
+
+#[test]
+fn a_range_that_is_too_large_stays_where_there_is_no_other() {
+    let mut planner =
+        ServicePlanner::new(ServiceSettings { members: 450, backends: 1_000, ..SETTINGS }, Existing::default());
+    let mut maps = Maps::default();
+    let backends: Vec<_> =
+        (0..400_u16).map(|number| backend(&format!("10.0.{}.{}", number / 200, number % 200))).collect();
+    maps.put(&mut planner, &name(), Some(&service(&backends)));
+    maps.put(&mut planner, &name(), Some(&service(&backends[..90])));
+    assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 90);
+    assert_eq!(planner.room()[0], 0, "nobody else needed it");
+}
+
+#[test]
+fn what_is_refused_again_and_again_takes_no_more_room_than_once() {
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let mut maps = Maps::default();
+    let wanted = service(&[backend("10.0.0.10"), backend("10.0.1.10")]);
+    for _ in 0..1_000 {
+        planner.begin_round();
+        let mut plan = planner.plan(&name(), Some(&wanted), no_hop);
+        assert_eq!(plan.problems, [""; 0]);
+        let count = plan.writes.len();
+        plan.writes.retain(|write| !matches!(write, Write::Chunk(..) | Write::Service4(_, Some(_))));
+        assert_ne!(plan.writes.len(), count);
+        maps.run_unchecked(plan);
+        planner.done(&name(), Carried::NoTables);
+    }
+    assert_eq!(planner.room(), [254, 7]);
+    maps.put(&mut planner, &name(), Some(&wanted));
+    assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
+}
+
+#[test]
+fn what_was_removed_is_not_taken_over() {
+    let mut planner = ServicePlanner::new(SETTINGS, Existing::default());
+    let mut maps = Maps::default();
+    let two = [backend("10.0.0.10"), backend("10.0.1.10")];
+    maps.put(&mut planner, &name(), Some(&service(&two)));
+    let gone = maps.index("10.0.1.10");
+    // The table was refused: members name it still.
+    maps.backends.get_mut(&gone).unwrap().state = BackendState::Removed as u8;
+    let mut planner = ServicePlanner::new(SETTINGS, maps.existing());
+    maps.put(&mut planner, &name(), Some(&service(&two[..1])));
+    maps.run_unchecked(planner.release(|_, _| false));
+    assert_eq!(maps.backends[&gone].state, BackendState::Free as u8);
+    // Whoever gets the element keeps it.
+    let other = ServiceName { name: "other".into(), ..name() };
+    let mut second = service(&[backend("10.0.0.11")]);
+    second.ports[0].frontends =
+        [Frontend { address: "10.2.0.81".parse().unwrap(), port: 80, kind: FrontendKind::ClusterIp }].into();
+    maps.put(&mut planner, &other, Some(&second));
+    assert_eq!(maps.index("10.0.0.11"), gone);
+    maps.run_unchecked(planner.finish().0);
+    maps.put(&mut planner, &name(), Some(&service(&two[..1])));
+    assert_eq!(maps.backends[&gone].state, BackendState::Active as u8);
 }
 
 #[test]

@@ -95,6 +95,7 @@ impl ServicePlanner {
         self.last_id = self.last_id.max(element.owner);
         self.by_address.entry(element.address).or_default().insert(index);
         self.elements[family].insert(index, element);
+        self.owned.entry((A::IS_V4, element.owner)).or_default().push(index);
     }
 
     pub(super) fn inherit_frontend<A: Address>(&mut self, key: &ServiceKey<A>, entry: Entry) {
@@ -143,6 +144,7 @@ impl ServicePlanner {
             self.retired.extend(left.tables.into_iter().map(|(table, chunks)| Retired::Chunks(table, chunks)));
         }
         self.chunks.clear();
+        self.owned.clear();
         self.adopted.clear();
         let claimed: BTreeSet<(bool, u32)> = self
             .groups
@@ -190,14 +192,19 @@ impl ServicePlanner {
         let begin = entry.members as usize;
         let held = self.members.get(begin..).unwrap_or_default();
         let held = held.get(..group.range.1 as usize).unwrap_or(held);
-        for index in held {
-            let Some(element) = self.elements[family].get(index).filter(|element| element.owner == entry.id) else {
-                continue;
-            };
+        // Also those that get no new connections: known ones name them. What was removed stays so, and is free when nobody names it.
+        let owned = self.owned.remove(&(key.ipv4, entry.id)).unwrap_or_default();
+        let members: BTreeSet<u32> = held.iter().copied().collect();
+        let others = owned.iter().filter(|index| !members.contains(index));
+        for (index, is_member) in held.iter().map(|index| (index, true)).chain(others.map(|index| (index, false))) {
+            let is_ours = |element: &&Element| element.owner == entry.id && is_live(element.state);
+            let Some(element) = self.elements[family].get(index).filter(is_ours) else { continue };
             let at = (element.address, element.port);
+            if !group.held.insert(at) {
+                continue;
+            }
             group.backends.insert(at, *index);
-            group.held.insert(at);
-            if element.state == BackendState::Active {
+            if is_member && element.state == BackendState::Active {
                 group.members.put(at, *index, HELD_WEIGHT);
             }
         }

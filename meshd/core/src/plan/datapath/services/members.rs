@@ -129,9 +129,10 @@ impl Members {
         self.unwritten = (0..self.count()).filter(is_other).collect();
     }
 
-    /// Nothing of it is in the maps any more.
+    /// Nothing of it is in the maps for sure.
     pub(super) fn lose(&mut self) {
         self.is_stale = true;
+        self.unwritten = (0..self.count()).collect();
     }
 
     /// Elements by place, all of them: they are to be written to a new range.

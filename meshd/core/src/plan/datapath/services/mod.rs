@@ -16,6 +16,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use meshd_abi::{Backend, BackendState, MAGLEV_CHUNK, NO_TABLE, Scope, Service as Entry, ServiceKey, service_flags};
 
 use self::{
@@ -96,6 +97,8 @@ struct Group {
     held: BTreeSet<At>,
     /// The table is that of an earlier process: known by its content only.
     is_adopted: bool,
+    /// A part of its members or of its table was refused.
+    is_lost: bool,
     /// What was planned, when all of it is in the maps: then only what differs needs to be looked at.
     planned: Option<Planned>,
 }
@@ -119,6 +122,7 @@ impl Group {
             members: Members::new(settings.slots, settings.seed),
             held: BTreeSet::new(),
             is_adopted: false,
+            is_lost: false,
             planned: None,
         }
     }
@@ -133,6 +137,15 @@ pub enum Carried {
     NoEntries,
     /// Members or a table were refused, and so were the entries that would have named them.
     NoTables,
+}
+
+/// What is to be removed of a group that was planned, when all of them are.
+struct Before {
+    key: GroupKey,
+    /// Frontends that it had and that are not its own any more.
+    frontends: Vec<FrontendKey>,
+    /// Source ranges that it keeps.
+    prefixes: BTreeSet<IpNet>,
 }
 
 /// What a plan has to look at: backends that come or are others than before, and those that go.
@@ -165,6 +178,8 @@ pub struct ServicePlanner {
     left_behind: BTreeMap<Place, Left>,
     /// Numbers of groups that this process has taken over.
     adopted: BTreeSet<u32>,
+    /// Backends of an earlier process by family and by the number of their group.
+    owned: BTreeMap<(bool, u32), Vec<u32>>,
     /// What the chunks of an earlier process hold.
     chunks: BTreeMap<u32, u64>,
     members: Vec<u32>,
@@ -207,6 +222,7 @@ impl ServicePlanner {
             inherited: BTreeSet::new(),
             left_behind: BTreeMap::new(),
             adopted: BTreeSet::new(),
+            owned: BTreeMap::new(),
             chunks: existing.chunks,
             members: existing.members,
             elements: [BTreeMap::new(), BTreeMap::new()],
@@ -284,14 +300,13 @@ impl ServicePlanner {
             return;
         }
         let keys: Vec<GroupKey> = self.groups_of(name).cloned().collect();
-        let leaving = self.leaving.entry(name.clone()).or_default();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
             group.planned = None;
             if carried == Carried::NoTables {
-                leaving.push(Retired::Members(group.range.0, group.range.1));
-                leaving.push(Retired::Chunks(group.chunks.0, group.chunks.1));
-                (group.range, group.chunks) = ((0, 0), (0, 0));
+                // Written again where they are: with another place for every attempt there would be none left after many.
+                group.is_lost = true;
+                group.is_adopted = false;
                 group.members.lose();
             }
             for frontend in &group.frontends {
@@ -317,16 +332,27 @@ impl ServicePlanner {
         let mut plan = ServicePlan::default();
         self.stuck.remove(name);
         let mut left: BTreeSet<GroupKey> = self.groups_of(name).cloned().collect();
+        let mut before = Vec::new();
         if let Some(service) = wanted {
             for port in &service.ports {
                 for ipv4 in [true, false] {
-                    for key in self.put_port(name, service, port, ipv4, &hop, &mut plan) {
-                        left.remove(&key);
+                    for group in self.put_port(name, service, port, ipv4, &hop, &mut plan) {
+                        left.remove(&group.key);
+                        before.push(group);
                     }
                 }
             }
         }
+        // Until here a frontend that moves from one group to another was where it had been.
+        let planned = before.iter().filter_map(|group| self.groups.get(&group.key));
+        let frontends: BTreeSet<FrontendKey> = planned.flat_map(|group| &group.frontends).copied().collect();
+        for group in before {
+            self.remove_frontends(group, &frontends, &mut plan);
+        }
         for key in left {
+            if self.serves_for_another(&key, &frontends) {
+                continue;
+            }
             self.remove_group(&key, wanted.map_or(OnRemoval::Keep, |service| service.on_removal), &mut plan);
         }
         plan
@@ -417,7 +443,7 @@ impl ServicePlanner {
         ipv4: bool,
         hop: &impl Fn(IpAddr) -> u32,
         plan: &mut ServicePlan,
-    ) -> Vec<GroupKey> {
+    ) -> Vec<Before> {
         let Some(protocol) = number(port.protocol) else { return Vec::new() };
         let mut wanted: BTreeMap<bool, BTreeSet<FrontendKey>> = BTreeMap::new();
         for frontend in port.frontends.iter().filter(|frontend| frontend.address.is_ipv4() == ipv4) {
@@ -435,24 +461,54 @@ impl ServicePlanner {
         let mut planned = Vec::new();
         for (local_only, frontends) in wanted {
             let key = GroupKey { service: name.clone(), protocol: port.protocol, port: port.port, ipv4, local_only };
-            self.put_group(&key, frontends, service, port, hop, plan);
-            planned.push(key);
+            planned.push(self.put_group(key, frontends, service, port, hop, plan));
         }
         planned
     }
 
+    /// Removes what only an earlier plan wanted of a group.
+    fn remove_frontends(&mut self, before: Before, wanted: &BTreeSet<FrontendKey>, plan: &mut ServicePlan) {
+        let Some(group) = self.groups.get_mut(&before.key) else { return };
+        let mut serves_for_another = false;
+        for frontend in before.frontends {
+            // Another group may have taken it over.
+            if self.frontends.get(&frontend).is_none_or(|entry| entry.id != group.id) {
+                continue;
+            }
+            if wanted.contains(&frontend) {
+                // The other group has no room for its members.
+                serves_for_another = true;
+                group.frontends.insert(frontend);
+            } else {
+                self.frontends.remove(&frontend);
+                plan.writes.push(write_service(&frontend, None));
+            }
+        }
+        if !serves_for_another {
+            self.ranges.trim(group.id, &before.prefixes, &mut plan.writes);
+        }
+    }
+
+    /// True for a group whose entry a frontend has although another group wants it and has no room for its members.
+    fn serves_for_another(&self, key: &GroupKey, wanted: &BTreeSet<FrontendKey>) -> bool {
+        self.groups.get(key).is_some_and(|group| {
+            let mut all = group.frontends.intersection(wanted);
+            all.any(|frontend| self.frontends.get(frontend).is_some_and(|entry| entry.id == group.id))
+        })
+    }
+
     fn put_group(
         &mut self,
-        key: &GroupKey,
+        key: GroupKey,
         frontends: BTreeSet<FrontendKey>,
         service: &Service,
         port: &ServicePort,
         hop: &impl Fn(IpAddr) -> u32,
         plan: &mut ServicePlan,
-    ) {
-        let mut group = match self.groups.remove(key) {
+    ) -> Before {
+        let mut group = match self.groups.remove(&key) {
             Some(group) => group,
-            None => self.adopt(key, &frontends),
+            None => self.adopt(&key, &frontends),
         };
         if group.id == 0 {
             // A new service each millisecond needs seven weeks to come round.
@@ -469,14 +525,14 @@ impl ServicePlanner {
         }
         let is_direct = service.mode.unwrap_or(self.settings.mode) == ForwardingMode::Dsr && !key.local_only;
         let problems = plan.problems.len();
-        let changes = self.changes(&mut group, key, &port.backends, is_direct);
+        let changes = self.changes(&mut group, &key, &port.backends, is_direct);
         for at in &changes.gone {
             group.members.remove(at);
         }
-        let drained = self.put_backends(&mut group, key, &changes.put, hop, plan);
-        self.put_direct(&group, key, is_direct, (&port.backends, &changes.put), hop, plan);
+        let drained = self.put_backends(&mut group, &key, &changes.put, hop, plan);
+        self.put_direct(&group, &key, is_direct, (&port.backends, &changes.put), hop, plan);
         let old = (group.range, group.chunks);
-        if let Some(entry) = self.put_members(&mut group, key, service, plan) {
+        if let Some(entry) = self.put_members(&mut group, &key, service, plan) {
             for frontend in &frontends {
                 let limited = if ranges.limits(frontend) { service_flags::SOURCE_RANGES } else { 0 };
                 let flags = flags_of(service, self.settings.mode, frontend) | limited;
@@ -490,14 +546,7 @@ impl ServicePlanner {
             self.stuck.insert(key.service.clone());
         }
         plan.writes.extend(drained);
-        for frontend in group.frontends.difference(&frontends) {
-            // Another group may have taken it over.
-            if self.frontends.get(frontend).is_some_and(|entry| entry.id == group.id) {
-                self.frontends.remove(frontend);
-                plan.writes.push(write_service(frontend, None));
-            }
-        }
-        self.ranges.trim(group.id, &ranges.prefixes, &mut plan.writes);
+        let before = group.frontends.difference(&frontends).copied().collect();
         group.frontends = frontends;
         let leaving = self.leaving.entry(key.service.clone()).or_default();
         if old.0 != group.range {
@@ -516,6 +565,7 @@ impl ServicePlanner {
             group.planned = Some(Planned { backends: port.backends.clone(), is_direct });
         }
         self.groups.insert(key.clone(), group);
+        Before { key, frontends: before, prefixes: ranges.prefixes }
     }
 
     /// What differs from what is in the maps; everything when that is not known for sure.
@@ -652,23 +702,30 @@ impl ServicePlanner {
     ) -> Option<Entry> {
         let count = group.members.count();
         let affinity = service.session_affinity.map_or(0, |seconds| (f64::from(seconds) * TICKS).ceil() as u32);
+        let fits = u32::from(count) <= group.range.1;
         // A large range of which hardly any is used: others may need it.
         let is_wasted = group.range.1 > RANGE_KEPT && u32::from(count) < group.range.1 / 4;
-        if u32::from(count) > group.range.1 || is_wasted {
-            // With some room for more, so that the next ones need no other range.
-            let roomy = u32::from(count) + u32::from(count) / 8;
-            let range = [roomy, count.into()].into_iter().find_map(|room| Some((self.member_space.take(room)?, room)));
-            let Some(range) = range else {
+        // With some room for more, so that the next ones need no other range.
+        let roomy = u32::from(count) + u32::from(count) / 8;
+        let mut take = |room| Some((self.member_space.take(room)?, room));
+        let other = if fits && !is_wasted { None } else { take(roomy).or_else(|| take(count.into())) };
+        match other {
+            Some(range) => {
+                group.range = range;
+                plan.writes.push(Write::Members(range.0, group.members.all()));
+            }
+            None if fits => {
+                let begin = group.range.0;
+                let unwritten = group.members.take_unwritten().into_iter();
+                plan.writes
+                    .extend(unwritten.map(|(place, elements)| Write::Members(begin + u32::from(place), elements)));
+            }
+            None => {
                 plan.problems.push(format!("service {}: no room for its {count} members", key.service));
                 return None;
-            };
-            group.range = range;
-            plan.writes.push(Write::Members(range.0, group.members.all()));
-        } else {
-            let unwritten = group.members.take_unwritten().into_iter();
-            plan.writes
-                .extend(unwritten.map(|(place, elements)| Write::Members(group.range.0 + u32::from(place), elements)));
+            }
         }
+        let is_lost = std::mem::take(&mut group.is_lost);
         let slots = self.settings.slots.filter(|_| count > 0);
         if !group.members.is_stale() && (group.chunks.1 > 0 || slots.is_none()) {
             return Some(entry_of(group, count, slots, affinity));
@@ -679,12 +736,13 @@ impl ServicePlanner {
             group.members.set_written();
             return Some(entry_of(group, count, slots, affinity));
         }
-        group.chunks = (0, 0);
+        let lost = std::mem::take(&mut group.chunks);
         match table {
             None => group.members.set_written(),
             Some(table) => {
                 let chunks = table.chunks().count() as u32;
-                if let Some(begin) = self.chunk_space.take(chunks) {
+                let same = Some(lost.0).filter(|_| is_lost && lost.1 == chunks);
+                if let Some(begin) = same.or_else(|| self.chunk_space.take(chunks)) {
                     group.chunks = (begin, chunks);
                     for (at, chunk) in (begin..).zip(table.chunks()) {
                         plan.writes.push(Write::Chunk(at, Box::new(*chunk)));

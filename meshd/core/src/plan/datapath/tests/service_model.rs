@@ -82,6 +82,7 @@ proptest! {
             other.put(&mut fresh, &name(), wanted.as_ref());
             prop_assert_eq!(maps.meaning(), other.meaning());
             if restart == 0 {
+                let before = maps.live();
                 planner = new(maps.existing());
                 maps.put(&mut planner, &name(), wanted.as_ref());
                 let (plan, again) = planner.finish();
@@ -90,6 +91,7 @@ proptest! {
                     maps.put(&mut planner, &name(), wanted.as_ref());
                 }
                 prop_assert_eq!(maps.meaning(), other.meaning());
+                prop_assert_eq!(maps.live(), before, "connections name them");
             }
         }
     }
