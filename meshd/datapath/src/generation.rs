@@ -84,15 +84,20 @@ pub(crate) fn all(folder: &Path) -> Result<Vec<Generation>, DatapathError> {
     Ok(all)
 }
 
-/// The latest generation below a folder; `None` without any.
+/// The one to go by: the latest that is complete. A process that was refused something, or ended too early, leaves one behind that is not.
+pub(crate) fn best(all: &[Generation]) -> Option<&Generation> {
+    all.iter().rev().find(|generation| generation.is_complete()).or_else(|| all.last())
+}
+
+/// The generation in use below a folder; `None` without any.
 ///
 /// # Errors
 /// When the folder cannot be listed.
 pub fn latest(folder: &Path) -> Result<Option<PathBuf>, DatapathError> {
-    Ok(all(folder)?.pop().map(|generation| generation.path))
+    Ok(best(&all(folder)?).map(|generation| generation.path.clone()))
 }
 
-/// The latest generation, which must be there and have our layout.
+/// The generation in use, which must be there and have our layout.
 pub(crate) fn existing(folder: &Path) -> Result<Generation, DatapathError> {
     let nothing = || DatapathError::NothingPinned { folder: folder.to_owned() };
     let all = match all(folder) {
@@ -102,11 +107,11 @@ pub(crate) fn existing(folder: &Path) -> Result<Generation, DatapathError> {
         }
         Err(error) => return Err(error),
     };
-    let latest = all.into_iter().next_back().ok_or_else(nothing)?;
-    if latest.layout == LAYOUT_VERSION {
-        return Ok(latest);
+    let best = best(&all).ok_or_else(nothing)?;
+    if best.layout == LAYOUT_VERSION {
+        return Ok(best.clone());
     }
-    Err(DatapathError::OtherVersion { folder: folder.to_owned(), found: latest.layout })
+    Err(DatapathError::OtherVersion { folder: folder.to_owned(), found: best.layout })
 }
 
 /// The generation to use, which is made when it is absent, and those before it.

@@ -374,7 +374,7 @@ pub struct Programs {
     pub(crate) generation: Generation,
     /// Those before it, until [`Programs::settle`].
     pub(crate) older: Vec<Generation>,
-    /// What it has in common with the last of them.
+    /// What it has in common with the one of them that it took everything over from.
     shared: Shared,
     /// Connections of the generation before were taken over once more before anything was attached.
     caught_up: bool,
@@ -400,8 +400,9 @@ impl Programs {
         let filters = Filters::new(folder);
         let specs = shape::maps(sizes);
         let (generation, older) = generation::prepare(folder, &specs)?;
-        let shared = match older.last() {
-            Some(last) => takeover::share(last, &generation, &specs)?,
+        let source = generation::best(&older);
+        let shared = match source {
+            Some(source) => takeover::share(source, &generation, &specs)?,
             None => Shared::default(),
         };
         let mut loader = EbpfLoader::new();
@@ -445,8 +446,8 @@ impl Programs {
         connections::draw_seed(&generation.path)?;
         let maps = Maps::open(&generation.path)?;
         if !generation.is_complete() {
-            if let Some(last) = older.last() {
-                takeover::everything(&maps, sizes, last, &shared)?;
+            if let Some(source) = source {
+                takeover::everything(&maps, sizes, source, &shared)?;
             }
             generation.set_complete()?;
         }
@@ -474,16 +475,23 @@ impl Programs {
         Ok(())
     }
 
-    /// Takes over connections that the last generation has and this one has not. One that begins meanwhile may be unknown here until the next
+    /// Takes over connections that earlier generations have and this one has not. One that begins meanwhile may be unknown here until the next
     /// time, and with `hold` nobody ends it for that.
     fn catch_up(&self, hold: bool) -> Result<(), DatapathError> {
-        let Some(last) = self.older.last() else { return Ok(()) };
+        let Some(source) = generation::best(&self.older) else { return Ok(()) };
+        // A process that ended after it had taken everything over may have left programs of the one before in their places.
+        let others: Vec<&Generation> =
+            self.older.iter().filter(|older| *older != source && older.is_complete()).collect();
+        let is_shared = self.shared.has_connections() && others.is_empty();
         let hold = || {
             let until = ticks().wrapping_add(HANDOVER_TICKS);
-            if hold && !self.shared.has_connections() { self.maps.hold_resets(until) } else { Ok(()) }
+            if hold && !is_shared { self.maps.hold_resets(until) } else { Ok(()) }
         };
         hold()?;
-        takeover::connections(&self.maps, last, &self.shared)?;
+        for other in others {
+            takeover::connections(&self.maps, other, &Shared::default())?;
+        }
+        takeover::connections(&self.maps, source, &self.shared)?;
         // From the end of what may have taken long.
         hold()
     }

@@ -18,7 +18,7 @@ use meshd_abi::{
     PolicyKey, Reason, Service, ServiceKey, Tuple, V4, policy_direction, policy_verdict,
 };
 use meshd_core::id::IfIndex;
-use meshd_datapath::{Attached, DatapathError, Features, Program, Programs, shape::Sizes};
+use meshd_datapath::{Attached, DatapathError, Features, Maps, Program, Programs, shape::Sizes};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -626,6 +626,42 @@ fn a_takeover_that_ended_half_way_is_taken_up_again() {
         assert_eq!(programs.maps.members.get(&40).expect("read"), Some(77));
         assert_eq!(programs.attach(Program::UplinkEgress, LINK).expect("adopt"), Attached::Adopted);
         programs.settle().expect("settle");
+        programs.remove().expect("remove");
+        assert!(!pair.pins().exists(), "pins remain");
+    });
+}
+
+#[test]
+fn what_a_process_left_that_was_refused_is_no_source() {
+    in_namespaces(|pair| {
+        let mut programs = pair.load();
+        for program in TC {
+            programs.attach(program, LINK).expect("attach");
+        }
+        fill(&programs);
+        drop(programs);
+        // A later build made its maps and had its programs refused; this one is put back, and finds those maps of no use.
+        let left = pair.pins().join(format!("v{}-1", LAYOUT_VERSION + 1));
+        std::fs::create_dir(&left).expect("a folder");
+        for (name, key, value, room) in
+            [("MEMBERS", 4, 4, 1_000), ("SERVICES4", 8, 24, 1_000), ("BACKENDS4", 4, 16, 1_000)]
+        {
+            let kind = if name == "SERVICES4" { "hash" } else { "array" };
+            pair.own(&format!(
+                "bpftool map create {}/{name} type {kind} key {key} value {value} entries {room} name {name}",
+                left.display()
+            ));
+        }
+        let existing = Maps::existing(&pair.pins()).expect("who looks at the maps finds those in use");
+        assert_eq!(existing.v4.services.get(&FRONTEND).expect("read"), Some(SERVICE));
+        let mut programs = pair.load();
+        assert_filled(&programs);
+        for program in TC {
+            assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted, "{program:?}");
+        }
+        programs.settle().expect("settle");
+        assert_eq!(generations(pair), [format!("v{LAYOUT_VERSION}-2")]);
+        assert_filled(&programs);
         programs.remove().expect("remove");
         assert!(!pair.pins().exists(), "pins remain");
     });
