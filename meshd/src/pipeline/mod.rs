@@ -38,6 +38,8 @@ pub struct Snapshot {
     /// Every configured cluster, the own one included, has told its nodes once, and every BGP peer its routes: nothing wanted
     /// is missing any more.
     pub complete: bool,
+    /// The same of everything that clusters tell, and our own services have been read.
+    pub listed: bool,
     /// Every configured cluster has told its nodes, in this run or in the one before it, or the wait for it is over.
     pub known: bool,
     /// The links, addresses and routes of this node have been read: what is desired has next hops, as far as there are any.
@@ -96,8 +98,11 @@ impl Pipeline {
 
     fn derive(&mut self, current: &mut Snapshot) {
         let configured = self.clusters.borrow_and_update().clone();
-        let told = is_complete(&current.observed.clusters, &configured);
+        let told = have_told(&current.observed.clusters, &configured, &[Kind::Nodes]);
         current.complete = told && (!self.has_speaker || current.observed.is_bgp_complete());
+        current.listed = current.complete
+            && current.observed.are_own_services_told()
+            && have_told(&current.observed.clusters, &configured, &Kind::ALL);
         if told && !self.deriver.is_settled() {
             info!("every configured cluster has been heard");
             self.deriver.settle();
@@ -123,13 +128,15 @@ async fn until(time: Option<Timestamp>) {
     }
 }
 
-/// True when every configured cluster has told all its nodes at least once in this run.
-fn is_complete(
+/// True when every configured cluster has told all it has of these kinds at least once in this run.
+fn have_told(
     clusters: &OrdMap<ClusterName, meshd_core::observed::ClusterTables>,
     configured: &BTreeSet<ClusterName>,
+    kinds: &[Kind],
 ) -> bool {
-    !configured.is_empty()
-        && configured.iter().all(|name| clusters.get(name).is_some_and(|tables| tables.is_initialized(Kind::Nodes)))
+    let has_told =
+        |name| clusters.get(name).is_some_and(|tables| kinds.iter().all(|kind| tables.is_initialized(*kind)));
+    !configured.is_empty() && configured.iter().all(has_told)
 }
 
 /// True when of every configured cluster the nodes are known, if only from memory.
@@ -140,4 +147,26 @@ fn is_known(
     let knows =
         |name| clusters.get(name).is_some_and(|tables| tables.is_initialized(Kind::Nodes) || !tables.nodes.is_empty());
     !configured.is_empty() && configured.iter().all(knows)
+}
+
+#[cfg(test)]
+mod tests {
+    use meshd_core::observed::ClusterChange;
+
+    use super::*;
+
+    #[test]
+    fn nodes_are_told_before_the_rest_is() {
+        let mut observed = Observed::default();
+        let configured: BTreeSet<ClusterName> = ["east".parse().unwrap()].into();
+        assert!(!have_told(&observed.clusters, &configured, &[Kind::Nodes]), "nothing is known of it");
+        for told in Kind::ALL {
+            assert!(!have_told(&observed.clusters, &configured, &Kind::ALL), "not yet {told:?}");
+            let changes = vec![ClusterChange::ListBegin(told), ClusterChange::ListEnd(told)];
+            observed.apply(Change::Cluster("east".parse().unwrap(), changes), Timestamp::UNIX_EPOCH);
+            assert!(have_told(&observed.clusters, &configured, &[told]));
+        }
+        assert!(have_told(&observed.clusters, &configured, &Kind::ALL));
+        assert!(!have_told(&observed.clusters, &BTreeSet::new(), &[]), "nobody was asked");
+    }
 }

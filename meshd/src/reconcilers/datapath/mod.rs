@@ -249,6 +249,7 @@ pub fn start(
         fast: Fast::default(),
         last: Arc::default(),
         finished: false,
+        listed: false,
         has_direct: false,
         swept: Instant::now(),
         connections: [0; 2],
@@ -352,8 +353,10 @@ struct State {
     sockets: Sockets,
     fast: Fast,
     last: Arc<Snapshot>,
-    /// What an earlier process left has been swept.
+    /// What an earlier process left of nodes has been swept.
     finished: bool,
+    /// And of services and workloads.
+    listed: bool,
     /// Services use direct server return, and the programs know.
     has_direct: bool,
     swept: Instant,
@@ -439,6 +442,10 @@ impl State {
             self.finished = true;
             self.finish(&snapshot);
         }
+        if snapshot.listed && self.finished && !self.listed {
+            self.listed = true;
+            self.finish_services(&snapshot);
+        }
         self.tell_direct();
         let ended = self.sockets.end(&self.programs.maps);
         // Links last: a program that is attached finds its tables filled.
@@ -486,22 +493,28 @@ impl State {
         }
     }
 
-    /// Removes what an earlier process left and no list has named.
+    /// Removes what an earlier process left of nodes and no list has named.
     fn finish(&mut self, snapshot: &Snapshot) {
+        let mut writes = Vec::new();
+        self.finish_far_ends(snapshot, &mut writes);
+        writes.extend(self.hops.finish());
+        writes.extend(self.masquerade.exclusions.finish());
+        self.refused.run(&self.programs.maps, writes);
+        let inherited: BTreeSet<IpAddr> = self.services.addresses().collect();
+        self.rehop(&inherited, snapshot);
+    }
+
+    /// The same of services and workloads, which clusters tell after their nodes.
+    fn finish_services(&mut self, snapshot: &Snapshot) {
         let (plan, held) = self.services.finish();
         let mut writes = plan.writes;
         self.sockets.note(&writes);
-        self.finish_far_ends(snapshot, &mut writes);
-        writes.extend(self.hops.finish());
         writes.extend(self.identities.finish());
-        writes.extend(self.masquerade.exclusions.finish());
         self.refused.run(&self.programs.maps, writes);
         for name in held {
             let service = snapshot.desired.services.get(&name).cloned();
             self.plan_service(&name, service.as_deref(), snapshot);
         }
-        let inherited: BTreeSet<IpAddr> = self.services.addresses().collect();
-        self.rehop(&inherited, snapshot);
     }
 
     /// Next hops from neighbors; returns the addresses whose element may be another one now.
