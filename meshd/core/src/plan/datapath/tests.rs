@@ -434,6 +434,13 @@ fn without_room_for_the_other_group_a_frontend_stays_with_its_group() {
         assert_eq!(maps.behind("192.0.2.80", Scope::External).len(), 2);
         assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
     }
+    // It follows its backends meanwhile.
+    wanted.ports[0].backends = [backend("10.0.0.11"), backend("10.0.0.12")].into();
+    planner.begin_round();
+    maps.run_unchecked(planner.plan(&name(), Some(&wanted), no_hop));
+    planner.done(&name(), Carried::All);
+    let behind: Vec<IpAddr> = maps.behind("10.2.0.80", Scope::Internal).into_keys().collect();
+    assert_eq!(behind, ["10.0.0.11", "10.0.0.12"].map(|address| address.parse::<IpAddr>().unwrap()));
     // With room it has its own, and nothing of the other one is left.
     wanted.ports[0].backends = two[..1].into();
     maps.put(&mut planner, &name(), Some(&wanted));
@@ -474,6 +481,21 @@ fn what_is_refused_again_and_again_takes_no_more_room_than_once() {
     assert_eq!(planner.room(), [254, 7]);
     maps.put(&mut planner, &name(), Some(&wanted));
     assert_eq!(maps.behind("10.2.0.80", Scope::Internal).len(), 2);
+
+    // Another table each time, and a frontend there is no room for.
+    for last in 0..1_000_u16 {
+        planner.begin_round();
+        let backends = [backend("10.0.0.10"), backend(&format!("10.0.1.{}", last % 200))];
+        let plan = planner.plan(&name(), Some(&service(&backends)), no_hop);
+        assert_eq!(plan.problems, [""; 0]);
+        maps.run_unchecked(plan);
+        planner.done(&name(), Carried::NoEntries);
+        maps.run_unchecked(planner.release(|_, _| false));
+    }
+    assert!(planner.room()[1] >= 6, "{:?}", planner.room());
+    maps.put(&mut planner, &name(), Some(&wanted));
+    planner.begin_round();
+    assert_eq!(planner.room(), [254, 7]);
 }
 
 #[test]

@@ -84,6 +84,12 @@ struct GroupKey {
     local_only: bool,
 }
 
+impl GroupKey {
+    fn is_of(&self, port: &ServicePort) -> bool {
+        (port.protocol, port.port) == (self.protocol, self.port)
+    }
+}
+
 #[derive(Debug)]
 struct Group {
     id: u32,
@@ -97,8 +103,9 @@ struct Group {
     held: BTreeSet<At>,
     /// The table is that of an earlier process: known by its content only.
     is_adopted: bool,
-    /// A part of its members or of its table was refused.
-    is_lost: bool,
+    /// Something of its service was refused or had no room, so nothing that it had is given back. Its next table takes the place of this one:
+    /// with another place for every attempt there would be none left after many.
+    is_kept: bool,
     /// What was planned, when all of it is in the maps: then only what differs needs to be looked at.
     planned: Option<Planned>,
 }
@@ -122,7 +129,7 @@ impl Group {
             members: Members::new(settings.slots, settings.seed),
             held: BTreeSet::new(),
             is_adopted: false,
-            is_lost: false,
+            is_kept: false,
             planned: None,
         }
     }
@@ -293,19 +300,19 @@ impl ServicePlanner {
     /// How the writes of a service's last plan went. After a refusal the next plan writes again what is not there, and nothing that an
     /// old entry names is used for something else before that.
     pub fn done(&mut self, name: &ServiceName, carried: Carried) {
-        if carried == Carried::All {
-            if !self.stuck.remove(name) {
-                self.retired.extend(self.leaving.remove(name).unwrap_or_default());
-            }
+        if carried == Carried::All && !self.stuck.remove(name) {
+            self.retired.extend(self.leaving.remove(name).unwrap_or_default());
             return;
         }
         let keys: Vec<GroupKey> = self.groups_of(name).cloned().collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
+            group.is_kept = true;
+            if carried == Carried::All {
+                continue;
+            }
             group.planned = None;
             if carried == Carried::NoTables {
-                // Written again where they are: with another place for every attempt there would be none left after many.
-                group.is_lost = true;
                 group.is_adopted = false;
                 group.members.lose();
             }
@@ -350,7 +357,11 @@ impl ServicePlanner {
             self.remove_frontends(group, &frontends, &mut plan);
         }
         for key in left {
-            if self.serves_for_another(&key, &frontends) {
+            let kept = self.serves_for_another(&key, &frontends);
+            let port = wanted.and_then(|service| Some((service, service.ports.iter().find(|port| key.is_of(port))?)));
+            if let Some((service, port)) = port.filter(|_| !kept.is_empty()) {
+                let before = self.put_group(key, kept, service, port, &hop, &mut plan);
+                self.remove_frontends(before, &frontends, &mut plan);
                 continue;
             }
             self.remove_group(&key, wanted.map_or(OnRemoval::Keep, |service| service.on_removal), &mut plan);
@@ -489,12 +500,11 @@ impl ServicePlanner {
         }
     }
 
-    /// True for a group whose entry a frontend has although another group wants it and has no room for its members.
-    fn serves_for_another(&self, key: &GroupKey, wanted: &BTreeSet<FrontendKey>) -> bool {
-        self.groups.get(key).is_some_and(|group| {
-            let mut all = group.frontends.intersection(wanted);
-            all.any(|frontend| self.frontends.get(frontend).is_some_and(|entry| entry.id == group.id))
-        })
+    /// Frontends that have the entry of a group although another group wants them, which has no room for its members.
+    fn serves_for_another(&self, key: &GroupKey, wanted: &BTreeSet<FrontendKey>) -> BTreeSet<FrontendKey> {
+        let Some(group) = self.groups.get(key) else { return BTreeSet::new() };
+        let has = |frontend: &&FrontendKey| self.frontends.get(*frontend).is_some_and(|entry| entry.id == group.id);
+        group.frontends.intersection(wanted).filter(has).copied().collect()
     }
 
     fn put_group(
@@ -725,7 +735,7 @@ impl ServicePlanner {
                 return None;
             }
         }
-        let is_lost = std::mem::take(&mut group.is_lost);
+        let is_kept = std::mem::take(&mut group.is_kept);
         let slots = self.settings.slots.filter(|_| count > 0);
         if !group.members.is_stale() && (group.chunks.1 > 0 || slots.is_none()) {
             return Some(entry_of(group, count, slots, affinity));
@@ -736,12 +746,12 @@ impl ServicePlanner {
             group.members.set_written();
             return Some(entry_of(group, count, slots, affinity));
         }
-        let lost = std::mem::take(&mut group.chunks);
+        let old = std::mem::take(&mut group.chunks);
         match table {
             None => group.members.set_written(),
             Some(table) => {
                 let chunks = table.chunks().count() as u32;
-                let same = Some(lost.0).filter(|_| is_lost && lost.1 == chunks);
+                let same = Some(old.0).filter(|_| is_kept && old.1 == chunks);
                 if let Some(begin) = same.or_else(|| self.chunk_space.take(chunks)) {
                     group.chunks = (begin, chunks);
                     for (at, chunk) in (begin..).zip(table.chunks()) {
