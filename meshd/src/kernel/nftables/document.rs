@@ -22,7 +22,7 @@ use meshd_core::{
     plan::MasqueradeStep,
 };
 use nftables::{
-    expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
+    expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem},
     schema::{
         Chain, Element, FlushObject, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType,
         SetTypeValue, Table,
@@ -269,17 +269,24 @@ fn statements(rules: &MasqueradeRules) -> Vec<Vec<Statement<'static>>> {
             rule.extend(keep_source(family));
             list.push(rule);
         }
-        if rules.by_programs {
-            continue;
-        }
         let leaves = matches(meta(MetaKey::Oifname), Operator::EQ, set(UPLINKS));
         let configured = match family {
             Family::V4 => rules.ipv4,
             Family::V6 => rules.ipv6,
         };
-        list.push(vec![is_in("saddr", Operator::EQ, OWN), leaves, counter(), take_source(family, configured)]);
+        let mut rule = vec![is_in("saddr", Operator::EQ, OWN), leaves];
+        rule.extend(rules.by_programs.then(is_left_by_programs));
+        rule.extend([counter(), take_source(family, configured)]);
+        list.push(rule);
     }
     list
+}
+
+/// The programs know no other protocols: of these the packet filter takes care on.
+fn is_left_by_programs() -> Statement<'static> {
+    let known = ["tcp", "udp", "sctp", "icmp", "ipv6-icmp"].map(|protocol| Expression::String(protocol.into()));
+    let known = Expression::Named(NamedExpression::Set(known.map(SetItem::Element).into()));
+    matches(meta(MetaKey::L4proto), Operator::NEQ, known)
 }
 
 /// Marks the packet for those who look at the mark, and decides that the source stays.

@@ -6,11 +6,21 @@
 mod lasting;
 mod witness;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use lab::{Node, Running};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::meshes::{Admin, Mesh, WEST_EAST, eventually};
 use witness::{Kind, Witness, ask};
 
+/// How long a capture may take to end.
+const CAPTURED: Duration = Duration::from_secs(5);
 /// The node under test and its addresses.
 const NODE: &str = "west-worker";
 const NODE_ADDRESSES: [&str; 2] = ["172.18.0.5", "fd18::5"];
@@ -25,6 +35,9 @@ const FAR_NODE: [&str; 2] = ["172.18.0.2", "fd18::2"];
 const NEAR_POD: [&str; 2] = ["10.0.1.10", "fd10:1::10"];
 /// Outside of the mesh.
 const OUTSIDE: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
+
+/// A service with a backend there, which is a neighbor of the nodes.
+const SERVICE: &str = "10.2.0.54";
 
 /// Brings the lab up with this section on [`NODE`].
 fn up(masquerade: &str) -> (Mesh, tempfile::TempDir) {
@@ -42,6 +55,14 @@ fn up(masquerade: &str) -> (Mesh, tempfile::TempDir) {
         let pods = format!("10.{cluster}.{index}");
         let pods6 = format!("fd10:{cluster}0{index}:").replace("fd10:00", "fd10:");
         let more = if node == NODE { masquerade } else { "" };
+        let service = "      global: true
+    - namespace: default
+      name: outside
+      cluster_ips: [10.2.0.54]
+      ports: [{port: 7000}]
+      backends: [{address: 172.18.9.9}]
+";
+        let text = if node == NODE { text.replace("      global: true\n", service) } else { text };
         let text = text
             .replace(
                 &format!("addresses: [172.18.0.{number}]"),
@@ -123,6 +144,11 @@ fn assert_sources(mesh: &Mesh, witness: &Witness, target: &str, expected: &str, 
 #[test]
 fn sources_stay_inside_the_mesh_and_become_the_nodes_outside_whatever_others_do() {
     let (mesh, _folder) = assert_sources_whatever_others_do("masquerade: {enabled: true, by: nftables}", "nftables");
+    // A backend outside of the mesh sees the node, also when its neighbor is known by then.
+    let outside = Witness::start(&mesh.node("outside"), &OUTSIDE);
+    for _ in 0..3 {
+        assert_eq!(ask(&mesh.node(POD), &outside, SERVICE, Kind::Tcp), NODE_ADDRESSES[0]);
+    }
     mesh.finish();
 }
 
@@ -134,10 +160,34 @@ fn programs_of_the_datapath_do_the_same() {
     for kind in Kind::ALL {
         assert_eq!(ask(&mesh.node("outside"), &own, POD_ADDRESSES[0], kind), "172.18.9.9", "{kind:?}");
     }
-    // The packet filter is left with what stays inside of the mesh.
-    let rules = |mesh: &Mesh| shell(mesh, NODE, "nft list table inet meshd");
-    assert!(!rules(&mesh).contains("masquerade comment"), "{}", rules(&mesh));
+    // The packet filter is left with what stays inside of the mesh, and with protocols that the programs do not know.
+    let rules = shell(&mesh, NODE, "nft list table inet meshd");
+    let mut leaving = rules.lines().filter(|rule| rule.contains("masquerade comment"));
+    assert!(leaving.all(|rule| rule.contains("l4proto != { icmp, tcp, udp, ipv6-icmp, sctp }")), "{rules}");
+    for (pod, target, expected) in [(0, OUTSIDE[0], NODE_ADDRESSES[0]), (1, OUTSIDE[1], NODE_ADDRESSES[1])] {
+        let capture = capture_of_gre(&mesh.node("outside"));
+        let sent = mesh.node(POD).within(|| send_gre(target.parse().expect("an address"))).expect("inside");
+        sent.expect("sent");
+        let said = capture.finish(CAPTURED).expect("tcpdump ends").stdout;
+        assert!(said.contains(&format!("{expected} > {target}")), "from {}: {said}", POD_ADDRESSES[pod]);
+    }
     mesh.finish();
+}
+
+/// The next packet of generic routing encapsulation that arrives.
+fn capture_of_gre(at: &Node) -> Running {
+    let what = "ip proto 47 or ip6 proto 47";
+    let capture = at.spawn(&["tcpdump", "-n", "-l", "-i", "any", "-c", "1", what]).expect("tcpdump starts");
+    assert!(eventually(|| capture.so_far().is_ok_and(|said| said.contains("listening on"))), "tcpdump does not listen");
+    capture
+}
+
+fn send_gre(target: IpAddr) -> std::io::Result<usize> {
+    /// A header without options, and the type of what there is nothing of.
+    const HEADER: [u8; 4] = [0, 0, 8, 0];
+    let domain = if target.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(47)))?;
+    socket.send_to(&HEADER, &SocketAddr::new(target, 0).into())
 }
 
 /// Brings the lab up with a configuration in which `by` gives the node's address to what leaves, and looks at every kind of packet.

@@ -1,10 +1,11 @@
 //! Through which neighbor an address is reached.
 //!
-//! The programs send past the routing table what has one clear next hop. Everything else (several next hops, routes over objects of others,
-//! no route) is left to the kernel, which then decides for each packet.
+//! The programs send past the routing table what has one clear next hop inside of the mesh. Everything else (several next hops, routes over
+//! objects of others, no route) is left to the kernel, which then decides for each packet; so is what lies outside of the mesh, because
+//! masquerade has a say in how it leaves, whoever does that.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr},
     ops::Bound,
 };
@@ -14,8 +15,9 @@ use ipnet::IpNet;
 use super::Neighbor;
 use crate::{
     desired::{Desired, RouteMode, TargetKey},
-    id::{IfIndex, MAIN_TABLE, Metric, TableId},
-    observed::{Observed, RouteKey, RouteKind},
+    id::{ClusterName, IfIndex, MAIN_TABLE, Metric, TableId},
+    observed::{ClusterTables, NodeRow, Observed, RouteKey, RouteKind},
+    table::RowDiff,
 };
 
 /// With more addresses than this only those are looked at again whose prefixes changed.
@@ -37,12 +39,46 @@ pub struct Way {
 pub struct Ways {
     ways: BTreeMap<IpAddr, Option<Way>>,
     behind: BTreeMap<Way, BTreeSet<IpAddr>>,
-    /// Lengths of the prefixes that there are routes to; `None`: to be found out.
-    lengths: Option<Lengths>,
+    /// What ways are found by; `None`: to be found out.
+    surroundings: Option<Surroundings>,
+}
+
+/// What ways are found by, apart from the routes themselves.
+#[derive(Debug, Default)]
+struct Surroundings {
+    /// Lengths of the prefixes that there are routes to.
+    lengths: Lengths,
+    /// Addresses of nodes, and prefixes of their workloads.
+    mesh: HashSet<IpNet>,
+    /// Lengths of these.
+    mesh_lengths: Lengths,
 }
 
 /// Lengths of prefixes of IPv4 and of IPv6, the longest first.
 type Lengths = [Vec<u8>; 2];
+
+impl Surroundings {
+    fn of(observed: &Observed, desired: &Desired) -> Self {
+        let tables = observed.routes.iter().map(|(key, _)| key.prefix);
+        let routes = tables.chain(desired.routes.iter().map(|(prefix, _)| *prefix));
+        let routes = routes.chain(desired.bgp.iter().map(|(prefix, _)| *prefix));
+        let rows = observed.clusters.values().flat_map(|tables| tables.nodes.iter());
+        let mesh: HashSet<IpNet> = rows.flat_map(|(_, row)| prefixes_of(row)).collect();
+        Self { lengths: lengths(routes), mesh_lengths: lengths(mesh.iter().copied()), mesh }
+    }
+
+    /// True for a node of the mesh, and for what is or may become one of its workloads.
+    fn is_mesh(&self, address: IpAddr, observed: &Observed) -> bool {
+        let is_covered = |length: &u8| IpNet::new(address, *length).is_ok_and(|net| self.mesh.contains(&net.trunc()));
+        self.mesh_lengths[usize::from(address.is_ipv6())].iter().any(is_covered)
+            || observed.clusters.values().any(|tables| tables.endpoints.get(&IpNet::from(address)).is_some())
+    }
+}
+
+/// The addresses of a node and the prefixes of its workloads.
+fn prefixes_of(row: &NodeRow) -> impl Iterator<Item = IpNet> {
+    row.addresses.iter().map(|address| IpNet::from(address.ip)).chain(row.pod_cidrs.iter().copied())
+}
 
 impl Ways {
     /// The way of an address, remembered until [`Ways::recheck`].
@@ -50,19 +86,19 @@ impl Ways {
         if let Some(way) = self.ways.get(&address) {
             return *way;
         }
-        let lengths = self.lengths.get_or_insert_with(|| lengths(observed, desired));
-        let way = find(address, lengths, observed, desired);
+        let surroundings = self.surroundings.get_or_insert_with(|| Surroundings::of(observed, desired));
+        let way = find(address, surroundings, observed, desired);
         self.set(address, way);
         way
     }
 
-    /// Looks again at what may be routed differently now than it was; returns the addresses whose way is another one.
+    /// Looks again at what may be routed differently now than it was, or is part of the mesh now; returns the addresses whose way is another one.
     pub fn recheck(
         &mut self,
         (old_observed, old_desired): (&Observed, &Desired),
         (observed, desired): (&Observed, &Desired),
     ) -> BTreeSet<IpAddr> {
-        let lengths = lengths(observed, desired);
+        let surroundings = Surroundings::of(observed, desired);
         let addresses: BTreeSet<IpAddr> = if self.ways.len() <= FEW {
             self.ways.keys().copied().collect()
         } else {
@@ -74,13 +110,13 @@ impl Ways {
         };
         let mut changed = BTreeSet::new();
         for address in addresses {
-            let way = find(address, &lengths, observed, desired);
+            let way = find(address, &surroundings, observed, desired);
             if self.ways.get(&address) != Some(&way) {
                 self.set(address, way);
                 changed.insert(address);
             }
         }
-        self.lengths = Some(lengths);
+        self.surroundings = Some(surroundings);
         changed
     }
 
@@ -127,36 +163,30 @@ impl Ways {
 
 /// The way by the longest prefix among foreign routes of the main table and our own; with equal length the lower metric, which
 /// is the foreign one.
-fn find(address: IpAddr, lengths: &Lengths, observed: &Observed, desired: &Desired) -> Option<Way> {
-    for length in &lengths[usize::from(address.is_ipv6())] {
+fn find(address: IpAddr, surroundings: &Surroundings, observed: &Observed, desired: &Desired) -> Option<Way> {
+    for length in &surroundings.lengths[usize::from(address.is_ipv6())] {
         let prefix = IpNet::new(address, *length).ok()?.trunc();
         if let Some(way) = foreign(prefix, address, observed) {
-            return way;
+            return way.filter(|_| surroundings.is_mesh(address, observed));
         }
         if let Some(way) = ours(prefix, desired) {
-            return way;
+            // What BGP told may lead anywhere.
+            let leads_into = desired.routes.get(&prefix).is_some() || surroundings.is_mesh(address, observed);
+            return way.filter(|_| leads_into);
         }
     }
     None
 }
 
-/// Lengths of all prefixes with a route.
-fn lengths(observed: &Observed, desired: &Desired) -> Lengths {
+fn lengths(prefixes: impl Iterator<Item = IpNet>) -> Lengths {
     let mut lengths = [BTreeSet::new(), BTreeSet::new()];
-    let mut add = |prefix: &IpNet| lengths[usize::from(prefix.addr().is_ipv6())].insert(prefix.prefix_len());
-    for (key, _) in observed.routes.iter() {
-        add(&key.prefix);
-    }
-    for (prefix, _) in desired.routes.iter() {
-        add(prefix);
-    }
-    for (prefix, _) in desired.bgp.iter() {
-        add(prefix);
+    for prefix in prefixes {
+        lengths[usize::from(prefix.addr().is_ipv6())].insert(prefix.prefix_len());
     }
     lengths.map(|lengths| lengths.into_iter().rev().collect())
 }
 
-/// Prefixes whose routes changed, or what these lead to.
+/// Prefixes whose routes changed, or what these lead to, and those of nodes that did.
 fn rerouted(
     (old_observed, old_desired): (&Observed, &Desired),
     (observed, desired): (&Observed, &Desired),
@@ -165,6 +195,19 @@ fn rerouted(
         observed.routes.diff(&old_observed.routes).map(|diff| diff.key().prefix).collect();
     prefixes.extend(desired.routes.diff(&old_desired.routes).map(|diff| *diff.key()));
     prefixes.extend(desired.bgp.diff(&old_desired.bgp).map(|diff| *diff.key()));
+    let nothing = ClusterTables::default();
+    let names: BTreeSet<&ClusterName> = observed.clusters.keys().chain(old_observed.clusters.keys()).collect();
+    for name in names {
+        let [old, new] = [old_observed, observed].map(|of| &of.clusters.get(name).unwrap_or(&nothing).nodes);
+        for diff in new.diff(old) {
+            let (before, after) = match diff {
+                RowDiff::Added(_, row) => (None, Some(row)),
+                RowDiff::Changed(_, before, after) => (Some(before), Some(after)),
+                RowDiff::Removed(_, row) => (Some(row), None),
+            };
+            prefixes.extend(before.into_iter().chain(after).flat_map(|row| prefixes_of(row)));
+        }
+    }
     let targets: BTreeSet<&TargetKey> = desired.targets.diff(&old_desired.targets).map(|diff| diff.key()).collect();
     if !targets.is_empty() {
         prefixes.extend(desired.all_routes().filter(|(_, target)| targets.contains(target)).map(|(prefix, _)| prefix));
@@ -180,7 +223,7 @@ fn foreign(prefix: IpNet, address: IpAddr, observed: &Observed) -> Option<Option
         return None;
     }
     let way = match (&*row.hops, row.kind) {
-        // What lies behind a gateway that is none of ours is outside of the mesh: netfilter has a say in how it leaves.
+        // What lies behind a gateway that is none of ours is outside of the mesh.
         ([hop], RouteKind::Unicast) if hop.via.is_none() => Some(Way { link: hop.dev, via: address, mtu: None }),
         _ => None,
     };
@@ -210,7 +253,8 @@ mod tests {
     use super::*;
     use crate::{
         desired::{Hop, NodeTarget, RouteRow, Target},
-        observed::{self, NextHopSpec},
+        id::{ClusterId, MaxClusters, NumericIdentity},
+        observed::{self, BgpTargetId, EndpointRow, NextHopSpec, NodeAddress, NodeAddressKind},
     };
 
     const PREFIXES: [&str; 6] =
@@ -224,6 +268,8 @@ mod tests {
         Target(u8, u32, u32),
         /// Somebody's route to a prefix by a link, or none.
         Foreign(usize, Option<u32>),
+        /// A node has the workloads of a prefix, or it is gone.
+        Node(u8, Option<usize>),
         /// Somebody asks for an address for the first time.
         Ask(u16),
     }
@@ -233,7 +279,8 @@ mod tests {
         prop_oneof![
             (prefix.clone(), proptest::option::of(0..3_u8)).prop_map(|(at, node)| Event::Want(at, node)),
             (0..3_u8, 1..4_u32, 1_399..1_401_u32).prop_map(|(node, link, mtu)| Event::Target(node, link, mtu)),
-            (prefix, proptest::option::of(1..4_u32)).prop_map(|(at, link)| Event::Foreign(at, link)),
+            (prefix.clone(), proptest::option::of(1..4_u32)).prop_map(|(at, link)| Event::Foreign(at, link)),
+            (0..3_u8, proptest::option::of(prefix)).prop_map(|(node, at)| Event::Node(node, at)),
             (0..12_u16).prop_map(Event::Ask),
         ]
     }
@@ -268,8 +315,62 @@ mod tests {
                     }
                 }
             }
+            Event::Node(number, at) => {
+                let name = format!("node-{number}").parse().unwrap();
+                let nodes = &mut observed.clusters.entry("east".parse().unwrap()).or_default().nodes;
+                match at {
+                    None => drop(nodes.remove(&name)),
+                    Some(at) => drop(nodes.put(name, Arc::new(node_with(*number, prefix(*at))))),
+                }
+            }
             Event::Ask(_) => {}
         }
+    }
+
+    fn node_with(number: u8, pods: IpNet) -> NodeRow {
+        let ip = [10, 1, 0, number].into();
+        NodeRow {
+            cluster_id: ClusterId::new(1, MaxClusters::default()).unwrap(),
+            addresses: [NodeAddress { kind: NodeAddressKind::InternalIP, ip }].into(),
+            pod_cidrs: [pods].into(),
+            labels: Default::default(),
+            health: Box::default(),
+            ingress: Box::default(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_in_the_mesh_has_a_way() {
+        let (mut observed, mut desired) = (Observed::default(), Desired::default());
+        // 10.0.0.0/8 is on a link, and BGP told of a prefix.
+        apply(&Event::Foreign(2, Some(1)), &mut observed, &mut desired);
+        let told: IpNet = "198.51.100.0/24".parse().unwrap();
+        desired.bgp.put(told, BgpTargetId(7));
+        let hop = Hop { via: [192, 0, 2, 9].into(), dev: IfIndex(2), tunnel: None };
+        let target = Target { mode: RouteMode::Bgp, ..Target::native([hop].into(), 1_400) };
+        drop(desired.targets.put(TargetKey::Bgp(BgpTargetId(7)), Arc::new(target)));
+        let mut ways = Ways::default();
+        let [host, pod, workload, stranger, behind] = ["10.1.0.2", "10.1.1.9", "10.7.0.1", "10.7.0.2", "198.51.100.1"]
+            .map(|text| text.parse::<IpAddr>().unwrap());
+        let all = [host, pod, workload, stranger, behind];
+        assert!(all.iter().all(|address| ways.of(*address, &observed, &desired).is_none()));
+        let (before, wanted) = (observed.clone(), desired.clone());
+        let tables = observed.clusters.entry("east".parse().unwrap()).or_default();
+        drop(tables.nodes.put("node-2".parse().unwrap(), Arc::new(node_with(2, "10.1.1.0/24".parse().unwrap()))));
+        assert_eq!(ways.recheck((&before, &wanted), (&observed, &desired)), [host, pod].into());
+        let row = EndpointRow {
+            identity: NumericIdentity(300),
+            host: None,
+            encryption_key: 0,
+            namespace: "".into(),
+            name: "".into(),
+        };
+        let tables = observed.clusters.entry("east".parse().unwrap()).or_default();
+        drop(tables.endpoints.put(workload.into(), row.clone()));
+        drop(tables.endpoints.put(behind.into(), row));
+        let mut ways = Ways::default();
+        let found = all.map(|address| ways.of(address, &observed, &desired).map(|way| way.link.0));
+        assert_eq!(found, [Some(1), Some(1), Some(1), None, Some(2)]);
     }
 
     fn address(number: u16) -> IpAddr {
