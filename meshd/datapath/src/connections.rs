@@ -67,6 +67,10 @@ impl<A: Address> Connections<A> {
         if shape.value_size as usize != size_of::<Bucket<A>>() {
             return Ok(None);
         }
+        // Maps are made in any order, and removed in any: of those without one nothing can be read.
+        if pins::shape_of(&folder.join(SEED), SEED)?.is_none() {
+            return Ok(None);
+        }
         let seed: Table<u32, u64> = programs::table(&folder.join(SEED), SEED)?;
         // 0 before the daemon has drawn it: then nothing has been written either.
         let Some(seed) = seed.get(&0)?.filter(|seed| *seed != 0) else { return Ok(None) };

@@ -27,6 +27,9 @@ use nix::{
 #[path = "kernels/places.rs"]
 mod places;
 
+/// Where ip(8) keeps names of namespaces.
+const NAMES: &str = "/run/netns";
+
 /// Runs a test in a thread with namespaces of its own and a folder for pins: everything vanishes with the thread.
 fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
     let body = move || {
@@ -35,6 +38,9 @@ fn in_namespaces(test: impl FnOnce(PathBuf) + Send + 'static) {
         let nothing: Option<&str> = None;
         mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).expect("make mounts private");
         mount(Some("bpf"), folder.path(), Some("bpf"), MsFlags::empty(), nothing).expect("mount a bpf file system");
+        // Names of namespaces, too: tests run beside each other.
+        fs::create_dir_all(NAMES).expect("the folder of names");
+        mount(Some("tmpfs"), NAMES, Some("tmpfs"), MsFlags::empty(), nothing).expect("mount a file system for names");
         test(folder.path().join("meshd"));
         nix::mount::umount2(folder.path(), nix::mount::MntFlags::MNT_DETACH).expect("unmount the bpf file system");
     };

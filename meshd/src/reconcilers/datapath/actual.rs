@@ -182,24 +182,19 @@ fn sweep_family<A: Address>(
         Busiest { address: ip(A::from_words(words)), port, number, used }
     });
     sweep.busiest = sweep.busiest.into_iter().chain(most).max_by_key(|busiest| busiest.used);
-    let mut gone = Vec::with_capacity(idle.len());
+    let is_used = |key: &ConnectionKey<A>, client| {
+        view.get(key, client).is_some_and(|connection| !is_idle(key, &connection, now, lifetimes))
+    };
     for (key, connection) in idle {
         // Both directions live as long as one of them is used: an address and port that is given to somebody else must not
-        // be named by what is left of an older connection.
-        let other = other_direction(&key, &connection);
-        match view.get(&other, client_of(&connection).other()) {
-            Some(partner) if !is_idle(&other, &partner, now, lifetimes) => sweep.stays(family, &connection),
-            _ => gone.push((key, client_of(&connection))),
+        // be named by what is left of an older connection. Some were used meanwhile.
+        let client = client_of(&connection);
+        if is_used(&key, client) || is_used(&other_direction(&key, &connection), client.other()) {
+            sweep.stays(family, &connection);
+        } else if view.remove(&key, client) {
+            sweep.removed += 1;
         }
     }
-    sweep.removed += gone
-        .iter()
-        // Some were used meanwhile.
-        .filter(|(key, client)| {
-            view.get(key, *client).is_some_and(|connection| is_idle(key, &connection, now, lifetimes))
-        })
-        .filter(|(key, client)| view.remove(key, *client))
-        .count();
     Ok(())
 }
 

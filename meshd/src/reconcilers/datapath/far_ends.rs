@@ -166,7 +166,7 @@ impl State {
     ) -> Vec<Write> {
         let mut last = Vec::new();
         for address in addresses {
-            let hop = next_hop(*address, &mut self.ways, &self.hops, snapshot);
+            let hop = next_hop(*address, &mut self.ways, &self.hops, snapshot, &self.held_hops);
             let plan = self.far_ends.planner.plan(*address, hop);
             let (removed, added): (Vec<Write>, Vec<Write>) = plan.writes.into_iter().partition(|_| plan.hop.is_none());
             writes.extend(added);

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use meshd_abi::{LINKS, Link, link_flags};
@@ -19,6 +20,10 @@ use crate::{
     config::model::services::{LinkPattern, XdpUse},
     pipeline::Snapshot,
 };
+
+/// For so long programs stay on a link that should have none: network daemons take addresses away and give them back, and connections are not
+/// to end for that.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What the configuration says about links.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +49,8 @@ pub(super) struct Attachment {
 #[derive(Debug, Default)]
 pub(super) struct Links {
     pub(super) attached: BTreeMap<(Program, IfIndex), Attachment>,
+    /// Those that are not wanted, since when.
+    unwanted: BTreeMap<(Program, IfIndex), Instant>,
     known: bool,
     /// What XDP programs were told of their links; `None`: not known yet.
     told: Option<BTreeMap<u32, Link>>,
@@ -87,9 +94,7 @@ impl Links {
                 Err(error) => warn!(error = error_chain(&error), "programs of an earlier process may be left"),
             }
         }
-        let gone: Vec<(Program, IfIndex)> =
-            self.attached.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-        for (program, link) in gone {
+        for (program, link) in self.unwanted(&wanted, snapshot, Instant::now()) {
             self.attached.remove(&(program, link));
             detach(programs, program, link);
         }
@@ -126,6 +131,34 @@ impl Links {
             Err(error) => refusals.push(format!("XDP does nothing: {}", error_chain(&error))),
         }
         refusals
+    }
+
+    /// Programs that are to leave their links now: the link is gone, it has another part to play, or nobody has wanted them for [`GRACE`].
+    fn unwanted(
+        &mut self,
+        wanted: &BTreeMap<(Program, IfIndex), Arc<str>>,
+        snapshot: &Snapshot,
+        now: Instant,
+    ) -> Vec<(Program, IfIndex)> {
+        self.unwanted.retain(|key, _| !wanted.contains_key(key) && self.attached.contains_key(key));
+        let taken: BTreeSet<IfIndex> = wanted.keys().map(|(_, link)| *link).collect();
+        let mut gone = Vec::new();
+        for (key, attachment) in self.attached.iter().filter(|(key, _)| !wanted.contains_key(key)) {
+            let since = *self.unwanted.entry(*key).or_insert(now);
+            let waits = attachment.outcome.is_ok()
+                && snapshot.observed.links.get(&key.1).is_some()
+                && !taken.contains(&key.1)
+                && now < since + GRACE;
+            if !waits {
+                gone.push(*key);
+            }
+        }
+        gone
+    }
+
+    /// True when programs have been unwanted for long enough.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.unwanted.values().any(|since| now >= *since + GRACE)
     }
 
     /// Tells XDP programs what their links are. Without that a program leaves everything to TC, as those do whose links find no place:
@@ -334,6 +367,49 @@ mod tests {
         let (given, without) = places(&told_of(high.0), &[low, other]);
         assert_eq!(given, BTreeMap::from([(7, low), (8, other)]));
         assert!(without.is_empty());
+    }
+
+    #[test]
+    fn a_link_that_loses_its_part_keeps_its_programs_for_a_moment() {
+        let (start, link) = (Instant::now(), IfIndex(2));
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut links = Links::default();
+        let pair = [(Program::UplinkIngress, link), (Program::UplinkEgress, link)];
+        let attach = |links: &mut Links| {
+            let there = Attachment { name: "eth0".into(), outcome: Ok(Attached::Tcx) };
+            links.attached = pair.into_iter().map(|key| (key, there.clone())).collect();
+        };
+        attach(&mut links);
+        let both: BTreeMap<_, Arc<str>> = pair.into_iter().map(|key| (key, "eth0".into())).collect();
+        let nothing = BTreeMap::new();
+        let mut snapshot = Snapshot::default();
+        let row = LinkRow {
+            name: "eth0".into(),
+            kind: None,
+            up: true,
+            running: true,
+            loopback: false,
+            mtu: 1_500,
+            mac: None,
+        };
+        drop(snapshot.observed.links.put(link, row));
+        // The address goes and comes back.
+        assert_eq!(links.unwanted(&nothing, &snapshot, at(0.0)), []);
+        assert!(!links.is_due(at(4.0)));
+        assert_eq!(links.unwanted(&both, &snapshot, at(4.0)), []);
+        assert!(!links.is_due(at(9.0)));
+        // It goes for good.
+        assert_eq!(links.unwanted(&nothing, &snapshot, at(10.0)), []);
+        assert!(links.is_due(at(15.0)));
+        assert_eq!(links.unwanted(&nothing, &snapshot, at(15.0)), pair);
+        // The link becomes one of workloads, or is gone itself.
+        attach(&mut links);
+        links.unwanted.clear();
+        let workload = BTreeMap::from([((Program::WorkloadEgress, link), "eth0".into())]);
+        assert_eq!(links.unwanted(&workload, &snapshot, at(20.0)), pair);
+        links.unwanted.clear();
+        snapshot.observed.links.remove(&link);
+        assert_eq!(links.unwanted(&nothing, &snapshot, at(20.0)), pair);
     }
 
     #[test]

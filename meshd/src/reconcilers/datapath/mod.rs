@@ -42,7 +42,7 @@ use meshd_core::{
     desired::Service,
     id::{ClusterId, ClusterName, NumericIdentity, TUNNEL_LINK},
     maglev::Slots,
-    observed::{ClusterTables, EndpointRow, NeighborKey, NeighborRow, NodeRow, ServiceName},
+    observed::{ClusterTables, EndpointRow, KernelKind, NeighborKey, NeighborRow, NodeRow, ServiceName},
     plan::datapath::{
         Hop, HopPlanner, IdentityPlanner, Role, ServicePlan, ServicePlanner, ServiceSettings, Standing, Way, Ways,
         Write,
@@ -220,6 +220,7 @@ pub fn start(
     let begin = Instant::now();
     let programs = Programs::load(&options.folder, &options.sizes)?;
     let existing = actual::existing(&programs.maps)?;
+    let held_hops = existing.next_hops();
     let maps = &programs.maps;
     let neighbors = maps.neighbors.all()?;
     let identities = IdentityPlanner::new(&maps.v4.identities.all()?, &maps.v6.identities.all()?)
@@ -248,6 +249,7 @@ pub fn start(
         sockets,
         fast: Fast::default(),
         last: Arc::default(),
+        held_hops,
         finished: false,
         listed: false,
         has_direct: false,
@@ -353,6 +355,8 @@ struct State {
     sockets: Sockets,
     fast: Fast,
     last: Arc<Snapshot>,
+    /// Next hops of backends and of their nodes that an earlier process wrote, until this one has read the neighbors.
+    held_hops: BTreeMap<IpAddr, u32>,
     /// What an earlier process left of nodes has been swept.
     finished: bool,
     /// And of services and workloads.
@@ -421,6 +425,10 @@ impl State {
         self.services.begin_round();
         let mut writes = Vec::new();
         let mut moved = self.neighbors(&last, &snapshot, &mut writes);
+        let neighbors_known = snapshot.local_known && snapshot.observed.is_kernel_initialized(KernelKind::Neighbors);
+        if neighbors_known {
+            moved.extend(std::mem::take(&mut self.held_hops).into_keys());
+        }
         self.fit_routes(&last, &snapshot, &mut writes);
         moved.extend(self.moved_ways(&last, &snapshot));
         moved.extend(self.hops.take_moved().into_iter().flat_map(|neighbor| self.ways.behind(neighbor)));
@@ -438,7 +446,7 @@ impl State {
             debug!(writes = count, "changed neighbors and identities");
         }
         self.plan_services(&last, &snapshot, &moved);
-        if snapshot.complete && snapshot.local_known && !self.finished {
+        if snapshot.complete && neighbors_known && !self.finished {
             self.finished = true;
             self.finish(&snapshot);
         }
@@ -449,10 +457,7 @@ impl State {
         self.tell_direct();
         let ended = self.sockets.end(&self.programs.maps);
         // Links last: a program that is attached finds its tables filled.
-        self.link_problems = self.links.follow(&self.options.links, &self.options.local, &snapshot, &mut self.programs);
-        self.follow_fast(&snapshot);
-        let untold = self.tell_tunnel();
-        self.link_problems.extend(untold);
+        self.follow_links(&snapshot);
         if let Err(error) = ended {
             self.link_problems.push(format!("sockets of removed backends are still there: {}", error_chain(&error)));
         }
@@ -465,6 +470,14 @@ impl State {
         if snapshot.local_known {
             self.decide_masquerade(&snapshot);
         }
+    }
+
+    /// Puts programs onto links, and takes them off.
+    fn follow_links(&mut self, snapshot: &Snapshot) {
+        self.link_problems = self.links.follow(&self.options.links, &self.options.local, snapshot, &mut self.programs);
+        self.follow_fast(snapshot);
+        let untold = self.tell_tunnel();
+        self.link_problems.extend(untold);
     }
 
     /// Whether the programs give the node's address to what leaves. The tables are filled before they are told to look, and the packet
@@ -668,13 +681,17 @@ impl State {
         Identity { identity: identity.0, way: 0, flags, cluster }
     }
 
-    /// Addresses whose way is another one because routes are.
+    /// Addresses whose way is another one because routes or nodes are.
     fn moved_ways(&mut self, last: &Snapshot, new: &Snapshot) -> BTreeSet<IpAddr> {
-        let routes_changed = new.desired.routes.revision() != last.desired.routes.revision()
+        let nodes = |of: &Snapshot| -> Vec<_> {
+            of.observed.clusters.iter().map(|(name, tables)| (name.clone(), tables.nodes.revision())).collect()
+        };
+        let changed = nodes(new) != nodes(last)
+            || new.desired.routes.revision() != last.desired.routes.revision()
             || new.desired.bgp.revision() != last.desired.bgp.revision()
             || new.desired.targets.revision() != last.desired.targets.revision()
             || new.observed.routes.revision() != last.observed.routes.revision();
-        if !routes_changed {
+        if !changed {
             return BTreeSet::new();
         }
         self.ways.recheck((&last.observed, &last.desired), (&new.observed, &new.desired))
@@ -699,8 +716,8 @@ impl State {
     /// Brings one service into the maps.
     fn plan_service(&mut self, name: &ServiceName, service: Option<&Service>, snapshot: &Snapshot) {
         let old: Vec<u32> = self.services.numbers(name).collect();
-        let (ways, hops) = (RefCell::new(&mut self.ways), &self.hops);
-        let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
+        let (ways, hops, held) = (RefCell::new(&mut self.ways), &self.hops, &self.held_hops);
+        let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot, held);
         let ServicePlan { writes, mut problems } = self.services.plan(name, service, hop);
         self.sockets.note(&writes);
         let (carried, error) = self.refused.run_service(&self.programs.maps, writes);
@@ -733,8 +750,8 @@ impl State {
 
     /// The way to these addresses is another one now.
     fn rehop(&mut self, addresses: &BTreeSet<IpAddr>, snapshot: &Snapshot) {
-        let (ways, hops) = (RefCell::new(&mut self.ways), &self.hops);
-        let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot);
+        let (ways, hops, held) = (RefCell::new(&mut self.ways), &self.hops, &self.held_hops);
+        let hop = |address| next_hop(address, &mut ways.borrow_mut(), hops, snapshot, held);
         let plan = self.services.rehop(addresses, hop);
         self.refused.run(&self.programs.maps, plan.writes);
     }
@@ -756,6 +773,11 @@ impl State {
 
     /// Looks at the connections when it is time.
     fn sweep(&mut self) -> Result<(), DatapathError> {
+        if self.links.is_due(Instant::now()) {
+            let last = self.last.clone();
+            self.follow_links(&last);
+            self.decide_masquerade(&last);
+        }
         let room = [self.options.sizes.connections as usize, self.options.sizes.connections.div_ceil(4) as usize];
         let refused = self.counter(Reason::NoConnection)?;
         self.refusals.saw(Refusal::NoPort, self.counter(Reason::NoPort)?, Instant::now());
@@ -826,8 +848,15 @@ const fn dsr_flags(kind: DsrKind, is_used: bool) -> u32 {
 }
 
 /// The element of an address's next hop; 0 leaves the packet to the stack.
-fn next_hop(address: IpAddr, ways: &mut Ways, hops: &HopPlanner, snapshot: &Snapshot) -> u32 {
-    way_of(address, ways, snapshot).map_or(0, |way| hops.find(way.link, way.via))
+fn next_hop(
+    address: IpAddr,
+    ways: &mut Ways,
+    hops: &HopPlanner,
+    snapshot: &Snapshot,
+    held: &BTreeMap<IpAddr, u32>,
+) -> u32 {
+    let found = way_of(address, ways, snapshot).map_or(0, |way| hops.find(way.link, way.via));
+    if found == 0 { held.get(&address).copied().unwrap_or(0) } else { found }
 }
 
 /// The way of an address that programs may take.

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
 };
 
 use meshd_abi::{
@@ -48,6 +49,19 @@ pub struct Existing {
     pub ranges4: Vec<RangeKey<V4>>,
     /// Source ranges of IPv6.
     pub ranges6: Vec<RangeKey<V6>>,
+}
+
+impl Existing {
+    /// Next hops of backends and of their nodes, as far as they have one.
+    #[must_use]
+    pub fn next_hops(&self) -> BTreeMap<IpAddr, u32> {
+        let backends4 = self.backends4.iter().map(|(_, backend)| (ip(backend.address), backend.next_hop));
+        let backends6 = self.backends6.iter().map(|(_, backend)| (ip(backend.address), backend.next_hop));
+        let nodes4 = self.direct4.iter().map(|(_, direct)| (ip(direct.node), direct.next_hop));
+        let nodes6 = self.direct6.iter().map(|(_, direct)| (ip(direct.node), direct.next_hop));
+        let all = backends4.chain(backends6).chain(nodes4).chain(nodes6);
+        all.filter(|(_, next_hop)| *next_hop != 0).collect()
+    }
 }
 
 /// Tells chunks with different content apart.
