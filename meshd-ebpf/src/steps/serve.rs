@@ -86,8 +86,9 @@ pub fn serve<A: Tables>(
         local: beginning.forward.flags & connection_flags::LOCAL != 0,
         direct: direct(&beginning.forward),
         reason: Reason::NewConnection,
-        // What was known and goes on with another backend did not begin.
-        event: if is_known && !packet.is_syn() { event_kind::CHANGE } else { event_kind::NEW },
+        // What was known and goes on with another backend did not begin. Read again: what was in a register meanwhile, kernels before 6.5
+        // take for another value (docs/kernels.md).
+        event: if beginning.replaces && !packet.is_syn() { event_kind::CHANGE } else { event_kind::NEW },
     })
 }
 
@@ -207,7 +208,7 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
             flags |= connection_flags::SNAT;
             reply_flags |= connection_flags::SNAT;
         }
-    } else if !is_local && beginning.service.flags & service_flags::DSR != 0 && is_direct(index, &client) {
+    } else if !is_local && beginning.service.flags & service_flags::DSR != 0 && is_direct::<A>(index) != 0 {
         flags |= connection_flags::DSR;
         reply_flags |= connection_flags::DSR;
     } else if !is_local {
@@ -233,11 +234,18 @@ fn connect_to<A: Tables>(beginning: &mut Beginning<A>, index: u32, settings: &Se
     beginning.connect(settings)
 }
 
-/// True when a backend's node answers clients itself. What comes from that very node has an address there, and would be taken for
-/// a forgery.
-#[inline(always)]
-fn is_direct<A: Tables>(backend: u32, client: &A) -> bool {
-    A::direct(backend).is_some_and(|direct| direct.node != A::default() && direct.node != *client)
+/// Whether a backend's node answers the client of this CPU's [`Beginning`] itself: 1 or 0. What comes from that very node, or from a
+/// workload there, has an address of that node, and would be taken for a forgery. Which node a workload is on is not known here, so nobody
+/// of that node's cluster is answered that way. A function of its own for the sake of the stack.
+#[inline(never)]
+fn is_direct<A: Tables>(backend: u32) -> u32 {
+    let (Some(beginning), Some(direct)) = (A::beginning(), A::direct(backend)) else { return 0 };
+    let client = &beginning.key.source;
+    if direct.node == A::default() || direct.node == *client {
+        return 0;
+    }
+    let Some(client) = A::known(client) else { return 1 };
+    A::known(&direct.node).is_some_and(|node| node.cluster != client.cluster).into()
 }
 
 /// Picks a backend: the one the client had, as long as it takes new connections, otherwise by hash.

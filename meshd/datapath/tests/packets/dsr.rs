@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::Ipv4Header;
-use meshd_abi::{BackendState, Reason, Scope, connection_flags, settings_flags};
+use meshd_abi::{BackendState, Identity, Reason, Scope, connection_flags, identity_flags, settings_flags};
 use meshd_datapath::Program::{self, UplinkEgress, UplinkIngress, WorkloadIngress, XdpUplink};
 
 use crate::{
@@ -239,6 +239,22 @@ pub(crate) fn not_sent() -> Vec<Case> {
                     &translated,
                     Reason::NewConnection,
                 ));
+                // Who is on the backend's node is not known, and that node would refuse what comes back to it.
+                let far = net.far_workload();
+                let known = |flags, cluster| Identity { identity: 300, way: 0, flags, cluster };
+                for (whom, flags) in [("a workload", 0), ("another address of a node", identity_flags::NODE)] {
+                    cases.push(
+                        row(&format!("and so does {whom} of its cluster"))
+                            .given(move |scene| scene.put_identity(far.ip(), known(flags, 1)))
+                            .becomes(program, &syn(far, frontend), verdict, &translated, Reason::NewConnection),
+                    );
+                }
+                let other = noted(form, &syn(far, to).sent(GATEWAY, OWN), frontend, nodes, entropy(far, frontend));
+                cases.push(
+                    row("a workload of another cluster is on another node")
+                        .given(move |scene| scene.put_identity(far.ip(), known(0, 2)))
+                        .becomes_bytes(program, &syn(far, frontend).bytes(), verdict, &other, Reason::NewConnection),
+                );
                 let local = net.frontend(Kind::LoadBalancer, backend::LOCAL);
                 let own = syn(client, net.backend(backend::LOCAL));
                 cases.push(row("a backend of this node needs no note").becomes(

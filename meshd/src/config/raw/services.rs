@@ -249,7 +249,8 @@ section! {
         /// Load services into the kernel. Without it they are merged, shared and shown all the same.
         enabled: Option<bool> = "false",
         /// How packets reach backends on other nodes. With `dsr` those of this cluster see the client's own address and their node
-        /// answers it; others, and backends that are no workload, are reached as with `snat`.
+        /// answers it; others, and backends that are no workload, are reached as with `snat`, and so is every backend by clients that are
+        /// workloads or nodes of this cluster.
         mode: Option<ServiceMode> = "snat",
         /// How packets carry the service address with `dsr`, the same on all nodes of the cluster. They get 8 octets longer with
         /// `option` (24 for IPv6), 28 (64) with `ipip`, 62 (94) with `geneve`, which uses UDP port 6081.
