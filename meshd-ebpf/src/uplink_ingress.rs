@@ -64,6 +64,10 @@ fn uplink<A: Tables>(ctx: &TcContext) -> i32 {
     }
     let is_held = handover::holds(&packet);
     if !is_held && let Some(answer) = fast::taken(&packet, settings, true) {
+        // Not one that says for whom it is to be answered.
+        if dsr::may_have_option(frame, &packet, settings) {
+            return dsr::TC_WRAPPED;
+        }
         event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
         return answer;
     }

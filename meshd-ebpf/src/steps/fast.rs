@@ -57,7 +57,7 @@ pub fn taken<A: Tables>(packet: &Packet<A>, settings: &Settings, is_home: bool) 
     // follows for each kind of packet, which the verifier goes through one by one.
     // SAFETY: on one register.
     unsafe { asm!("{key} = {key}", key = in(reg) &raw const packet.key, options(nostack, preserves_flags)) };
-    between(&packet.key, is_home).filter(|_| is_nobodys(packet))
+    between(&packet.key, is_home).filter(|_| is_nobodys(packet) && !(is_home && dsr::is_answered(packet, settings)))
 }
 
 /// True for a packet that belongs to no connection of a service.

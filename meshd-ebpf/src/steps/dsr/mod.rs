@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use meshd_abi::{
-    ConnectionKey, Direct, Reason, ReceiverKey, Settings, Tuple, V4, V6, connection_flags, event_place, settings_flags,
+    Connection, Direct, Reason, ReceiverKey, Settings, Tuple, V4, V6, connection_flags, event_place, settings_flags,
 };
 use meshd_steps::{
     Frame, Packet,
@@ -191,21 +191,25 @@ pub fn may_be_ipip<A: Tables>(frame: &Frame, settings: Option<&Settings>) -> boo
 /// Notes that a client goes on with a connection that this node answers for another one: its closing shows here only.
 #[inline(always)]
 pub fn keep<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8 {
-    if settings.flags & settings_flags::DSR == 0 {
-        return 0;
-    }
-    let key = ConnectionKey {
-        source: packet.key.destination,
-        destination: packet.key.source,
-        source_port: packet.key.destination_port,
-        destination_port: packet.key.source_port,
-        protocol: packet.key.protocol,
-        reserved: [0; 3],
-    };
-    match connections::get(&key, Client::Destination).filter(|known| known.flags & connection_flags::DSR != 0) {
+    match answering(packet, settings) {
         Some(connection) => connect::touch(connection, packet, now),
         None => 0,
     }
+}
+
+/// True for a packet of a client that this node answers for another one.
+#[inline(always)]
+pub fn is_answered<A: Tables>(packet: &Packet<A>, settings: &Settings) -> bool {
+    answering(packet, settings).is_some()
+}
+
+/// The entry by which this node answers a client for another one.
+#[inline(always)]
+fn answering<A: Tables>(packet: &Packet<A>, settings: &Settings) -> Option<&'static mut Connection<A>> {
+    if settings.flags & settings_flags::DSR == 0 {
+        return None;
+    }
+    connections::get(&packet.key.answer(), Client::Destination).filter(|known| known.flags & connection_flags::DSR != 0)
 }
 
 /// What an XDP program says: the verdict of its half for this family, or the one about the packet that it left.

@@ -92,9 +92,11 @@ extern "C" fn tc_opened6(ctx: *mut __sk_buff, answer: u32) -> i32 {
 #[inline(always)]
 fn opened<A: Tables>(ctx: &TcContext, answer: u32) -> i32 {
     linear(ctx, HEADERS);
-    if let Ok(mut packet) = parse::<A, true>(&ctx.frame(), ETHERNET)
+    let frame = &ctx.frame();
+    if let Ok(mut packet) = parse::<A, true>(frame, ETHERNET)
         && fragment::complete(&mut packet)
         && fast::is_nobodys(&packet)
+        && !is_direct(frame, &packet)
     {
         event::untranslated(ctx, &packet, event_place::TO_WORKLOAD);
         let verdict = fast::forward::<A>(ctx, answer as i32, true);
@@ -106,6 +108,13 @@ fn opened<A: Tables>(ctx: &TcContext, answer: u32) -> i32 {
         return deliver::tc_shot(Reason::NoRoute, ctx.length());
     };
     to_link(ctx, settings, far)
+}
+
+/// True for a packet of direct server return, and for one that may say so.
+#[inline(always)]
+fn is_direct<A: Tables>(frame: &Frame, packet: &Packet<A>) -> bool {
+    maps::settings()
+        .is_some_and(|settings| dsr::may_have_option(frame, packet, settings) || dsr::is_answered(packet, settings))
 }
 
 /// To the tunnel's link, as if the device had taken it out of a frame of a node.

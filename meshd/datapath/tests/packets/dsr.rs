@@ -14,10 +14,11 @@ use crate::{
         Verdict::{self, Back, Pass, Redirect},
         case, with_machine,
     },
+    fast::put_ways,
     frame::{
         Body, FIN, Frame, GATEWAY, Mac, OWN, SCTP, SYN, TCP, UDP, between, opening, packet, syn, tcp, udp, verify,
     },
-    scene::{BACKEND_PORT, Kind, NETS, Net, OTHER, POD, backend, service},
+    scene::{BACKEND_PORT, Kind, NETS, Net, OTHER, POD, backend, hop, service},
 };
 
 const PROTOCOLS: [(&str, u8); 3] = [("tcp", TCP), ("udp", UDP), ("sctp", SCTP)];
@@ -57,7 +58,7 @@ impl Form {
 }
 
 /// A frame with the note in its own header.
-fn with_option(frame: &Frame, frontend: SocketAddr) -> Frame {
+pub(crate) fn with_option(frame: &Frame, frontend: SocketAddr) -> Frame {
     let port = frontend.port().to_be_bytes();
     match frontend.ip() {
         IpAddr::V4(ip) => {
@@ -428,6 +429,41 @@ fn received_row(net: Net, form: Form, (word, protocol): (&str, u8), program: Pro
             let flags = scene.connection_flags(protocol, (to, client)).expect("an entry of answers");
             assert_eq!(flags, ANSWERING, "a new one with the same ports");
         })
+}
+
+/// Clients and backends that have a fast path: the answer needs the note, so the question does not take it.
+pub(crate) fn not_fast() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for net in NETS {
+        let (client, to) = (net.far_workload(), net.backend(backend::LOCAL));
+        let frontend = net.frontend(Kind::LoadBalancer, backend::LOCAL);
+        for form in FORMS {
+            for program in PROGRAMS {
+                if program == XdpUplink && form == Form::Option {
+                    continue;
+                }
+                let first = syn(client, to);
+                let arrived = noted(form, &first, frontend, (net.peer_ip(), net.node_ip()), 50_001);
+                let (answer, answered) = (tcp(to, client).by(POD), tcp(frontend, client).by(POD));
+                let row = row(net, form, &format!("a workload with a fast path, {}", program.name()))
+                    .given(move |scene| {
+                        put_ways(scene, hop::GATEWAY);
+                        let known = Identity { identity: 300, way: hop::POD, flags: identity_flags::LOCAL, cluster: 1 };
+                        scene.put_identity(to.ip(), known);
+                    })
+                    .becomes_bytes(program, &arrived, Pass, &first.bytes(), Reason::DsrReceived);
+                // What XDP has taken the note off comes to TC without one.
+                let row = if program == XdpUplink { row.passes(UplinkIngress, &first) } else { row };
+                cases.push(
+                    row.passes(WorkloadIngress, &answer)
+                        .becomes(UplinkEgress, &answer, Pass, &answered, Reason::Reply)
+                        // Netfilter sees all of the connection.
+                        .passes(UplinkIngress, &tcp(client, to)),
+                );
+            }
+        }
+    }
+    cases
 }
 
 pub(crate) fn refused() -> Vec<Case> {

@@ -5,9 +5,10 @@ use meshd_datapath::Program::{self, TunnelIngress, UplinkIngress, WorkloadIngres
 
 use crate::{
     case::{Case, Verdict, case, with_machine},
+    dsr::with_option,
     frame::{Body, Frame, GATEWAY, OWN, SCTP, TCP, UDP, between, packet, ping, tcp},
     hops::too_big,
-    scene::{NETS, Net, POD, Scene, hop},
+    scene::{Kind, NETS, Net, POD, Scene, backend, hop},
     tunnels::{FAR, TUNNEL_MAC, VNI, changes_family, forms, put_tunnel, tunnelled},
 };
 
@@ -253,6 +254,10 @@ fn what_comes_out_of_a_frame_goes_to_its_workload_or_to_the_tunnels_link() {
                     assert_eq!(out, expected, "{name}");
                 };
                 to_link(&plain.clone().ttl(1), "at its last hop");
+                put_tunnel(&scene, flag | settings_flags::DSR);
+                put_ways(&scene, hop::GATEWAY);
+                let noted = with_option(&plain, inner.frontend(Kind::LoadBalancer, backend::LOCAL));
+                to_link(&noted, "with a note of direct server return");
                 let known = meshd_abi::connection_flags::STACK | meshd_abi::connection_flags::REPLY;
                 scene.put_connection(TCP, (there, here), (there, here), 0, known);
                 to_link(&plain, "of a service's connection");

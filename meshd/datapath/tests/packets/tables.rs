@@ -40,6 +40,7 @@ tables! {
         what_is_said_is_believed_only_as_far_as_it_is_known: refused,
         fragments_options_and_errors_go_along: unusual,
         a_second_opening_is_announced_again: reopened,
+        who_has_a_fast_path_is_answered_for_the_frontend_as_well: not_fast,
     }
     fast {
         workloads_of_two_nodes_reach_each_other_past_the_stack: taken,
