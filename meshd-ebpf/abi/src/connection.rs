@@ -48,7 +48,7 @@ const _: () = assert!(size_of::<ConnectionKey<V4>>() == 16 && size_of::<Connecti
 pub mod connection_flags {
     /// Of the answering direction: [`super::Connection::to`] is an index into `next_hops`, otherwise into the backends.
     pub const REPLY: u8 = 1 << 0;
-    /// A FIN was seen in this direction, or a RST in either: what is told as the end of the connection.
+    /// A FIN was seen in this direction, or a RST in either. Where there is one entry for both, a FIN of each end ([`super::closed_by`]).
     pub const CLOSING: u8 = 1 << 1;
     /// The source was rewritten to an address of this node (SNAT, masquerade, hairpin).
     pub const SNAT: u8 = 1 << 2;
@@ -63,6 +63,16 @@ pub mod connection_flags {
     /// Both directions go through the stack, because one of them has no next hop to go past it: netfilter sees all of a connection or
     /// nothing. Its answers are translated where they leave the stack.
     pub const STACK: u8 = 1 << 7;
+}
+
+/// Bits of [`Connection::closed_by`].
+pub mod closed_by {
+    /// Who sends packets with the entry's key.
+    pub const SENDER: u8 = 1 << 0;
+    /// Who gets them.
+    pub const RECEIVER: u8 = 1 << 1;
+    /// Both.
+    pub const BOTH: u8 = SENDER | RECEIVER;
 }
 
 /// The tuple of a packet as it leaves.
@@ -95,8 +105,29 @@ pub struct Connection<A> {
     pub began: u32,
     /// Bits of [`connection_flags`].
     pub flags: u8,
+    /// Bits of [`closed_by`]: who sent a FIN of a connection that has this entry only, and goes on until the other end does.
+    pub closed_by: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
+}
+
+impl<A> Connection<A> {
+    /// True for the entry of a connection that has no other one: packets of both directions are noted in it. So it is with what keeps its
+    /// source because the outside began it, and with what a node answers for another one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_alone(&self) -> bool {
+        let kept = connection_flags::MASQUERADE | connection_flags::SNAT;
+        self.flags & connection_flags::REPLY != 0
+            && (self.flags & connection_flags::DSR != 0 || self.flags & kept == connection_flags::MASQUERADE)
+    }
+
+    /// True when an end of it said goodbye.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_goodbye(&self) -> bool {
+        self.flags & connection_flags::CLOSING != 0 || self.closed_by != 0
+    }
 }
 
 const _: () = assert!(size_of::<Connection<V4>>() == 32 && size_of::<Connection<V6>>() == 56);

@@ -46,7 +46,7 @@ mod socket;
 mod tunnel;
 
 pub use backend::{Backend, BackendState, NeighborKey, NextHop, hop_flags};
-pub use connection::{Bucket, Connection, ConnectionKey, Entry, Tuple, WAYS, connection_flags};
+pub use connection::{Bucket, Connection, ConnectionKey, Entry, Tuple, WAYS, closed_by, connection_flags};
 pub use counter::{Counter, Reason};
 pub use direct::{Direct, ReceiverKey};
 pub use event::{FlowEvent, event_kind, event_place};

@@ -3,7 +3,7 @@
 //! What is known is laid down in a [`Beginning`], this CPU's own, because it does not fit on the stack beside the caller's.
 
 use meshd_abi::{
-    AffinityKey, Connection, ConnectionKey, Reason, Service, Settings, Tuple, connection_flags, event_kind,
+    AffinityKey, Connection, ConnectionKey, Reason, Service, Settings, Tuple, closed_by, connection_flags, event_kind,
 };
 use meshd_steps::{
     Packet, Part,
@@ -108,7 +108,8 @@ impl<A: Tables> Beginning<A> {
         self.forward.used = now;
         self.forward.began = now;
         self.forward.flags = flags;
-        self.forward.reserved = [0; 3];
+        self.forward.closed_by = 0;
+        self.forward.reserved = [0; 2];
         self.answer.tuple.source = self.key.destination;
         self.answer.tuple.destination = self.key.source;
         self.answer.tuple.source_port = self.key.destination_port;
@@ -118,7 +119,8 @@ impl<A: Tables> Beginning<A> {
         self.answer.used = now;
         self.answer.began = now;
         self.answer.flags = reply_flags | connection_flags::REPLY;
-        self.answer.reserved = [0; 3];
+        self.answer.closed_by = 0;
+        self.answer.reserved = [0; 2];
         self.answer_key.source = tuple.destination;
         self.answer_key.destination = tuple.source;
         self.answer_key.source_port = tuple.destination_port;
@@ -219,30 +221,59 @@ pub fn reason_of(verdict: u32) -> Option<Reason> {
     }
 }
 
-/// Notes that a packet of a known connection was seen. Answers `CLOSE` for the one that says goodbye in its direction, [`event::RESET`] for
-/// one that then ends the other direction as well, otherwise 0.
+/// Notes that a packet of a known connection was seen, in the direction of the entry. Answers `CLOSE` for the one that says goodbye first,
+/// [`event::RESET`] for one that then ends the other direction as well, otherwise 0.
 #[inline(always)]
 pub fn touch<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32) -> u8 {
+    touch_as(connection, packet, now, closed_by::SENDER)
+}
+
+/// The same for a packet of the other direction, which has no entry of its own.
+#[inline(always)]
+pub fn touch_back<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32) -> u8 {
+    touch_as(connection, packet, now, closed_by::RECEIVER)
+}
+
+#[inline(always)]
+fn touch_as<A: Tables>(connection: &mut Connection<A>, packet: &Packet<A>, now: u32, end: u8) -> u8 {
     // Written only when it changes, so that the cache line stays shared between CPUs.
     if connection.used != now {
         connection.used = now;
     }
     let mut flags = connection.flags;
+    let mut told = 0;
     if packet.part != Part::Later && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-        flags |= connection_flags::CLOSING;
+        let is_reset = packet.tcp_flags & tcp::RST != 0;
+        if !connection.has_goodbye() {
+            told = event_kind::CLOSE;
+        } else if is_reset {
+            told = event::RESET;
+        }
+        // An entry for both directions lives on for the one that is left.
+        if is_reset || !connection.is_alone() || says_last(connection, end) {
+            flags |= connection_flags::CLOSING;
+        }
     }
     if !packet.is_syn() {
         flags |= connection_flags::ANSWERED;
     }
-    let is_reset = packet.part != Part::Later && packet.tcp_flags & tcp::RST != 0;
-    let mut told = if is_reset { event::RESET } else { 0 };
     if flags != connection.flags {
-        if flags & !connection.flags & connection_flags::CLOSING != 0 {
-            told = event_kind::CLOSE;
-        }
         connection.flags = flags;
     }
     told
+}
+
+/// Notes that an end said goodbye; true when both have.
+#[inline(always)]
+fn says_last<A>(connection: &mut Connection<A>, end: u8) -> bool {
+    connection.closed_by |= end;
+    connection.closed_by == closed_by::BOTH
+}
+
+/// True for a packet that opens a connection with the tuple of one that an end has closed.
+#[inline(always)]
+pub fn begins_again<A: Tables>(known: &Connection<A>, packet: &Packet<A>) -> bool {
+    packet.is_syn() && known.has_goodbye()
 }
 
 /// The key of the other direction's entry.

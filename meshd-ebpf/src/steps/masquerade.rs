@@ -22,14 +22,18 @@ use crate::maps::{
 #[inline(always)]
 pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, skb_mark: u32, now: u32) -> Decision<A> {
     // Known connections first: they cost one lookup. What answers a connection from outside has an entry that keeps its source.
-    let known = connections::get_any(&packet.key);
-    if let Some(connection) = known {
+    let mut replaces = false;
+    if let Some(connection) = connections::get_any(&packet.key) {
         if connection.flags & connection_flags::REPLY != 0 {
             return back(connection, packet, now);
         }
-        let event = connect::touch(connection, packet, now);
-        if connection.flags & connection_flags::MASQUERADE != 0 {
-            return Decision::Send(send(&connection.tuple, event));
+        if connect::begins_again(connection, packet) {
+            replaces = true;
+        } else {
+            let event = connect::touch(connection, packet, now);
+            if connection.flags & connection_flags::MASQUERADE != 0 {
+                return Decision::Send(send(&connection.tuple, event));
+            }
         }
     }
     // What is marked belongs to whoever has translated it.
@@ -40,6 +44,7 @@ pub fn masquerade<A: Tables>(packet: &Packet<A>, settings: &Settings, skb_mark: 
         return Decision::Pass;
     }
     let Some(beginning) = Beginning::of(packet, now) else { return Decision::Drop(Reason::NoConnection) };
+    beginning.replaces = replaces;
     match connect::reason_of(begin::<A>()) {
         None => Decision::Send(send(&beginning.forward.tuple, event_kind::NEW)),
         Some(reason) => Decision::Drop(reason),
@@ -63,6 +68,9 @@ fn begin<A: Tables>() -> u32 {
         destination_port: beginning.key.destination_port,
     };
     let flags = connection_flags::MASQUERADE | connection_flags::SNAT;
+    if beginning.replaces {
+        beginning.forget();
+    }
     beginning.allocate = true;
     beginning.plan(&tuple, 0, 0, flags, flags | connection_flags::LOCAL);
     connect::verdict(beginning.connect(settings))
@@ -88,7 +96,14 @@ pub fn admit<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8
     };
     beginning.plan(&unchanged, 0, 0, 0, connection_flags::MASQUERADE);
     if let Some(known) = connections::get_any(&beginning.answer_key) {
-        return connect::touch(known, packet, now);
+        // Of what has an entry for each direction this packet is noted in its own.
+        if !known.is_alone() {
+            return 0;
+        }
+        if !connect::begins_again(known, packet) {
+            return connect::touch_back(known, packet, now);
+        }
+        return if connections::put::<A>(Way::Answer) { event_kind::NEW } else { 0 };
     }
     // An answer to what a workload sent has an entry, whoever made it; without one this is somebody's first packet.
     if !may_begin(packet) {

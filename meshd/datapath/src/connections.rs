@@ -207,8 +207,9 @@ impl<A: Address> View<'_, A> {
             Claim::Made(at) => at,
             Claim::Exists(at) => {
                 let there = self.read(at);
-                let is_same = there.key == *key
-                    && Connection { used: connection.used, flags: connection.flags, ..there.connection } == *connection;
+                let Connection { used, flags, closed_by, .. } = *connection;
+                let is_same =
+                    there.key == *key && Connection { used, flags, closed_by, ..there.connection } == *connection;
                 if is_same {
                     self.touch(at, connection);
                 }
@@ -347,6 +348,7 @@ impl<A: Address> View<'_, A> {
         unsafe {
             (&raw mut (*to).connection.used).write_volatile(connection.used);
             (&raw mut (*to).connection.flags).write_volatile(connection.flags);
+            (&raw mut (*to).connection.closed_by).write_volatile(connection.closed_by);
         }
     }
 

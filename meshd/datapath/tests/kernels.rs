@@ -258,7 +258,8 @@ fn xdp_of_a_vlan_sends_and_that_of_the_link_below_leaves_its_frames_alone() {
         };
         let now = ticks();
         let flags = connection_flags::REPLY;
-        let connection = Connection { tuple, to: 1, service: 0, used: now, began: now, flags, reserved: [0; 3] };
+        let connection =
+            Connection { tuple, to: 1, service: 0, used: now, began: now, flags, closed_by: 0, reserved: [0; 2] };
         maps.v4.connections.put(&key, &connection).expect("a connection");
         // A VLAN has the address of the link below.
         let own = [2, 0, 0, 0, 0, 4];

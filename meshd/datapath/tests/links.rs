@@ -458,7 +458,7 @@ fn connection(used: u32) -> Connection<V4> {
         source_port: 1_000u16.to_be(),
         destination_port: 8_080u16.to_be(),
     };
-    Connection { tuple, to: 5, service: 7, used, began: 3, flags: 0, reserved: [0; 3] }
+    Connection { tuple, to: 5, service: 7, used, began: 3, flags: 0, closed_by: 0, reserved: [0; 2] }
 }
 
 const FRONTEND: ServiceKey<V4> =

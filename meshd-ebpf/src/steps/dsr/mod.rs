@@ -192,7 +192,7 @@ pub fn may_be_ipip<A: Tables>(frame: &Frame, settings: Option<&Settings>) -> boo
 #[inline(always)]
 pub fn keep<A: Tables>(packet: &Packet<A>, settings: &Settings, now: u32) -> u8 {
     match answering(packet, settings) {
-        Some(connection) => connect::touch(connection, packet, now),
+        Some(connection) => connect::touch_back(connection, packet, now),
         None => 0,
     }
 }

@@ -247,12 +247,13 @@ fn remember<A: Tables>(work: &mut Directing<A>, packet: &Packet<A>, service: u32
     answer.began = now;
     // What is taken off its note goes up the stack, and so does what follows without one: netfilter sees the question.
     answer.flags = connection_flags::REPLY | connection_flags::DSR | connection_flags::STACK;
-    answer.reserved = [0; 3];
+    answer.closed_by = 0;
+    answer.reserved = [0; 2];
     if let Some(known) = connections::get(&beginning.answer_key, Client::Destination) {
         let is_over = known.flags & connection_flags::CLOSING != 0;
         let is_same = known.tuple == beginning.answer.tuple && known.flags & connection_flags::DSR != 0;
-        if is_same && !(is_over && packet.is_syn()) {
-            connect::touch(known, packet, now);
+        if is_same && !connect::begins_again(known, packet) {
+            connect::touch_back(known, packet, now);
             return Some(LEARNT);
         }
         if !is_same && !is_over && now.wrapping_sub(known.used) <= STALE {

@@ -259,7 +259,7 @@ pub(crate) fn know<A: Side>(maps: &Maps, aim: Aim, flows: u32) -> anyhow::Result
             ConnectionKey { source, destination, source_port, destination_port: port, protocol: 6, reserved: [0; 3] };
         let flags = flags | connection_flags::ANSWERED;
         let service = aim.service_port().into();
-        all.push((key, Connection { tuple, to, service, used: 0, began: 0, flags, reserved: [0; 3] }));
+        all.push((key, Connection { tuple, to, service, used: 0, began: 0, flags, closed_by: 0, reserved: [0; 2] }));
     }
     forget::<A>(maps)?;
     put(A::maps(maps), &all)

@@ -106,7 +106,7 @@ fn connection<A: Address>(
     let key = ConnectionKey { source, destination, source_port, destination_port, protocol: 6, reserved: [0; 3] };
     let source = if flags & connection_flags::SNAT == 0 { source } else { address(4) };
     let tuple = Tuple { source, destination: address(3), source_port, destination_port: 8_080_u16.to_be() };
-    (key, Connection { tuple, to: 5, service: 7, used, began: 3, flags, reserved: [0; 3] })
+    (key, Connection { tuple, to: 5, service: 7, used, began: 3, flags, closed_by: 0, reserved: [0; 2] })
 }
 
 fn v4(last: u8) -> V4 {

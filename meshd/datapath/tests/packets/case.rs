@@ -244,8 +244,10 @@ impl Machine {
                     let (known, closing) = (scene.connections(), scene.closing());
                     let untranslated = scene.told_untranslated(expected.program, &expected.packet);
                     let outcome = self.run(expected.program, &expected.packet);
-                    // An entry of direct server return is taken over in its place by the next connection with the same tuple.
-                    let is_taken_over = expected.counter == Some(Reason::DsrReceived) && scene.closing() < closing;
+                    // An entry is taken over in its place by the next connection with the same tuple.
+                    let begins = [Reason::DsrReceived, Reason::Masqueraded, Reason::Passed];
+                    let may_begin = expected.counter.is_some_and(|counter| begins.contains(&counter));
+                    let is_taken_over = may_begin && scene.closing() < closing;
                     let has_begun = scene.connections() > known || is_taken_over;
                     // Cases have one connection: its second goodbye is not told.
                     let has_ended = closing == 0 && scene.closing() > 0;

@@ -16,7 +16,7 @@ use crate::{
     },
     fast::put_ways,
     frame::{
-        Body, FIN, Frame, GATEWAY, Mac, OWN, SCTP, SYN, TCP, UDP, between, opening, packet, syn, tcp, udp, verify,
+        ACK, Body, FIN, Frame, GATEWAY, Mac, OWN, SCTP, SYN, TCP, UDP, between, opening, packet, syn, tcp, udp, verify,
     },
     scene::{BACKEND_PORT, Kind, NETS, Net, OTHER, POD, backend, hop, service},
 };
@@ -418,12 +418,17 @@ fn received_row(net: Net, form: Form, (word, protocol): (&str, u8), program: Pro
     if protocol != TCP {
         return row;
     }
-    let end = tcp(client, to).flags(FIN | 0x10);
-    row.passes(UplinkIngress, &end)
-        .given(move |scene| {
+    let is_closing = move |row: Case, closing: bool, why: &'static str| {
+        row.given(move |scene| {
             let flags = scene.connection_flags(protocol, (to, client)).expect("an entry of answers");
-            assert!(flags & connection_flags::CLOSING != 0, "the client's end is seen here only");
+            assert_eq!(flags & connection_flags::CLOSING != 0, closing, "{why}");
         })
+    };
+    let row = row.passes(UplinkIngress, &tcp(client, to).flags(FIN | ACK));
+    let row = is_closing(row, false, "the client waits for its answer");
+    let (last, told) = (tcp(to, client).flags(FIN | ACK).by(POD), tcp(frontend, client).flags(FIN | ACK).by(POD));
+    let row = row.becomes(UplinkEgress, &last, Pass, &told, Reason::Reply);
+    is_closing(row, true, "both have said goodbye")
         .becomes_bytes(UplinkIngress, &arrived, Pass, &first.bytes(), Reason::DsrReceived)
         .given(move |scene| {
             let flags = scene.connection_flags(protocol, (to, client)).expect("an entry of answers");

@@ -8,7 +8,7 @@ use meshd_datapath::Program::{UplinkEgress, UplinkIngress, WorkloadIngress, XdpU
 use crate::{
     case::{Case, Verdict::Pass, case},
     frame::{ACK, FIN, RST, SCTP, SYN, TCP, UDP, opening, packet, ping, pong, sctp, syn, tcp, udp},
-    scene::{NETS, Net, PORT, hop},
+    scene::{Kind, NETS, Net, PORT, backend, hop},
 };
 
 /// The identifier of a workload's echo.
@@ -235,6 +235,79 @@ pub(crate) fn answers() -> Vec<Case> {
                 .given(move |scene| scene.fill_connections(net))
                 .passes_noting(UplinkIngress, &syn(world, workload), Reason::NoConnection),
         );
+    }
+    cases
+}
+
+/// A connection is asked for its flags.
+fn flags_are(row: Case, key: (SocketAddr, SocketAddr), flags: u8, wanted: bool, why: &'static str) -> Case {
+    row.given(move |scene| {
+        let known = scene.connection_flags(TCP, key).expect("known");
+        assert_eq!(known & flags != 0, wanted, "{why}: {known:#x}");
+    })
+}
+
+pub(crate) fn goodbyes() -> Vec<Case> {
+    const CLOSING: u8 = connection_flags::CLOSING;
+    let mut cases = Vec::new();
+    for net in NETS {
+        let (workload, world, node) = (net.workload(), net.world(), net.node());
+        // Of what the outside opens to a workload there is one entry for both ends.
+        let answers = (workload, world);
+        let is_closing = |row: Case, wanted, why| flags_are(row, answers, CLOSING, wanted, why);
+        let from_client = |row: Case, flags| row.passes(UplinkIngress, &tcp(world, workload).flags(flags));
+        let from_workload =
+            |row: Case, flags| row.passes_as(UplinkEgress, &tcp(workload, world).flags(flags), Reason::MasqueradeReply);
+        let admitted =
+            |what: &str| from_workload(row(net, what).passes(UplinkIngress, &syn(world, workload)), SYN | ACK);
+        let last = FIN | ACK;
+
+        let client = from_client(from_client(admitted("the client says goodbye first"), last), last);
+        let client = from_workload(is_closing(client, false, "it waits for its answer"), ACK);
+        let both = is_closing(from_workload(client, last), true, "both have said goodbye");
+        // The same ports again.
+        let again = is_closing(from_client(both, SYN), false, "a new one lives");
+        let again = from_workload(from_workload(again, SYN | ACK), last);
+        cases.push(is_closing(again, false, "and nobody is asked what was said before"));
+
+        let workload_first = from_workload(from_workload(admitted("the workload says goodbye first"), last), last);
+        let workload_first = is_closing(workload_first, false, "the client may have more to say");
+        cases.push(is_closing(from_client(workload_first, last), true, "both have said goodbye"));
+
+        let half = from_client(from_client(admitted("the same ports after one goodbye"), last), SYN);
+        let half = from_workload(from_workload(half, SYN | ACK), last);
+        cases.push(is_closing(half, false, "the client of the new one has said nothing"));
+
+        let reset = from_client(admitted("the client resets"), RST);
+        cases.push(is_closing(reset, true, "nothing comes after a reset"));
+        let reset = from_workload(from_client(admitted("the workload resets what the client ended"), last), RST);
+        cases.push(is_closing(reset, true, "nothing comes after a reset"));
+
+        // A workload that asks the world has an entry for each direction.
+        let out = |row: Case, flags| {
+            let (asks, asked) = (tcp(workload, world).flags(flags), tcp(node, world).flags(flags));
+            row.becomes(UplinkEgress, &asks, Pass, &asked, Reason::Masqueraded)
+        };
+        let back = |row: Case, flags| {
+            let (comes, came) = (tcp(world, node).flags(flags), tcp(world, workload).flags(flags));
+            // XDP hands it to the stack, where TC sees what the workload gets.
+            row.becomes(XdpUplink, &comes, Pass, &came, Reason::MasqueradeReply).passes(UplinkIngress, &came)
+        };
+        let asked = back(back(out(row(net, "who was asked says goodbye first"), SYN), SYN | ACK), last);
+        let asked = flags_are(asked, (workload, world), CLOSING, false, "the workload may have more to say");
+        let over = flags_are(out(asked, last), (workload, world), CLOSING, true, "it has said goodbye");
+        let again = flags_are(out(over, SYN), (workload, world), CLOSING, false, "the same ports again");
+        cases.push(flags_are(again, (world, node), CLOSING, false, "in both directions"));
+
+        // The same of who asks a service whose backend is here.
+        let (frontend, backend) = (net.frontend(Kind::LoadBalancer, backend::LOCAL), net.backend(backend::LOCAL));
+        let ask = |row: Case, flags, counter| {
+            let (asks, asked) = (tcp(world, frontend).flags(flags), tcp(world, backend).flags(flags));
+            row.becomes(XdpUplink, &asks, Pass, &asked, counter).passes(UplinkIngress, &asked)
+        };
+        let served = ask(row(net, "the client of a service says goodbye first"), SYN, Reason::NewConnection);
+        let served = ask(served, last, Reason::ToBackend);
+        cases.push(flags_are(served, (backend, world), CLOSING, false, "the answer comes later"));
     }
     cases
 }

@@ -9,7 +9,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use meshd_abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendState, CidrKey, Connection, ConnectionKey, Direct, Identity,
     LINKS, Link, NO_TABLE, NeighborKey, NextHop, ReceiverKey, Scope, Service, ServiceKey, Settings, Tuple, V4, V6,
-    connection_flags, event_kind, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
+    event_kind, identity_flags, link_flags, mesh_flags, service_flags, settings_flags,
 };
 use meshd_datapath::{FamilyMaps, Maps, Program, ticks};
 use meshd_steps::bucket::Client;
@@ -526,7 +526,7 @@ impl Scene<'_> {
                 source_port: tuple.0.port().to_be(),
                 destination_port: tuple.1.port().to_be(),
             };
-            let value = Connection { tuple, to, service: 1, used, began: used, flags, reserved: [0; 3] };
+            let value = Connection { tuple, to, service: 1, used, began: used, flags, closed_by: 0, reserved: [0; 2] };
             A::maps(maps).connections.put(&connection_key(protocol, key), &value).expect("a connection");
         }
         by_family!(key.0, put(self.maps, protocol, key, tuple, (to, flags), used));
@@ -547,11 +547,11 @@ impl Scene<'_> {
         v4 + self.maps.v6.connections.all().expect("read").len()
     }
 
-    /// Number of those that are closing.
+    /// Number of those that an end has closed.
     pub(crate) fn closing(&self) -> usize {
         fn closing<A: Family>(maps: &Maps) -> usize {
             let entries = A::maps(maps).connections.all().expect("read");
-            entries.iter().filter(|(_, entry)| entry.flags & connection_flags::CLOSING != 0).count()
+            entries.iter().filter(|(_, entry)| entry.has_goodbye()).count()
         }
         closing::<V4>(self.maps) + closing::<V6>(self.maps)
     }

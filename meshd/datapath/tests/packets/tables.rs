@@ -77,6 +77,7 @@ tables! {
         workloads_that_talk_to_the_world_get_the_address_of_the_node: translated,
         what_is_excluded_keeps_its_source: excluded,
         answers_never_start_a_masquerade: answers,
+        a_connection_ends_when_both_ends_have_said_goodbye: goodbyes,
         masquerade_runs_out_without_harm_to_what_is_known: exhausted,
         sums_of_udp_keep_their_meaning: sums,
     }

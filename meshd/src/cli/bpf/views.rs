@@ -216,7 +216,7 @@ impl Reader {
 
 impl ConnectionView {
     pub(super) fn new<A: Address>(key: &ConnectionKey<A>, connection: &Connection<A>, now: u32) -> Self {
-        let Connection { tuple, to, service, used, began, flags, reserved: _ } = connection;
+        let Connection { tuple, to, service, used, began, flags, closed_by: _, reserved: _ } = connection;
         let is_reply = flags & connection_flags::REPLY != 0;
         // A program may be ahead of the clock that was read here.
         let since = |then: u32| seconds(now.saturating_sub(then));
@@ -430,7 +430,8 @@ mod tests {
         let tuple =
             Tuple { source: v4(3), destination: v4(4), source_port: port(50_000), destination_port: port(8_080) };
         let flags = connection_flags::SNAT | connection_flags::ANSWERED;
-        let entry = Connection { tuple, to: 7, service: 3, used: 995, began: 900, flags, reserved: [0; 3] };
+        let entry =
+            Connection { tuple, to: 7, service: 3, used: 995, began: 900, flags, closed_by: 0, reserved: [0; 2] };
         let view = ConnectionView::new(&key, &entry, 1_000);
         assert_eq!(
             serde_json::to_value(&view).unwrap(),
