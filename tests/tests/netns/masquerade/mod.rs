@@ -183,11 +183,11 @@ fn capture_of_gre(at: &Node) -> Running {
 }
 
 fn send_gre(target: IpAddr) -> std::io::Result<usize> {
-    /// A header without options, and the type of what there is nothing of.
-    const HEADER: [u8; 4] = [0, 0, 8, 0];
+    /// A header without options, and four octets of what it says to be IPv4: the kernel gives no other source to what is shorter.
+    const PACKET: [u8; 8] = [0, 0, 8, 0, 0, 0, 0, 0];
     let domain = if target.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(47)))?;
-    socket.send_to(&HEADER, &SocketAddr::new(target, 0).into())
+    socket.send_to(&PACKET, &SocketAddr::new(target, 0).into())
 }
 
 /// Brings the lab up with a configuration in which `by` gives the node's address to what leaves, and looks at every kind of packet.
