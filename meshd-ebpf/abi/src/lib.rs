@@ -68,7 +68,7 @@ pub use tunnel::{REMOTE_NODE, Tunnel, VNI_MAX};
 pub const BPFFS_FOLDER: &str = "/sys/fs/bpf/meshd";
 
 /// Version of all layouts in this crate, part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// The bits of the packet mark that belong to meshd; see the table at the top of the crate.
 pub mod mark {

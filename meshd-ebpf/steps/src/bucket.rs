@@ -13,7 +13,7 @@
 //! | 0 | 1: the entry is written |
 //! | 1 to 16 | of the first way: how many entries of this bucket are in others, at most [`MOST`], which it then keeps |
 //! | 17 | 1: the way is somebody's |
-//! | 18 to 63 | bits of the tuple's hash |
+//! | 18 to 63 | bits of the hash of the tuple and of which end is the client's |
 //!
 //! and changes by compare and exchange; there are no locks. Who makes an entry takes its way, writes it, and says then that it is written: until
 //! then nobody finds it, and nobody makes another one for the same tuple. Who replaces what an entry says takes that back first. Two processors that make
@@ -142,7 +142,9 @@ impl Place {
         // Without a branch: both are in registers.
         let swap = (source ^ destination) & answers.wrapping_neg();
         let home = fold(fold(seed, source ^ swap), seed);
-        let whole = fold(fold(home, destination ^ swap), seed);
+        // The answer of one connection and the question of another one may be a tuple and its reverse: what a workload asks a service for
+        // is answered by the backend, to which masquerade sends the question.
+        let whole = fold(fold(home, destination ^ swap), seed.wrapping_add(answers));
         Self {
             home: reduce(home as u32, buckets),
             way: (home >> 32 ^ answers) as usize & (WAYS - 1),

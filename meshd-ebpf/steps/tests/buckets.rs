@@ -148,6 +148,36 @@ fn a_question_and_its_answer_are_neighbors() {
 }
 
 #[test]
+fn a_question_and_an_answer_between_the_same_two_ends_are_two_entries() {
+    let table = Memory::new(1_024);
+    for number in 0..1_000 {
+        let question = key(number);
+        let reverse = Key {
+            source: question.destination,
+            destination: question.source,
+            source_port: question.destination_port,
+            destination_port: question.source_port,
+            ..question
+        };
+        let all = [
+            (question, Client::Source),
+            (reverse, Client::Destination),
+            (question, Client::Destination),
+            (reverse, Client::Source),
+        ];
+        for (key, client) in all {
+            assert!(table.add(&key, client), "{number}, {client:?}");
+        }
+        let mut places = vec![Position::NONE];
+        for (key, client) in all {
+            let place = table.find(&key, client);
+            assert!(!places.contains(&place), "{number}, {client:?}");
+            places.push(place);
+        }
+    }
+}
+
+#[test]
 fn every_part_of_a_key_and_the_seed_make_another_word() {
     let one = key(7);
     let others = [

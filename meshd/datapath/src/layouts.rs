@@ -6,6 +6,7 @@
 //! | 3 | a backend names the service it serves; tables of source ranges, of sockets and of far ends of tunnels |
 //! | 4 | connections are in buckets of their own kind; before they were in a hash table of the kernel |
 //! | 5 | a map that says until when resets are held back; lines in front of the identities of IPv4 |
+//! | 6 | where a connection's entry is depends on its direction, too |
 
 use std::collections::HashMap;
 
@@ -16,6 +17,9 @@ use crate::{Connections, DatapathError, generation::Generation, takeover::all};
 /// Since this layout the elements of all maps that programs write themselves are what they are today, but those of connections, which
 /// another kind of map tells apart.
 pub(crate) const LIVE_SINCE: u32 = 2;
+
+/// Since this layout connections are where they are today.
+pub(crate) const CONNECTIONS_SINCE: u32 = 6;
 
 /// What a map held, with keys `K` and values `V`.
 type Elements<K, V> = Result<Vec<(K, V)>, DatapathError>;

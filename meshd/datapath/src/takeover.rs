@@ -71,7 +71,8 @@ pub(crate) fn share(from: &Generation, to: &Generation, specs: &[MapSpec]) -> Re
     if from.layout < layouts::LIVE_SINCE {
         return Ok(Shared::default());
     }
-    for spec in specs.iter().filter(|spec| LIVE.contains(&spec.name)) {
+    let has_moved = |name: &str| name.starts_with("CONNECTIONS") && from.layout < layouts::CONNECTIONS_SINCE;
+    for spec in specs.iter().filter(|spec| LIVE.contains(&spec.name) && !has_moved(spec.name)) {
         let [old, new] = [from, to].map(|generation| generation.path.join(spec.name));
         if pins::shape_of(&old, spec.name)? != Some(spec.shape) {
             continue;

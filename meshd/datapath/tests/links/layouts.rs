@@ -27,9 +27,8 @@ use meshd_datapath::{
 };
 
 use super::{
-    LINK, Pair, TC, assert_seen, generations,
-    handover::{assert_holds, until},
-    in_namespaces, on_link, passed, shell, short, small,
+    LINK, Pair, TC, assert_seen, generations, handover::assert_holds, in_namespaces, on_link, passed, shell, short,
+    small,
 };
 
 /// An earlier layout and its programs.
@@ -41,6 +40,7 @@ struct Layout {
 const LAYOUT_2: Layout = Layout { version: 2, object: include_bytes_aligned!("../layouts/2.o") };
 const LAYOUT_3: Layout = Layout { version: 3, object: include_bytes_aligned!("../layouts/3.o") };
 const LAYOUT_4: Layout = Layout { version: 4, object: include_bytes_aligned!("../layouts/4.o") };
+const LAYOUT_5: Layout = Layout { version: 5, object: include_bytes_aligned!("../layouts/5.o") };
 
 /// The first layout whose connections are in buckets as today's are.
 const BUCKETS_SINCE: u32 = 4;
@@ -270,8 +270,8 @@ fn hand_down(pair: &Pair, layout: &Layout, today: &Path, folder: &Path, all: &BT
     fs::remove_file(chunk).expect("unpin the chunk");
 }
 
-/// Takes a layout over with maps of these sizes. `is_shared` says whether its connections serve on.
-fn assert_taken_over(layout: &'static Layout, sizes: Sizes, is_shared: bool) {
+/// Takes a layout over with maps of these sizes.
+fn assert_taken_over(layout: &'static Layout, sizes: Sizes) {
     in_namespaces(move |pair| {
         // What there is to be taken over, in maps of today.
         let donor = Programs::load(&pair.folder.path().join("donor"), &small()).expect("load");
@@ -302,7 +302,7 @@ fn assert_taken_over(layout: &'static Layout, sizes: Sizes, is_shared: bool) {
         for (name, table) in [("CONNECTIONS4", 4), ("CONNECTIONS6", 6)] {
             let id = |folder: &Path| MapInfo::from_pin(folder.join(name)).expect("a map").id();
             let new = pair.pins().join(format!("v{LAYOUT_VERSION}-1"));
-            assert_eq!(id(&folder) == id(&new), is_shared, "the table of IPv{table}");
+            assert_ne!(id(&folder), id(&new), "the table of IPv{table}");
         }
 
         // A packet of one that is known, and another one that begins, by the old programs.
@@ -312,12 +312,7 @@ fn assert_taken_over(layout: &'static Layout, sizes: Sizes, is_shared: bool) {
         }
         let generation = format!("v{LAYOUT_VERSION}-1");
         let mut attach = |program| assert_eq!(programs.attach(program, LINK).expect("adopt"), Attached::Adopted);
-        if is_shared {
-            TC.into_iter().for_each(&mut attach);
-            assert_eq!(until(pair, &generation), 0, "nothing goes over");
-        } else {
-            assert_holds(pair, &generation, || TC.into_iter().for_each(&mut attach));
-        }
+        assert_holds(pair, &generation, || TC.into_iter().for_each(&mut attach));
         assert_eq!(on_link("own"), short(&TC), "each is there once");
         programs.settle().expect("settle");
         assert_eq!(generations(pair), [generation]);
@@ -336,20 +331,25 @@ fn assert_taken_over(layout: &'static Layout, sizes: Sizes, is_shared: bool) {
 
 #[test]
 fn layout_2_is_taken_over() {
-    assert_taken_over(&LAYOUT_2, small(), false);
+    assert_taken_over(&LAYOUT_2, small());
 }
 
 #[test]
 fn layout_3_is_taken_over() {
-    assert_taken_over(&LAYOUT_3, small(), false);
+    assert_taken_over(&LAYOUT_3, small());
 }
 
 #[test]
-fn layout_4_is_taken_over_and_its_connections_serve_on() {
-    assert_taken_over(&LAYOUT_4, small(), true);
+fn layout_4_is_taken_over() {
+    assert_taken_over(&LAYOUT_4, small());
 }
 
 #[test]
-fn layout_4_is_taken_over_by_maps_of_other_sizes() {
-    assert_taken_over(&LAYOUT_4, Sizes { connections: 4_096, services: 512, ..small() }, false);
+fn layout_5_is_taken_over() {
+    assert_taken_over(&LAYOUT_5, small());
+}
+
+#[test]
+fn layout_5_is_taken_over_by_maps_of_other_sizes() {
+    assert_taken_over(&LAYOUT_5, Sizes { connections: 4_096, services: 512, ..small() });
 }
