@@ -257,15 +257,21 @@ fn place<A: Connections>(key: A::Lookup, client: Client) -> Option<Place> {
     Some(Place::of(key, client, *seed, A::buckets()))
 }
 
-/// The key of a direction of this CPU's [`Beginning`](crate::steps::connect::Beginning), and its place.
+/// The key of a direction of this CPU's [`Beginning`](crate::steps::connect::Beginning), and which end is the client's.
 #[inline(always)]
-fn asked<A: Tables>(what: u32) -> Option<(A::Lookup, Place)> {
+fn asked_key<A: Tables>(what: u32) -> Option<(A::Lookup, Client)> {
     let beginning = A::beginning()?;
     let is_answer = what & Way::Answer as u32 != 0;
     let key = if is_answer { &raw const beginning.answer_key } else { &raw const beginning.key };
     // SAFETY: a whole key.
     let key = unsafe { A::lying(key) };
-    let client = if is_answer { Client::Destination } else { Client::Source };
+    Some((key, if is_answer { Client::Destination } else { Client::Source }))
+}
+
+/// The same key, and its place.
+#[inline(always)]
+fn asked<A: Tables>(what: u32) -> Option<(A::Lookup, Place)> {
+    let (key, client) = asked_key::<A>(what)?;
     Some((key, place::<A>(key, client)?))
 }
 
@@ -386,8 +392,10 @@ macro_rules! functions {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $replace(what: u32, at: u64) -> u32 {
-            match asked::<$family>(what) {
-                Some((key, place)) => replace(&Table::<$family>::NEW, &key, &place, Position(at)).into(),
+            match asked_key::<$family>(what) {
+                Some((key, client)) => {
+                    replace(&Table::<$family>::NEW, &key, || place::<$family>(key, client), Position(at)).into()
+                }
                 None => 0,
             }
         }

@@ -120,6 +120,10 @@ const fn fold(hash: u64, word: u64) -> u64 {
     product ^ product >> 32
 }
 
+/// What the hash of an answer's first end differs in: the last bit of the way, and one that no end of IPv4 has, so that no other end of a question makes up
+/// for it. Ends of IPv6 are hashes themselves.
+const ANSWER: u64 = 1 << 63 | 1 << 32;
+
 /// Where an entry may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -141,13 +145,14 @@ impl Place {
         let answers = u64::from(client as u32 != 0);
         // Without a branch: both are in registers.
         let swap = (source ^ destination) & answers.wrapping_neg();
-        let home = fold(fold(seed, source ^ swap), seed);
+        // The bucket comes from the lower half, and the way from the other.
+        let home = fold(fold(seed, source ^ swap), seed) ^ answers.wrapping_neg() & ANSWER;
         // The answer of one connection and the question of another one may be a tuple and its reverse: what a workload asks a service for
-        // is answered by the backend, to which masquerade sends the question.
-        let whole = fold(fold(home, destination ^ swap), seed.wrapping_add(answers));
+        // is answered by the backend, to which masquerade sends the question. So the direction goes in, too.
+        let whole = fold(fold(home, destination ^ swap), seed);
         Self {
             home: reduce(home as u32, buckets),
-            way: (home >> 32 ^ answers) as usize & (WAYS - 1),
+            way: (home >> 32) as usize & (WAYS - 1),
             others: reduce(whole as u32, buckets / GROUP) * GROUP,
             word: whole & TAG | TAKEN,
         }
@@ -473,12 +478,13 @@ pub fn publish<K, B: Buckets<K>>(table: &B, at: Position) -> bool {
 }
 
 /// Takes the entry of a key, so that it can be written again; false when it is another one's, or somebody else just writes it. Nobody finds it until it
-/// is [published](publish).
+/// is [published](publish). Its place is asked for when the key has been compared: so both need no stack at once.
 #[inline(always)]
-pub fn replace<K, B: Buckets<K>>(table: &B, key: &K, place: &Place, at: Position) -> bool {
+pub fn replace<K, B: Buckets<K>>(table: &B, key: &K, place: impl FnOnce() -> Option<Place>, at: Position) -> bool {
     let Some(bucket) = table.bucket(at.bucket()).filter(|bucket| table.has(*bucket, at.way(), key)) else {
         return false;
     };
+    let Some(place) = place() else { return false };
     change(table, bucket, at.way(), |word| if place.is_written(word) { Some(word & !WRITTEN) } else { None })
 }
 

@@ -311,13 +311,13 @@ fn an_entry_is_nobodys_to_find_while_it_is_written() {
     }
     assert_eq!(table.find(&key(1), Client::Source), Position::NONE);
     assert!(!table.add(&key(1), Client::Source), "somebody else has it");
-    assert!(!replace(&table, &key(1), &place, at), "somebody else writes it");
+    assert!(!replace(&table, &key(1), || Some(place), at), "somebody else writes it");
     table.write(&key(1), at);
     assert_eq!(table.find(&key(1), Client::Source), at);
-    assert!(!replace(&table, &key(2), &place, at), "it is another one's");
-    assert!(replace(&table, &key(1), &place, at));
+    assert!(!replace(&table, &key(2), || Some(place), at), "it is another one's");
+    assert!(replace(&table, &key(1), || Some(place), at));
     assert_eq!(table.find(&key(1), Client::Source), Position::NONE);
-    assert!(!replace(&table, &key(1), &place, at), "somebody else writes it");
+    assert!(!replace(&table, &key(1), || Some(place), at), "somebody else writes it");
     table.write(&key(1), at);
     assert!(release(&table, &place, at) && !release(&table, &place, at));
     assert_eq!((table.live(), table.counted()), (0, 0));

@@ -214,7 +214,7 @@ impl<A: Address> View<'_, A> {
                     self.touch(at, connection);
                 }
                 // Who writes it at this moment is a program, and knows better.
-                if is_same || !replace(self, key, &place, at) {
+                if is_same || !replace(self, key, || Some(place), at) {
                     return Ok(());
                 }
                 at

@@ -139,6 +139,8 @@ fn ports_that_are_used_up_are_a_problem_of_their_destination_and_break_nothing_t
     /// The one backend that is asked.
     const BACKEND: &str = "10.0.0.10";
     const COMPONENT: &str = "datapath/ports";
+    /// Where it is said that the kernel may give them to others.
+    const LOCAL: &str = "datapath/local-ports";
     let lab = Services::up();
     lab.wait(&NODES, &ALL_BACKENDS);
     let webpods = Webpods::start(&lab);
@@ -152,6 +154,12 @@ fn ports_that_are_used_up_are_a_problem_of_their_destination_and_break_nothing_t
     let to: SocketAddr = "172.18.0.5:30080".parse().expect("an address");
     let only = || try_open(&outside, to).is_some() && map(&lab, "snat_ports").1 == PORTS;
     assert!(eventually(only), "{}", lab.mesh.log(NODE));
+    // The kernel may give them to sockets of the node, until they are reserved.
+    let message = problem(&lab, LOCAL).expect("it is there");
+    let reserve = "net.ipv4.ip_local_reserved_ports=40000-40063";
+    assert!(message.contains("64 ports of services.snat_ports") && message.ends_with(reserve), "{message}");
+    lab.mesh.node(NODE).exec(&["sysctl", "-w", reserve]).and_then(lab::Output::ok).expect("reserved");
+    assert!(eventually(|| problem(&lab, LOCAL).is_none()), "{:?}", problem(&lab, LOCAL));
     // A port is found by trying some of them, so the last ones take patience; so do those of connections that were closed.
     let mut held = Vec::new();
     let is_used_up = eventually(|| {

@@ -272,7 +272,7 @@ section! {
         xdp: Option<XdpUse> = "auto",
         /// Where `node_port` of services may be.
         node_port_range: Option<PortRangeText> = "30000-32767",
-        /// Source ports that `snat` uses.
+        /// Source ports of translated packets. The kernel must not give them to sockets: outside of `net.ipv4.ip_local_port_range`, or in `net.ipv4.ip_local_reserved_ports`.
         snat_ports: Option<PortRangeText> = "61000-65535",
         /// After so many seconds, 5 at least, without its store, the backends of a cluster get no new connections.
         remote_timeout_s: Option<u32> = "120",

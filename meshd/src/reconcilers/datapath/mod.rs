@@ -18,6 +18,7 @@ mod actual;
 mod far_ends;
 mod fast;
 mod links;
+mod local_ports;
 mod masquerade;
 mod ops;
 mod refusals;
@@ -30,7 +31,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    ops::Bound,
+    ops::{Bound, RangeInclusive},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -62,6 +63,7 @@ use self::{
     far_ends::FarEnds,
     fast::Fast,
     links::{LinkPlan, Links},
+    local_ports::Used,
     masquerade::Masquerade,
     ops::Refused,
     refusals::{Busiest, Refusal, Refusals},
@@ -115,6 +117,8 @@ pub struct Options {
     pub group: Option<PathBuf>,
     /// Ports for translated sources: the first and how many.
     pub ports: (u16, u16),
+    /// Ports of services on every node.
+    pub node_ports: RangeInclusive<u16>,
     /// May the programs give the node's address to what leaves the mesh?
     pub masquerade: bool,
     /// Flow events of a kind that a processor may tell in a tick.
@@ -174,6 +178,7 @@ impl Options {
             },
             group: services.cgroup.clone(),
             ports: (*services.snat_ports.start(), services.snat_ports.len() as u16),
+            node_ports: services.node_port_range.clone(),
             masquerade: config.masquerade.as_ref().is_some_and(|masquerade| masquerade.by_programs),
             events_per_tick: EVENTS_PER_TICK,
             dsr: services.dsr,
@@ -264,10 +269,12 @@ pub fn start(
         busiest: None,
         numbers,
         refusals: Refusals::default(),
+        local_ports: None,
         programs,
         options,
     };
     state.has_direct = state.services.has_direct();
+    state.look_at_local_ports();
     state.write_settings()?;
     for (feature, consequence) in state.programs.features().lacking() {
         info!(feature, consequence, "the kernel lacks a feature");
@@ -373,6 +380,8 @@ struct State {
     numbers: watch::Sender<ServiceNumbers>,
     /// Connections that were refused.
     refusals: Refusals,
+    /// Ports that the programs and sockets of the node use.
+    local_ports: Option<String>,
     /// Writes that the kernel refused.
     refused: Refused,
     /// What is wrong with services; they are planned again from time to time.
@@ -809,16 +818,26 @@ impl State {
         if self.last.local_known {
             self.sockets.follow(&mut self.programs);
         }
+        self.look_at_local_ports();
         self.sockets.sweep(&self.programs.maps)?;
         self.programs.maps.trim_frontends()
     }
 
-    /// What holds up new connections, or soon will.
-    fn pressure(&self) -> [(&'static str, Option<String>); 2] {
+    fn look_at_local_ports(&mut self) {
+        let (first, count) = self.options.ports;
+        self.local_ports = local_ports::problem(&[
+            Used { setting: "services.node_port_range", ports: self.options.node_ports.clone() },
+            Used { setting: "services.snat_ports", ports: first..=first + (count - 1) },
+        ]);
+    }
+
+    /// What holds up connections, or soon will.
+    fn pressure(&self) -> [(&'static str, Option<String>); 3] {
         let room = [self.options.sizes.connections as usize, self.options.sizes.connections.div_ceil(4) as usize];
         [
             (refusals::CONNECTIONS, self.refusals.connections(self.connections, room)),
             (refusals::PORTS, self.refusals.ports(self.busiest, self.options.ports.1)),
+            (local_ports::COMPONENT, self.local_ports.clone()),
         ]
     }
 
